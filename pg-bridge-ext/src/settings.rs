@@ -1,0 +1,168 @@
+//! The settings of `ruvector.*`, with their defaults in one place.
+
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
+use std::ffi::CString;
+
+/// How current an answer must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum ReadConsistency {
+    #[name = c"eventual"]
+    Eventual,
+    #[name = c"session"]
+    Session,
+    #[name = c"strong"]
+    Strong,
+}
+
+/// What a scan does when the cluster cannot answer it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum OnUnavailable {
+    #[name = c"exact"]
+    Exact,
+    #[name = c"error"]
+    Error,
+}
+
+/// What happens to a row that is found after farther ones were returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
+pub enum IterativeScan {
+    #[name = c"relaxed_order"]
+    Relaxed,
+    #[name = c"strict_order"]
+    Strict,
+}
+
+pub const COORDINATORS_DEFAULT: &str = "127.0.0.1:7401";
+/// Slots for the count of exact scans, a bound on the setting.
+pub const EXACT_SCANS_MAX: i32 = 64;
+
+static COORDINATORS: GucSetting<Option<CString>> =
+    GucSetting::<Option<CString>>::new(Some(c"127.0.0.1:7401"));
+static EF_SEARCH: GucSetting<i32> = GucSetting::<i32>::new(100);
+static READ_CONSISTENCY: GucSetting<ReadConsistency> =
+    GucSetting::<ReadConsistency>::new(ReadConsistency::Session);
+static ON_UNAVAILABLE: GucSetting<OnUnavailable> =
+    GucSetting::<OnUnavailable>::new(OnUnavailable::Exact);
+static EXACT_SCAN_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
+static EXACT_SCAN_MAX_CONCURRENT: GucSetting<i32> = GucSetting::<i32>::new(2);
+static SEARCH_TIMEOUT_MS: GucSetting<i32> = GucSetting::<i32>::new(5_000);
+static ITERATIVE_SCAN: GucSetting<IterativeScan> =
+    GucSetting::<IterativeScan>::new(IterativeScan::Relaxed);
+
+/// The coordinators' addresses, `host:port` each.
+pub fn coordinators() -> Vec<String> {
+    let text = COORDINATORS.get().map_or_else(
+        || COORDINATORS_DEFAULT.to_owned(),
+        |text| text.to_string_lossy().into_owned(),
+    );
+    text.split(',')
+        .map(str::trim)
+        .filter(|address| !address.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+pub fn ef_search() -> u32 {
+    EF_SEARCH.get().unsigned_abs()
+}
+
+pub fn read_consistency() -> ReadConsistency {
+    READ_CONSISTENCY.get()
+}
+
+pub fn on_unavailable() -> OnUnavailable {
+    ON_UNAVAILABLE.get()
+}
+
+pub fn exact_scan_rows_max() -> u64 {
+    u64::from(EXACT_SCAN_MAX_ROWS.get().unsigned_abs())
+}
+
+pub fn exact_scans_max() -> u32 {
+    EXACT_SCAN_MAX_CONCURRENT.get().unsigned_abs()
+}
+
+pub fn search_timeout_ms() -> u64 {
+    u64::from(SEARCH_TIMEOUT_MS.get().unsigned_abs())
+}
+
+pub fn iterative_scan() -> IterativeScan {
+    ITERATIVE_SCAN.get()
+}
+
+/// Defines the settings; called once per process, at load.
+pub fn register() {
+    let none = GucFlags::default();
+    GucRegistry::define_string_guc(
+        c"ruvector.coordinators",
+        c"Coordinators of the cluster, as host:port,host:port.",
+        c"The background worker reads it again when the configuration is reloaded.",
+        &COORDINATORS,
+        GucContext::Sighup,
+        none,
+    );
+    GucRegistry::define_int_guc(
+        c"ruvector.ef_search",
+        c"Candidates that each partition keeps while it searches.",
+        c"More finds more true neighbours, and takes longer.",
+        &EF_SEARCH,
+        1,
+        1000,
+        GucContext::Userset,
+        none,
+    );
+    GucRegistry::define_enum_guc(
+        c"ruvector.read_consistency",
+        c"How current an answer must be.",
+        c"session waits for this session's own commits, strong for every commit before the query.",
+        &READ_CONSISTENCY,
+        GucContext::Userset,
+        none,
+    );
+    GucRegistry::define_enum_guc(
+        c"ruvector.on_unavailable",
+        c"What a scan does when the cluster cannot answer.",
+        c"exact scans the table, within ruvector.exact_scan_max_rows; error fails with RV003.",
+        &ON_UNAVAILABLE,
+        GucContext::Userset,
+        none,
+    );
+    GucRegistry::define_int_guc(
+        c"ruvector.exact_scan_max_rows",
+        c"Rows of the largest table that is scanned exactly while the cluster is unavailable.",
+        c"Scans that the index cannot serve in principle are not bounded.",
+        &EXACT_SCAN_MAX_ROWS,
+        0,
+        i32::MAX,
+        GucContext::Userset,
+        none,
+    );
+    GucRegistry::define_int_guc(
+        c"ruvector.exact_scan_max_concurrent",
+        c"Exact scans at one time, in the whole server, while the cluster is unavailable.",
+        c"Beyond it a scan fails with RV003 rather than load the primary.",
+        &EXACT_SCAN_MAX_CONCURRENT,
+        0,
+        EXACT_SCANS_MAX,
+        GucContext::Sighup,
+        none,
+    );
+    GucRegistry::define_int_guc(
+        c"ruvector.search_timeout_ms",
+        c"The longest that one page of a search may take.",
+        c"When it is over, ruvector.on_unavailable decides.",
+        &SEARCH_TIMEOUT_MS,
+        1,
+        600_000,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_enum_guc(
+        c"ruvector.iterative_scan",
+        c"What happens to a row that is found after farther ones were returned.",
+        c"relaxed_order returns it late, strict_order leaves it out.",
+        &ITERATIVE_SCAN,
+        GucContext::Userset,
+        none,
+    );
+}
