@@ -1,0 +1,18 @@
+//! Reaches the cluster on behalf of bridge, nodes, consumers and CLI: the one
+//! place that knows about coordinators that moved, maps that aged and nodes that
+//! do not answer. What to do about it is decided in `cluster_core::scan`.
+//!
+//! In reading order: [`transport`], [`config`], the [`client`] with its map
+//! cache, what a failure means ([`error`], `retry`), [`metrics`].
+
+pub mod client;
+pub mod config;
+pub mod error;
+mod map_cache;
+pub mod metrics;
+mod retry;
+pub mod transport;
+
+pub use client::ClusterClient;
+pub use config::ClientConfig;
+pub use error::ClientError;
