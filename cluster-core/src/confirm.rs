@@ -1,0 +1,1 @@
+//! How far the slot may be confirmed (P2).

@@ -1,0 +1,1 @@
+//! Predicates of the promises that asserts, simulation and fault tests share.

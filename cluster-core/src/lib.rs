@@ -1,0 +1,25 @@
+//! The deciding half of RuVector Cluster. Nothing here does I/O, reads a clock,
+//! draws randomness or starts a thread: every rule is a function of what it is
+//! handed, so that a simulator can own the world.
+//!
+//! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
+//! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
+//! [`apply`], [`confirm`]), who may speak ([`lease`]), where partitions live
+//! ([`ring`], [`placement`], [`control`]), and how a search is put together
+//! ([`scan`]).
+
+pub mod apply;
+pub mod change;
+pub mod collection;
+pub mod confirm;
+pub mod control;
+pub mod ids;
+pub mod invariants;
+pub mod lease;
+pub mod map;
+pub mod placement;
+pub mod ring;
+pub mod row_key;
+pub mod scan;
+pub mod wal_position;
+pub mod xid;

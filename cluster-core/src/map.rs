@@ -1,0 +1,211 @@
+//! The partition map: explicit data that the coordinator leader computes and
+//! Raft commits. Nobody else recomputes it.
+
+use crate::collection::Collection;
+use crate::ids::*;
+use crate::wal_position::Lsn;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// An inclusive range `[lo, hi]` of the 64-bit placement hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct HashRange {
+    pub lo: u64,
+    pub hi: u64,
+}
+
+impl HashRange {
+    pub const WHOLE: HashRange = HashRange {
+        lo: 0,
+        hi: u64::MAX,
+    };
+
+    pub fn contains(self, hash: u64) -> bool {
+        self.lo <= hash && hash <= self.hi
+    }
+
+    /// Cuts the whole hash space into `count` ranges of equal size.
+    pub fn tile(count: u32) -> Vec<HashRange> {
+        assert!(count > 0, "a collection has at least one partition");
+        let bound = |i: u32| ((u128::from(i) << 64) / u128::from(count)) as u64;
+        (0..count)
+            .map(|i| HashRange {
+                lo: bound(i),
+                hi: if i + 1 == count {
+                    u64::MAX
+                } else {
+                    bound(i + 1) - 1
+                },
+            })
+            .collect()
+    }
+}
+
+impl fmt::Display for HashRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{:016x}, {:016x}]", self.lo, self.hi)
+    }
+}
+
+/// Whether ranges tile the whole hash space: no gap, no overlap (P7).
+pub fn tiles_whole_space(ranges: impl IntoIterator<Item = HashRange>) -> bool {
+    let mut ranges: Vec<_> = ranges.into_iter().collect();
+    ranges.sort();
+    let mut next = Some(0u64);
+    for range in ranges {
+        if next != Some(range.lo) || range.hi < range.lo {
+            return false;
+        }
+        next = range.hi.checked_add(1);
+        if next.is_none() && range.hi != u64::MAX {
+            return false;
+        }
+    }
+    next.is_none()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicaState {
+    /// Copying or catching up; answers no search.
+    Learner,
+    Serving,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    pub node: NodeId,
+    pub generation: Generation,
+    pub state: ReplicaState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partition {
+    pub id: PartitionId,
+    pub collection: CollectionId,
+    pub range: HashRange,
+    pub replicas: Vec<Replica>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub id: NodeId,
+    /// Drawn once when the node's disk was first used; tells a known id with an
+    /// empty disk from the node itself.
+    pub disk_uuid: String,
+    /// `host:port` of the node's gRPC server.
+    pub address: String,
+    pub zone: String,
+}
+
+/// What the cluster knows of a Postgres database's replication.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    pub system_identifier: u64,
+    pub database_oid: u32,
+    pub timeline: u32,
+    /// Where the slot became consistent: nothing before it is in the stream.
+    pub consistent_point: Lsn,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    pub id: SourceId,
+    pub name: String,
+    pub incarnation: Incarnation,
+    /// `None` until the consumer has created the slot.
+    pub slot: Option<Slot>,
+    /// Names of slot and publication on the server.
+    pub slot_name: String,
+    pub publication_name: String,
+    /// Why the source is not followed, and what to do; empty when it is.
+    pub problem: String,
+    /// Who consumes, under which token.
+    pub consumer: Option<ConsumerId>,
+    pub consumer_epoch: ConsumerEpoch,
+}
+
+/// Everything that clients, nodes and consumers know of the cluster. The
+/// pair `(epoch, version)` only rises at every observer (P6).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionMap {
+    pub cluster_id: String,
+    pub epoch: LeaseEpoch,
+    pub version: MapVersion,
+    pub nodes: BTreeMap<NodeId, Node>,
+    pub sources: BTreeMap<SourceId, Source>,
+    pub collections: BTreeMap<CollectionId, Collection>,
+    pub partitions: BTreeMap<PartitionId, Partition>,
+    /// `host:port` of every coordinator.
+    pub coordinators: Vec<String>,
+}
+
+impl PartitionMap {
+    /// Whether a client that holds `self` takes `other`: a newer epoch, or the
+    /// same epoch with a newer version.
+    pub fn is_superseded_by(&self, other: &PartitionMap) -> bool {
+        (self.epoch, self.version) < (other.epoch, other.version)
+    }
+
+    /// The partitions of a collection in hash order.
+    pub fn partitions_of(&self, collection: CollectionId) -> Vec<&Partition> {
+        let mut found: Vec<_> = self
+            .partitions
+            .values()
+            .filter(|p| p.collection == collection)
+            .collect();
+        found.sort_by_key(|p| p.range.lo);
+        found
+    }
+
+    /// The partition of a collection that holds a placement hash.
+    pub fn partition_for(&self, collection: CollectionId, hash: u64) -> Option<&Partition> {
+        self.partitions
+            .values()
+            .find(|p| p.collection == collection && p.range.contains(hash))
+    }
+
+    /// The collection that a source's index names.
+    pub fn collection_by_index(
+        &self,
+        source: SourceId,
+        index_oid: u32,
+        definition_generation: u64,
+    ) -> Option<&Collection> {
+        self.collections.values().find(|c| {
+            c.spec.source == source
+                && c.spec.index_oid == index_oid
+                && c.spec.definition_generation == definition_generation
+        })
+    }
+
+    /// The source that follows a database.
+    pub fn source_by_database(&self, system_identifier: u64, database_oid: u32) -> Option<&Source> {
+        self.sources.values().find(|s| {
+            s.slot.as_ref().is_some_and(|slot| {
+                slot.system_identifier == system_identifier && slot.database_oid == database_oid
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p7_tiles_cover_the_space_once() {
+        for count in [1, 2, 3, 7, 64, 1000] {
+            assert!(tiles_whole_space(HashRange::tile(count)), "{count}");
+        }
+        let mut gap = HashRange::tile(4);
+        gap.remove(2);
+        assert!(!tiles_whole_space(gap));
+        let mut overlap = HashRange::tile(4);
+        overlap[1].lo -= 1;
+        assert!(!tiles_whole_space(overlap));
+        assert!(!tiles_whole_space([]));
+        assert!(!tiles_whole_space([HashRange::WHOLE, HashRange::WHOLE]));
+    }
+}

@@ -1,0 +1,1 @@
+//! Which nodes hold which partitions.

@@ -1,0 +1,1 @@
+//! How pages of partitions become one ordered, complete answer (P7).
