@@ -100,11 +100,14 @@ prepare_run_dir() {
   mkdir -p "$RUN_DIR"/{bin,logs,pids}
 }
 
-# is_alive PIDFILE: whether the process that wrote it still runs.
+# is_alive PIDFILE: whether the process that wrote it still runs, and is ours: a
+# number may have gone to another program since.
 is_alive() {
-  local pid
-  [ -f "$1" ] && pid=$(head -n 1 "$1") && [ -n "$pid" ] && [ -d "/proc/$pid" ] &&
-    [ "$(awk '$1 == "State:" {print $2}' "/proc/$pid/status" 2>/dev/null)" != Z ]
+  local pid state name
+  [ -f "$1" ] && pid=$(head -n 1 "$1") && [ -n "$pid" ] || return 1
+  name=$(cat "/proc/$pid/comm" 2>/dev/null) || return 1
+  state=$(awk '$1 == "State:" {print $2}' "/proc/$pid/status" 2>/dev/null) || return 1
+  [ "$state" != Z ] && { [ "$name" = ruvector ] || [ "$name" = postgres ]; }
 }
 
 # is_port_free PORT, on loopback.

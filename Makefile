@@ -1,0 +1,55 @@
+# What each target does is in scripts/; 'make help' lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+NODES ?= 3
+COORDINATORS ?= 3
+REPLICAS ?= 2
+
+.PHONY: help quickstart up down start stop status psql dsn logs build setup test clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: ## install, build, start Postgres and a one-process cluster, load and search Fashion-MNIST
+	@scripts/quickstart.sh
+
+up: ## a cluster of separate processes: NODES=3 COORDINATORS=3 REPLICAS=2
+	@scripts/setup.sh
+	@scripts/build.sh
+	@scripts/cluster.sh up '$(NODES)' '$(COORDINATORS)' '$(REPLICAS)'
+	@echo "make psql | status | logs | down;  one process again: make start PROC=node-2"
+
+start: ## start one process again on its own data: PROC=node-2 (postgres too)
+	@$(if $(PROC),,echo "error: say which: make start PROC=node-2" >&2; exit 2;) scripts/cluster.sh start '$(PROC)'
+
+stop: ## stop one process: PROC=node-2
+	@$(if $(PROC),,echo "error: say which: make stop PROC=node-2" >&2; exit 2;) scripts/cluster.sh stop '$(PROC)'
+
+down: ## stop everything, keep the data
+	@scripts/cluster.sh down
+
+status: ## the processes, and the cluster's view of itself
+	@scripts/cluster.sh status
+
+psql: ## a SQL prompt in the private Postgres
+	@. scripts/env.sh && dsn=$$(scripts/postgres.sh dsn) && exec "$$PG_BIN/psql" "$$dsn"
+
+dsn: ## print the libpq connection string
+	@scripts/postgres.sh dsn
+
+logs: ## follow all logs
+	@scripts/cluster.sh logs
+
+setup: ## install the Debian packages, compile RocksDB once
+	@scripts/setup.sh
+
+build: ## build and install binary and extension
+	@scripts/setup.sh
+	@scripts/build.sh
+
+test: ## formatting, lints, unit, extension and integration tests
+	@scripts/test.sh $(SUITES)
+
+clean: ## stop everything and delete its data (build caches stay)
+	@scripts/clean.sh

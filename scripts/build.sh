@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Builds the binary and the extension, and puts both where this clone's
+# processes take them from: a later build, or another clone's, does not replace
+# a running program.
+set -euo pipefail
+# shellcheck source=scripts/env.sh
+. "$(dirname "$0")/env.sh"
+
+prepare_run_dir
+cd "$ROOT"
+with_progress "Building ruvector" "$RUN_DIR/logs/build.log" cargo build --release --locked -p ruvector
+cp "$CARGO_TARGET_DIR/release/ruvector" "$RUN_DIR/bin/ruvector.new"
+mv "$RUN_DIR/bin/ruvector.new" "$RUN_DIR/bin/ruvector"
+with_progress "Building the extension" "$RUN_DIR/logs/build-extension.log" "$SCRIPTS/install-extension.sh"

@@ -1,0 +1,272 @@
+#!/usr/bin/env bash
+# The processes of this clone: starts, stops and finds them again. Each has a
+# configuration file, a log, and a pid file that it writes once it serves.
+#
+#   cluster.sh dev                        one process that holds everything
+#   cluster.sh up NODES COORDINATORS REPLICAS
+#   cluster.sh start PROC | down | status | logs | coordinators
+set -euo pipefail
+# shellcheck source=scripts/env.sh
+. "$(dirname "$0")/env.sh"
+
+PIDS=$RUN_DIR/pids
+LOGS=$RUN_DIR/logs
+BINARY=$RUN_DIR/bin/ruvector
+START_SECONDS_MAX=60
+STOP_SECONDS_MAX=30
+
+mode() { cat "$RUN_DIR/mode" 2>/dev/null || true; }
+home() { printf '%s/%s' "$RUN_DIR" "$(mode)"; }
+
+# enter_mode MODE: dev and cluster have data of their own and take turns.
+enter_mode() {
+  local other
+  other=$(mode)
+  if [ -n "$other" ] && [ "$other" != "$1" ] && any_alive; then
+    case $other in
+      dev) die "quickstart's processes are running; 'make down' first (their data stays)" ;;
+      *) die "the processes of 'make up' are running; 'make down' first (their data stays)" ;;
+    esac
+  fi
+  prepare_run_dir
+  printf '%s\n' "$1" >"$RUN_DIR/mode"
+  mkdir -p "$(home)"/{config,data}
+}
+
+any_alive() {
+  local file
+  for file in "$PIDS"/*.pid; do
+    if is_alive "$file"; then return 0; fi
+  done
+  return 1
+}
+
+# processes: the names of all that this mode has, in the order of starting.
+processes() {
+  local kind file
+  [ -d "$(home)/postgres" ] && echo postgres
+  for kind in dev coordinator node consumer; do
+    for file in "$(home)/config/$kind".toml "$(home)/config/$kind"-*.toml; do
+      [ -f "$file" ] && basename "$file" .toml
+    done | sort -V
+  done
+}
+
+setting() { sed -n "s/^$2 = \"\(.*\)\"/\1/p" "$(home)/config/$1.toml" | head -n 1; }
+
+coordinators() {
+  local name list=
+  if [ -f "$(home)/config/dev.toml" ]; then
+    sed -n '/^\[coordinator\]/,/^\[/s/^listen = "\(.*\)"/\1/p' "$(home)/config/dev.toml" | head -n 1
+    return
+  fi
+  for name in $(processes | grep '^coordinator-'); do
+    list=$list,$(setting "$name" listen)
+  done
+  [ -n "$list" ] || die "nothing has been started here yet: make quickstart, or make up"
+  printf '%s\n' "${list#,}"
+}
+
+write_dev() {
+  local file name
+  file=$(home)/config/dev.toml
+  [ -f "$file" ] && return
+  local ports=()
+  for name in 7401 7402 7501 7601; do free_port $name; ports+=("$FREE_PORT"); done
+  cat >"$file" <<CONF
+data_dir = "$(home)/data/dev"
+metrics_listen = "127.0.0.1:${ports[1]}"
+[coordinator]
+listen = "127.0.0.1:${ports[0]}"
+[node]
+listen = "127.0.0.1:${ports[2]}"
+[consumer]
+listen = "127.0.0.1:${ports[3]}"
+CONF
+}
+
+# write_process NAME FIRST_PORT EXTRA: a configuration file, unless it is there.
+write_process() {
+  local name=$1 file listen metrics
+  file=$(home)/config/$name.toml
+  [ -f "$file" ] && return
+  free_port "$2"; listen=$FREE_PORT
+  free_port $((listen + 1)); metrics=$FREE_PORT
+  cat >"$file" <<CONF
+listen = "127.0.0.1:$listen"
+metrics_listen = "127.0.0.1:$metrics"
+data_dir = "$(home)/data/$name"
+$3
+CONF
+}
+
+# Ports in the files that exist are taken, running or not.
+reserve_ports() {
+  local port
+  for port in $(cat "$(home)"/config/*.toml 2>/dev/null | sed -n 's/^.*listen = "127.0.0.1:\([0-9]*\)"/\1/p'); do
+    PORTS_TAKEN="$PORTS_TAKEN$port "
+  done
+}
+
+check_number() {
+  [[ $2 =~ ^[0-9]{1,3}$ ]] && [ "$2" -ge 1 ] && [ "$2" -le "$3" ] ||
+    die "$1=$2 is not a number from 1 to $3"
+}
+
+write_cluster() {
+  local nodes=$1 coordinators=$2 replicas=$3 i list
+  reserve_ports
+  for ((i = 1; i <= coordinators; i++)); do
+    write_process "coordinator-$i" 7401 "id = $i
+replicas = $replicas"
+  done
+  list=$(coordinators | sed 's/[^,]*/"&"/g')
+  for ((i = 1; i <= nodes; i++)); do
+    write_process "node-$i" 7501 "coordinators = [$list]"
+  done
+  write_process consumer-1 7601 "coordinators = [$list]"
+}
+
+check_topology() {
+  local nodes=$1 coordinators=$2 replicas=$3 had
+  check_number NODES "$nodes" 16
+  check_number COORDINATORS "$coordinators" 5
+  check_number REPLICAS "$replicas" 5
+  [ $((coordinators % 2)) = 1 ] ||
+    die "COORDINATORS=$coordinators: use 1, 3 or 5; an even number tolerates no more failures than one less"
+  [ "$replicas" -le "$nodes" ] ||
+    die "REPLICAS=$replicas needs as many nodes at least; NODES=$nodes"
+  had=$(cat "$(home)/topology" 2>/dev/null || true)
+  if [ -n "$had" ] && [ "$had" != "$coordinators $replicas" ]; then
+    die "this cluster was made with COORDINATORS=${had% *} REPLICAS=${had#* }; 'make clean' starts a new one (and deletes this one's data)"
+  fi
+  local existing
+  existing=$(processes | grep -c '^node-' || true)
+  [ "$existing" -le "$nodes" ] ||
+    die "this cluster has $existing nodes already; NODES=$nodes would leave some out. 'make clean' starts a new one (and deletes this one's data)"
+  printf '%s %s\n' "$coordinators" "$replicas" >"$(home)/topology"
+}
+
+start() {
+  local name=$1 pid_file=$PIDS/$1.pid config deadline pid
+  if is_alive "$pid_file"; then
+    say "  $name runs already (pid $(cat "$pid_file"))"
+    return
+  fi
+  if [ "$name" = postgres ]; then
+    "$SCRIPTS/postgres.sh" start
+    say "  postgres on 127.0.0.1:$("$SCRIPTS/postgres.sh" port) (pid $(cat "$pid_file"))"
+    return
+  fi
+  config=$(home)/config/$name.toml
+  [ -n "$(mode)" ] && [ -f "$config" ] || die "there is no process '$name'; there are: $(processes | paste -sd' ')"
+  [ -x "$BINARY" ] || die "$BINARY is not there: make build"
+  rm -f "$pid_file"
+  setsid "$BINARY" "${name%%-*}" --config "$config" --pid-file "$pid_file" >>"$LOGS/$name.log" 2>&1 </dev/null &
+  pid=$!
+  deadline=$((SECONDS + START_SECONDS_MAX))
+  until [ "$(head -n 1 "$pid_file" 2>/dev/null)" = "$pid" ]; do
+    if ! kill -0 "$pid" 2>/dev/null; then
+      tail -n 15 "$LOGS/$name.log" >&2
+      die "$name does not start; its log is $LOGS/$name.log"
+    fi
+    [ $SECONDS -lt $deadline ] || die "$name does not serve after $START_SECONDS_MAX s; its log is $LOGS/$name.log"
+    sleep 0.1
+  done
+  say "  $name on $(grep -m 1 '^listen' "$config" | cut -d'"' -f2), metrics http://$(setting "$name" metrics_listen)/metrics (pid $pid)"
+}
+
+stop() {
+  local name=$1 pid_file=$PIDS/$1.pid pid deadline
+  if [ "$name" = postgres ]; then
+    "$SCRIPTS/postgres.sh" stop
+    return
+  fi
+  is_alive "$pid_file" || { rm -f "$pid_file"; return; }
+  pid=$(head -n 1 "$pid_file")
+  kill -TERM "$pid" 2>/dev/null || true
+  deadline=$((SECONDS + STOP_SECONDS_MAX))
+  while is_alive "$pid_file"; do
+    if [ $SECONDS -ge $deadline ]; then
+      say "  $name does not stop within $STOP_SECONDS_MAX s: killed"
+      kill -KILL "$pid" 2>/dev/null || true
+      break
+    fi
+    sleep 0.1
+  done
+  rm -f "$pid_file"
+}
+
+# Consumers first, for a stopping Postgres waits until they have its last WAL;
+# coordinators last.
+down() {
+  local name stopped=0
+  for name in $(processes | tac | grep -v -e '^postgres$' -e '^coordinator-' -e '^node-') postgres \
+    $(processes | grep -e '^node-') $(processes | grep -e '^coordinator-'); do
+    if is_alive "$PIDS/$name.pid"; then
+      stop "$name"
+      stopped=$((stopped + 1))
+    else
+      rm -f "$PIDS/$name.pid"
+    fi
+  done
+  say "Stopped $stopped processes; their data stays in $RUN_DIR ('make clean' removes it)"
+}
+
+status() {
+  local name
+  [ -n "$(mode)" ] || die "nothing has been started here yet: make quickstart, or make up"
+  for name in $(processes); do
+    if is_alive "$PIDS/$name.pid"; then
+      printf '  %-16s runs, pid %s\n' "$name" "$(head -n 1 "$PIDS/$name.pid")"
+    else
+      printf '  %-16s stopped\n' "$name"
+    fi
+  done
+  printf '\n'
+  "$BINARY" ctl --coordinators "$(coordinators)" status
+}
+
+# connect_postgres: the extension, and the cluster's knowledge of this database.
+connect_postgres() {
+  local dsn
+  "$SCRIPTS/postgres.sh" create-database
+  dsn=$("$SCRIPTS/postgres.sh" dsn)
+  "$PG_BIN/psql" -XAtq -v ON_ERROR_STOP=1 "$dsn" \
+    -c 'SET client_min_messages = warning' -c 'CREATE EXTENSION IF NOT EXISTS ruvector'
+  if ! "$BINARY" ctl --coordinators "$(coordinators)" source list --json | grep -q '"name": *"local"'; then
+    "$BINARY" ctl --coordinators "$(coordinators)" source add "$dsn" --name local
+  fi
+}
+
+case ${1:-} in
+  dev)
+    enter_mode dev
+    write_dev
+    start dev
+    "$SCRIPTS/postgres.sh" create "$(coordinators)"
+    start postgres
+    connect_postgres
+    ;;
+  up)
+    enter_mode cluster
+    check_topology "${2:-}" "${3:-}" "${4:-}"
+    write_cluster "$2" "$3" "$4"
+    for name in $(processes | grep '^coordinator-'); do start "$name"; done
+    members=$(coordinators | tr ',' '\n' | awk '{printf "%s%d=%s", (NR > 1 ? "," : ""), NR, $1}')
+    "$BINARY" ctl --coordinators "$(coordinators)" init --members "$members" --if-needed
+    for name in $(processes | grep -e '^node-' -e '^consumer-'); do start "$name"; done
+    "$SCRIPTS/postgres.sh" create "$(coordinators)"
+    start postgres
+    connect_postgres
+    ;;
+  start) start "${2:?cluster.sh start PROC}" ;;
+  stop) stop "${2:?cluster.sh stop PROC}" ;;
+  down)
+    if [ -z "$(mode)" ]; then say "Nothing runs"; else down; fi
+    ;;
+  status) status ;;
+  logs) exec tail -n 20 -F "$LOGS"/*.log "$(home)/postgres/log/postgres.log" ;;
+  coordinators) coordinators ;;
+  *) die "usage: cluster.sh dev | up NODES COORDINATORS REPLICAS | start PROC | stop PROC | down | status | logs | coordinators" ;;
+esac

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change is merged. Names of suites as
+# arguments run only those: test.sh style unit extension integration
+set -euo pipefail
+# shellcheck source=scripts/env.sh
+. "$(dirname "$0")/env.sh"
+
+"$SCRIPTS/setup.sh"
+. "$SCRIPTS/env.sh" # setup may just have made the RocksDB archive
+prepare_run_dir
+cd "$ROOT"
+
+in_extension() { (cd "$ROOT/pg-bridge-ext" && CARGO_TARGET_DIR=$EXTENSION_TARGET_DIR "$@"); }
+
+style() {
+  say "== Format and lints"
+  cargo fmt --all --check
+  in_extension cargo fmt --all --check
+  cargo clippy --release --locked --workspace --all-targets --quiet -- -D warnings
+  in_extension cargo clippy --release --locked --all-targets --quiet -- -D warnings
+}
+
+unit() {
+  say "== Unit and golden tests"
+  local but=()
+  [ -d integration-tests ] && but=(--exclude integration-tests)
+  cargo test --release --locked --workspace "${but[@]}" --quiet
+}
+
+extension() {
+  say "== Extension: regression tests in a private Postgres"
+  "$SCRIPTS/install-extension.sh"
+  "$ROOT/pg-bridge-ext/tests/run.sh"
+}
+
+integration() {
+  say "== Integration tests: real processes, real Postgres"
+  cargo build --release --locked --quiet -p ruvector
+  "$SCRIPTS/install-extension.sh"
+  RUVECTOR_TEST_BINARY=$CARGO_TARGET_DIR/release/ruvector \
+    RUVECTOR_TEST_SCRIPTS=$SCRIPTS RUVECTOR_TEST_PG_BIN=$PG_BIN \
+    cargo test --release --locked -p integration-tests -- --test-threads=1
+}
+
+[ $# -gt 0 ] || set -- style unit extension integration
+for suite in "$@"; do
+  case $suite in
+    style | unit | extension | integration) "$suite" ;;
+    *) die "no suite '$suite'; there are style, unit, extension, integration" ;;
+  esac
+done
+say "All of it passed: $*"
