@@ -1,0 +1,152 @@
+//! A cluster of real processes, through `make up`, `make start`, `make down`.
+
+use crate::sql::Session;
+use anyhow::{Context, Result, bail, ensure};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How many processes of each role.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub nodes: u32,
+    pub coordinators: u32,
+    pub replicas: u32,
+}
+
+impl Shape {
+    pub const ONE: Shape = Shape { nodes: 1, coordinators: 1, replicas: 1 };
+    pub const THREE: Shape = Shape { nodes: 3, coordinators: 3, replicas: 2 };
+}
+
+pub struct Cluster {
+    run_dir: PathBuf,
+    dsn: String,
+    is_shared: bool,
+}
+
+impl Cluster {
+    /// Starts everything in a fresh run folder named after the test.
+    pub fn start(name: &str, shape: Shape) -> Result<Self> {
+        let run_dir = PathBuf::from(format!("/var/tmp/ruvector-test-{name}-{}", std::process::id()));
+        let mut cluster = Self { run_dir, dsn: String::new(), is_shared: false };
+        let Shape { nodes, coordinators, replicas } = shape;
+        cluster.make(&[
+            "up",
+            &format!("NODES={nodes}"),
+            &format!("COORDINATORS={coordinators}"),
+            &format!("REPLICAS={replicas}"),
+        ])?;
+        cluster.dsn = cluster.make(&["dsn"])?.trim().to_owned();
+        ensure!(cluster.dsn.starts_with("postgres"), "make dsn printed {:?}", cluster.dsn);
+        Ok(cluster)
+    }
+
+    /// The cluster that scripts/integration.sh started for all tests that kill
+    /// nothing: two nodes, one coordinator, one consumer.
+    pub fn shared() -> Result<Self> {
+        let run_dir = std::env::var_os("RUVECTOR_TEST_RUN_DIR")
+            .context("these tests need a running cluster: start them by scripts/integration.sh")?;
+        let mut cluster = Self { run_dir: run_dir.into(), dsn: String::new(), is_shared: true };
+        cluster.dsn = cluster.make(&["dsn"])?.trim().to_owned();
+        Ok(cluster)
+    }
+
+    pub fn dsn(&self) -> &str {
+        &self.dsn
+    }
+
+    /// A session that reads through the index or fails.
+    pub fn session(&self) -> Result<Session> {
+        Session::open(&self.dsn)
+    }
+
+    /// Waits until Postgres takes sessions again.
+    pub fn session_within(&self, limit: Duration) -> Result<Session> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.session() {
+                Ok(session) => return Ok(session),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+
+    /// Runs a make target of the project against this cluster's run folder.
+    pub fn make(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new("make")
+            .args(["--no-print-directory", "-s", "-C", root()])
+            .args(arguments)
+            .env("RUN_DIR", &self.run_dir)
+            .env_remove("MAKEFLAGS")
+            .env_remove("MAKELEVEL")
+            .output()
+            .context("make does not run")?;
+        if !output.status.success() {
+            bail!(
+                "make {arguments:?} failed:\n{}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Sends a signal to a process by the name of its pid file.
+    pub fn signal(&self, process: &str, signal: &str) -> Result<()> {
+        let pid = self.pid(process)?;
+        let status = Command::new("kill").args([&format!("-{signal}"), &pid]).status()?;
+        ensure!(status.success(), "kill -{signal} {process} ({pid}) failed");
+        Ok(())
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub fn kill(&self, process: &str) -> Result<()> {
+        let pid = self.pid(process)?;
+        self.signal(process, "KILL")?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Path::new(&format!("/proc/{pid}/exe")).exists() {
+            ensure!(Instant::now() < deadline, "{process} ({pid}) does not die");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Starts a killed process again on its own data.
+    pub fn restart(&self, process: &str) -> Result<()> {
+        self.make(&["start", &format!("PROC={process}")]).map(drop)
+    }
+
+    fn pid(&self, process: &str) -> Result<String> {
+        let file = self.run_dir.join(format!("pids/{process}.pid"));
+        let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
+        Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+    }
+
+    /// `ruvector ctl … --json`, through the project's own wrapper.
+    pub fn ctl(&self, arguments: &str) -> Result<serde_json::Value> {
+        let text = self.make(&["ctl", &format!("ARGS={arguments} --json")])?;
+        serde_json::from_str(&text).with_context(|| format!("ctl {arguments} printed {text:?}"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.is_shared {
+            return;
+        }
+        if std::thread::panicking() {
+            eprintln!("logs of the failed test stay in {}", self.run_dir.display());
+            let _ = self.make(&["down"]);
+        } else if let Err(error) = self.make(&["down"]) {
+            eprintln!("{error:#}");
+        } else {
+            let _ = std::fs::remove_dir_all(&self.run_dir);
+        }
+    }
+}
+
+fn root() -> &'static str {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/..")
+}

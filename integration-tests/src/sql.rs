@@ -1,0 +1,102 @@
+//! A session that reads through the index or fails, and what EXPLAIN says.
+
+use anyhow::{Context, Result, ensure};
+use postgres::{Client, NoTls, SimpleQueryMessage};
+use std::ops::{Deref, DerefMut};
+
+pub struct Session {
+    client: Client,
+}
+
+impl Session {
+    /// Opens a session for which an answer that did not come from the cluster is
+    /// an error: fallback off, sequential scans the planner's last resort.
+    pub fn open(dsn: &str) -> Result<Self> {
+        let mut client = Client::connect(dsn, NoTls)?;
+        client.batch_execute(
+            "SET ruvector.on_unavailable = error; SET enable_seqscan = off; SET jit = off;
+             SET statement_timeout = '60s'",
+        )?;
+        Ok(Self { client })
+    }
+
+    /// Rows of a query that returns one bigint column.
+    pub fn ids(&mut self, sql: &str) -> Result<Vec<i64>> {
+        let rows = self.client.query(sql, &[]).with_context(|| sql.chars().take(200).collect::<String>())?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// The same query answered without the index.
+    pub fn exact_ids(&mut self, sql: &str) -> Result<Vec<i64>> {
+        self.client.batch_execute("SET enable_seqscan = on; SET enable_indexscan = off")?;
+        let ids = self.ids(sql);
+        self.client.batch_execute("SET enable_seqscan = off; SET enable_indexscan = on")?;
+        ids
+    }
+
+    /// One value as text.
+    pub fn value(&mut self, sql: &str) -> Result<String> {
+        let messages = self.client.simple_query(sql).with_context(|| sql.to_owned())?;
+        messages
+            .iter()
+            .find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
+                _ => None,
+            })
+            .with_context(|| format!("no row from {sql}"))
+    }
+
+    /// The SQLSTATE with which a statement fails, if it does.
+    pub fn client_error(&mut self, sql: &str) -> Option<String> {
+        let error = self.client.batch_execute(sql).err()?;
+        error.code().map(|state| state.code().to_owned())
+    }
+
+    /// Runs EXPLAIN (ANALYZE) and asserts that the cluster answered.
+    pub fn explain(&mut self, sql: &str) -> Result<Explained> {
+        let lines = self.client.query(&format!("EXPLAIN (ANALYZE, COSTS OFF) {sql}"), &[])?;
+        let text: Vec<String> = lines.iter().map(|row| row.get(0)).collect();
+        Ok(Explained { text: text.join("\n") })
+    }
+
+    /// Waits until the index is ready; with `folded`, until its tail is empty.
+    pub fn wait_for(&mut self, index: &str, folded: bool) -> Result<()> {
+        let sql = format!("SELECT ruvector_wait_for_index('{index}', 50, {folded})");
+        self.client.batch_execute(&sql).with_context(|| sql)
+    }
+}
+
+impl Deref for Session {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for Session {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
+/// The text of an EXPLAIN (ANALYZE).
+pub struct Explained {
+    pub text: String,
+}
+
+impl Explained {
+    /// The value of one of our properties.
+    pub fn property(&self, name: &str) -> Result<&str> {
+        self.text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "))
+            .with_context(|| format!("EXPLAIN has no {name:?}:\n{}", self.text))
+    }
+
+    pub fn assert_answered_by_the_cluster(&self) -> Result<()> {
+        ensure!(self.text.contains("Index Scan using"), "no index scan:\n{}", self.text);
+        ensure!(self.property("Fallback")? == "none", "fell back:\n{}", self.text);
+        Ok(())
+    }
+}

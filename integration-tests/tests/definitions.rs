@@ -1,0 +1,136 @@
+//! Bad input and awkward definitions: each gets its own clear word, no row is
+//! lost, and what is gone from Postgres is gone from the cluster.
+#![allow(clippy::unwrap_used)]
+
+use anyhow::{Result, ensure};
+use integration_tests::{Cluster, Items, Session, literal};
+use std::time::{Duration, Instant};
+
+fn collections(cluster: &Cluster) -> Result<Vec<String>> {
+    let all = cluster.ctl("collections")?;
+    let rows = all.as_array().cloned().unwrap_or_default();
+    Ok(rows.iter().filter_map(|row| row["index"].as_str().map(str::to_owned)).collect())
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds()? {
+        ensure!(Instant::now() < deadline, "{what}: not within 20 s");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+fn is_listed(cluster: &Cluster, index: &str) -> Result<bool> {
+    Ok(collections(cluster)?.iter().any(|name| name.ends_with(index)))
+}
+
+#[test]
+fn vectors_that_cannot_be_stored_are_refused_by_name() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    let items = Items::indexed(&mut session, "bad_vectors", 50, 3)?;
+    for (vector, code, word) in [
+        ("[1,2]", "22000", "expected 3 dimensions, not 2"),
+        ("[1,2,NaN]", "22000", "NaN not allowed in vector"),
+        ("[1,2,Infinity]", "22000", "infinite value not allowed in vector"),
+        ("[1,2,", "22P02", "invalid input syntax for type vector"),
+    ] {
+        let sql = format!("INSERT INTO bad_vectors VALUES (900, 0, '{vector}')");
+        let error = session.execute(&sql, &[]).unwrap_err();
+        let db = error.as_db_error().expect("an error of the server");
+        assert!(db.message().contains(word), "{vector}: {}", db.message());
+        assert_eq!(db.code().code(), code, "{vector}: {}", db.message());
+    }
+    let error = session.query("SELECT id FROM bad_vectors ORDER BY embedding <-> '[1,2]' LIMIT 1", &[]).unwrap_err();
+    assert!(error.as_db_error().unwrap().message().contains("different vector dimensions"), "{error}");
+    items.assert_every_row_once(&mut session)
+}
+
+#[test]
+fn null_vectors_are_not_indexed_and_no_error() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    let items = Items::indexed(&mut session, "bad_nulls", 50, 3)?;
+    session.batch_execute(
+        "INSERT INTO bad_nulls VALUES (901, 0, NULL); UPDATE bad_nulls SET embedding = NULL WHERE id = 7;
+         UPDATE bad_nulls SET embedding = '[1,1,1]' WHERE id = 901; UPDATE bad_nulls SET embedding = NULL WHERE id = 901",
+    )?;
+    items.assert_every_row_once(&mut session)?;
+    let all = session.ids("SELECT id FROM bad_nulls ORDER BY embedding <-> '[0,0,0]'")?;
+    assert_eq!(all.len(), 49);
+    Ok(())
+}
+
+#[test]
+fn a_table_without_a_key_is_scanned_exactly_and_its_writes_go_on() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    session.batch_execute(
+        "DROP TABLE IF EXISTS bad_keyless; CREATE TABLE bad_keyless(id bigint, embedding vector(3));
+         INSERT INTO bad_keyless SELECT i, ARRAY[i, 0, 0]::vector FROM generate_series(1, 30) i;
+         CREATE INDEX bad_keyless_idx ON bad_keyless USING ruhnsw (embedding vector_l2_ops)",
+    )?;
+    session.batch_execute("UPDATE bad_keyless SET id = id + 100; DELETE FROM bad_keyless WHERE id = 101")?;
+    assert_eq!(session.ids("SELECT id FROM bad_keyless ORDER BY embedding <-> '[5,0,0]' LIMIT 2")?[0], 105);
+    let reason = session.value("SELECT reason FROM ruvector_index_status('bad_keyless_idx')")?;
+    assert!(reason.contains("key") || reason.contains("replica identity"), "{reason}");
+    Ok(())
+}
+
+#[test]
+fn dropped_indexes_and_tables_leave_nothing_in_the_cluster() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let mut session = cluster.session()?;
+    let items = Items::indexed(&mut session, "gone_index", 50, 3)?;
+    assert!(is_listed(&cluster, &items.index())?);
+    session.batch_execute("DROP INDEX gone_index_embedding_idx")?;
+    wait_until("index dropped", || Ok(!is_listed(&cluster, "gone_index_embedding_idx")?))?;
+    Items::indexed(&mut session, "gone_table", 50, 3)?;
+    session.batch_execute("DROP TABLE gone_table")?;
+    wait_until("table dropped", || Ok(!is_listed(&cluster, "gone_table_embedding_idx")?))?;
+    Items::create(&mut session, "gone_rollback", 50, 3)?;
+    session.batch_execute(
+        "BEGIN; CREATE INDEX gone_rollback_idx ON gone_rollback USING ruhnsw (embedding vector_l2_ops); ROLLBACK",
+    )?;
+    let items = Items::indexed(&mut session, "gone_marker", 10, 3)?;
+    assert!(is_listed(&cluster, &items.index())?, "created later, and listed");
+    assert!(!is_listed(&cluster, "gone_rollback_idx")?);
+    wait_until("partitions dropped", || {
+        let map = cluster.ctl("map")?;
+        let text = map.to_string();
+        Ok(!text.contains("gone_index_embedding_idx") && !text.contains("gone_table_embedding_idx"))
+    })
+}
+
+#[test]
+fn an_index_dropped_and_made_again_serves_the_new_definition() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    let items = Items::indexed(&mut session, "again", 300, 8)?;
+    session.batch_execute("DROP INDEX again_embedding_idx; DELETE FROM again WHERE id <= 100")?;
+    items.create_index(&mut session, "vector_l2_ops")?;
+    items.assert_equals_exact(&mut session, 10)?;
+    session.batch_execute("REINDEX INDEX again_embedding_idx")?;
+    session.wait_for(&items.index(), false)?;
+    session.batch_execute("VACUUM FULL again")?;
+    session.wait_for(&items.index(), false)?;
+    items.assert_equals_exact(&mut session, 10)?;
+    items.assert_every_row_once(&mut session)
+}
+
+#[test]
+fn definitions_that_cannot_be_served_are_refused_by_name() -> Result<()> {
+    let mut session: Session = Cluster::shared()?.session()?;
+    Items::create(&mut session, "bad_defs", 5, 3)?;
+    session.batch_execute("ALTER TABLE bad_defs ADD COLUMN loose vector")?;
+    for (sql, word) in [
+        ("CREATE INDEX ON bad_defs USING ruhnsw (loose vector_l2_ops)", "column does not have dimensions"),
+        ("CREATE INDEX ON bad_defs USING ruhnsw (embedding vector_l2_ops) WITH (m = 1)", "out of bounds"),
+        ("CREATE INDEX ON bad_defs USING ruhnsw (embedding vector_l2_ops) WITH (m = 16, ef_construction = 20)", "ef_construction"),
+        ("CREATE INDEX ON bad_defs USING ruhnsw (embedding vector_l2_ops) WHERE label > 3", "partial"),
+    ] {
+        let error = session.batch_execute(sql).unwrap_err();
+        let message = error.as_db_error().unwrap().message().to_owned();
+        assert!(message.to_lowercase().contains(word), "{sql}: {message}");
+    }
+    let error = session.batch_execute(&format!("SELECT '{}'::vector(2)", literal(&[1.0, 2.0, 3.0]))).unwrap_err();
+    assert!(error.as_db_error().unwrap().message().contains("expected 2 dimensions, not 3"));
+    Ok(())
+}

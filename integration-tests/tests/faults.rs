@@ -1,0 +1,76 @@
+//! Processes die; what was committed is found again, and no query lies.
+#![allow(clippy::unwrap_used)]
+
+use anyhow::Result;
+use integration_tests::{Cluster, Items, Shape};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+#[test]
+fn p2_p3_nothing_is_lost_or_resurrected_when_each_process_is_killed() -> Result<()> {
+    let cluster = Cluster::start("kills", Shape::ONE)?;
+    let mut session = cluster.session()?;
+    let items = Items::indexed(&mut session, "kills", 2_000, 24)?;
+    let mut next = 2_001;
+    for process in ["node-1", "consumer-1", "coordinator-1", "postgres"] {
+        items.insert(&mut session, next..next + 100)?;
+        session.execute(&format!("DELETE FROM kills WHERE id = {}", next - 50), &[])?;
+        session.execute(&format!("UPDATE kills SET label = label + 1 WHERE id > {}", next - 200), &[])?;
+        if process == "postgres" {
+            cluster.make(&["stop", "PROC=postgres", "MODE=immediate"])?;
+        } else {
+            cluster.kill(process)?;
+            // Committed while the process is down.
+            items.insert(&mut session, next + 100..next + 150)?;
+        }
+        cluster.restart(process)?;
+        next += 200;
+        session = cluster.session_within(Duration::from_secs(30))?;
+        session.batch_execute("SET ruvector.read_consistency = strong; SET ruvector.search_timeout_ms = 40000")?;
+        items.assert_every_row_once(&mut session)?;
+        items.assert_equals_exact(&mut session, 10)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn p7_p11_one_of_three_nodes_killed_during_queries_fails_none_and_falls_back_never() -> Result<()> {
+    let cluster = Cluster::start("node-kill", Shape::THREE)?;
+    let mut session = cluster.session()?;
+    let items = Items::indexed(&mut session, "node_kill", 3_000, 24)?;
+    let probe = |i: i64| items.nearest(50_000 + i, 10);
+    let wants: Vec<Vec<i64>> = (0..20).map(|i| session.exact_ids(&probe(i))).collect::<Result<_>>()?;
+    let (stop, queries) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| -> Result<()> {
+        let workers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    let mut session = cluster.session()?;
+                    for i in (0..20).cycle() {
+                        if stop.load(Ordering::Relaxed) {
+                            return Ok(());
+                        }
+                        let got = session.ids(&probe(i))?;
+                        assert_eq!(got, wants[i as usize]);
+                        queries.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_secs(2));
+        let before = queries.load(Ordering::Relaxed);
+        cluster.kill("node-2")?;
+        std::thread::sleep(Duration::from_secs(6));
+        stop.store(true, Ordering::Relaxed);
+        for worker in workers {
+            worker.join().expect("no panic")?;
+        }
+        assert!(before > 0 && queries.load(Ordering::Relaxed) > before + 20, "queries went on");
+        Ok(())
+    })?;
+    session.explain(&probe(1))?.assert_answered_by_the_cluster()?;
+    cluster.restart("node-2")?;
+    items.insert(&mut session, 3_001..3_100)?;
+    items.assert_equals_exact(&mut session, 10)
+}
