@@ -1,1 +1,172 @@
-//! Predicates of the promises that asserts, simulation and fault tests share.
+//! Predicates of the promises, shared by assertions, tests and fault checkers.
+//!
+//! A predicate answers with what is violated and the values that violate it; who
+//! calls it decides whether that is its own broken assumption (assert) or bad
+//! input (refuse).
+
+use crate::ids::{CollectionId, NodeId, PartitionId, SourceId};
+use crate::map::{PartitionMap, tiles_whole_space};
+use crate::wal_position::WalPosition;
+use std::collections::BTreeSet;
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Violation {
+    #[error("P7: the partitions of {0} do not tile the hash space")]
+    Untiled(CollectionId),
+    #[error("{0} has two replicas on {1}")]
+    SharedNode(PartitionId, NodeId),
+    #[error("{0} is on {1}, which the map does not list")]
+    UnknownNode(PartitionId, NodeId),
+    #[error("{0} belongs to {1}, which the map does not list")]
+    UnknownCollection(PartitionId, CollectionId),
+    #[error("{0} belongs to {1}, which the map does not list")]
+    UnknownSource(CollectionId, SourceId),
+    #[error("P6: the map went back from {before} to {after}")]
+    MapWentBack { before: String, after: String },
+    #[error("P6: {0} went back: {1}")]
+    SourceWentBack(SourceId, String),
+    #[error(
+        "P2: the slot would be confirmed up to {confirmed}, beyond {durable}, which a required replica has made durable"
+    )]
+    ConfirmedBeyondDurable {
+        confirmed: WalPosition,
+        durable: WalPosition,
+    },
+}
+
+/// What holds of every map that a coordinator commits.
+pub fn check_map(map: &PartitionMap) -> Result<(), Violation> {
+    for collection in map.collections.values() {
+        if !tiles_whole_space(map.partitions_of(collection.id).iter().map(|p| p.range)) {
+            return Err(Violation::Untiled(collection.id));
+        }
+        if !map.sources.contains_key(&collection.spec.source) {
+            return Err(Violation::UnknownSource(
+                collection.id,
+                collection.spec.source,
+            ));
+        }
+    }
+    for partition in map.partitions.values() {
+        if !map.collections.contains_key(&partition.collection) {
+            return Err(Violation::UnknownCollection(
+                partition.id,
+                partition.collection,
+            ));
+        }
+        let mut nodes = BTreeSet::new();
+        for replica in &partition.replicas {
+            if !nodes.insert(replica.node) {
+                return Err(Violation::SharedNode(partition.id, replica.node));
+            }
+            if !map.nodes.contains_key(&replica.node) {
+                return Err(Violation::UnknownNode(partition.id, replica.node));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What holds between a map and its successor at any observer (P6).
+pub fn check_successor(before: &PartitionMap, after: &PartitionMap) -> Result<(), Violation> {
+    if (after.epoch, after.version) < (before.epoch, before.version) {
+        return Err(Violation::MapWentBack {
+            before: format!("epoch {} version {}", before.epoch, before.version),
+            after: format!("epoch {} version {}", after.epoch, after.version),
+        });
+    }
+    for (id, source) in &before.sources {
+        let Some(next) = after.sources.get(id) else {
+            continue;
+        };
+        if next.incarnation < source.incarnation {
+            let went = format!("incarnation {} to {}", source.incarnation, next.incarnation);
+            return Err(Violation::SourceWentBack(*id, went));
+        }
+        if next.consumer_epoch < source.consumer_epoch {
+            let went = format!("token {} to {}", source.consumer_epoch, next.consumer_epoch);
+            return Err(Violation::SourceWentBack(*id, went));
+        }
+    }
+    Ok(())
+}
+
+/// P2: a slot is confirmed only up to what every required replica has on disk.
+pub fn check_confirmation(
+    confirmed: WalPosition,
+    required_durable: impl IntoIterator<Item = WalPosition>,
+) -> Result<(), Violation> {
+    match required_durable.into_iter().min() {
+        Some(durable) if confirmed > durable => {
+            Err(Violation::ConfirmedBeyondDurable { confirmed, durable })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::*;
+    use crate::map::{HashRange, Node, Partition, Replica, ReplicaState};
+    use crate::wal_position::Lsn;
+
+    fn partition(nodes: &[u64]) -> PartitionMap {
+        let mut map = PartitionMap::default();
+        for id in 1..=2 {
+            let node = Node {
+                id: NodeId(id),
+                disk_uuid: String::new(),
+                address: String::new(),
+                zone: String::new(),
+            };
+            map.nodes.insert(NodeId(id), node);
+        }
+        let replica = |&node| Replica {
+            node: NodeId(node),
+            generation: Generation(1),
+            state: ReplicaState::Serving,
+        };
+        let partition = Partition {
+            id: PartitionId(1),
+            collection: CollectionId(1),
+            range: HashRange::WHOLE,
+            replicas: nodes.iter().map(replica).collect(),
+        };
+        map.partitions.insert(partition.id, partition);
+        map
+    }
+
+    #[test]
+    fn a_partition_without_its_collection_is_named() {
+        let violation = check_map(&partition(&[1])).expect_err("no such collection");
+        assert_eq!(
+            violation,
+            Violation::UnknownCollection(PartitionId(1), CollectionId(1))
+        );
+    }
+
+    #[test]
+    fn p6_a_map_that_goes_back_is_named() {
+        let older = PartitionMap {
+            epoch: LeaseEpoch(2),
+            version: MapVersion(9),
+            ..Default::default()
+        };
+        let newer = PartitionMap {
+            epoch: LeaseEpoch(3),
+            version: MapVersion(1),
+            ..Default::default()
+        };
+        assert_eq!(check_successor(&older, &newer), Ok(()));
+        assert!(check_successor(&newer, &older).is_err());
+    }
+
+    #[test]
+    fn p2_confirming_beyond_a_required_replica_is_named() {
+        let at = |lsn| WalPosition::end_of(Incarnation(1), Lsn(lsn));
+        assert_eq!(check_confirmation(at(5), [at(5), at(9)]), Ok(()));
+        assert!(check_confirmation(at(6), [at(5), at(9)]).is_err());
+        assert_eq!(check_confirmation(at(6), []), Ok(()));
+    }
+}

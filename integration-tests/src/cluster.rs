@@ -15,8 +15,16 @@ pub struct Shape {
 }
 
 impl Shape {
-    pub const ONE: Shape = Shape { nodes: 1, coordinators: 1, replicas: 1 };
-    pub const THREE: Shape = Shape { nodes: 3, coordinators: 3, replicas: 2 };
+    pub const ONE: Shape = Shape {
+        nodes: 1,
+        coordinators: 1,
+        replicas: 1,
+    };
+    pub const THREE: Shape = Shape {
+        nodes: 3,
+        coordinators: 3,
+        replicas: 2,
+    };
 }
 
 pub struct Cluster {
@@ -28,9 +36,20 @@ pub struct Cluster {
 impl Cluster {
     /// Starts everything in a fresh run folder named after the test.
     pub fn start(name: &str, shape: Shape) -> Result<Self> {
-        let run_dir = PathBuf::from(format!("/var/tmp/ruvector-test-{name}-{}", std::process::id()));
-        let mut cluster = Self { run_dir, dsn: String::new(), is_shared: false };
-        let Shape { nodes, coordinators, replicas } = shape;
+        let run_dir = PathBuf::from(format!(
+            "/var/tmp/ruvector-test-{name}-{}",
+            std::process::id()
+        ));
+        let mut cluster = Self {
+            run_dir,
+            dsn: String::new(),
+            is_shared: false,
+        };
+        let Shape {
+            nodes,
+            coordinators,
+            replicas,
+        } = shape;
         cluster.make(&[
             "up",
             &format!("NODES={nodes}"),
@@ -38,7 +57,11 @@ impl Cluster {
             &format!("REPLICAS={replicas}"),
         ])?;
         cluster.dsn = cluster.make(&["dsn"])?.trim().to_owned();
-        ensure!(cluster.dsn.starts_with("postgres"), "make dsn printed {:?}", cluster.dsn);
+        ensure!(
+            cluster.dsn.starts_with("postgres"),
+            "make dsn printed {:?}",
+            cluster.dsn
+        );
         Ok(cluster)
     }
 
@@ -47,7 +70,11 @@ impl Cluster {
     pub fn shared() -> Result<Self> {
         let run_dir = std::env::var_os("RUVECTOR_TEST_RUN_DIR")
             .context("these tests need a running cluster: start them by scripts/integration.sh")?;
-        let mut cluster = Self { run_dir: run_dir.into(), dsn: String::new(), is_shared: true };
+        let mut cluster = Self {
+            run_dir: run_dir.into(),
+            dsn: String::new(),
+            is_shared: true,
+        };
         cluster.dsn = cluster.make(&["dsn"])?.trim().to_owned();
         Ok(cluster)
     }
@@ -96,7 +123,9 @@ impl Cluster {
     /// Sends a signal to a process by the name of its pid file.
     pub fn signal(&self, process: &str, signal: &str) -> Result<()> {
         let pid = self.pid(process)?;
-        let status = Command::new("kill").args([&format!("-{signal}"), &pid]).status()?;
+        let status = Command::new("kill")
+            .args([&format!("-{signal}"), &pid])
+            .status()?;
         ensure!(status.success(), "kill -{signal} {process} ({pid}) failed");
         Ok(())
     }

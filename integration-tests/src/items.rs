@@ -38,14 +38,22 @@ impl Items {
             "DROP TABLE IF EXISTS {name};
              CREATE TABLE {name}(id bigint PRIMARY KEY, label int, embedding vector({dimensions}))"
         ))?;
-        let items = Self { name: name.to_owned(), dimensions };
+        let items = Self {
+            name: name.to_owned(),
+            dimensions,
+        };
         items.insert(session, 1..rows + 1)?;
         session.batch_execute(&format!("ANALYZE {name}"))?;
         Ok(items)
     }
 
     /// Creates table, rows and index, and waits until the index is ready.
-    pub fn indexed(session: &mut Session, name: &str, rows: i64, dimensions: usize) -> Result<Self> {
+    pub fn indexed(
+        session: &mut Session,
+        name: &str,
+        rows: i64,
+        dimensions: usize,
+    ) -> Result<Self> {
         let items = Self::create(session, name, rows, dimensions)?;
         items.create_index(session, "vector_l2_ops")?;
         Ok(items)
@@ -69,7 +77,12 @@ impl Items {
         use std::io::Write as _;
         let mut copy = session.copy_in(&format!("COPY {} FROM STDIN", self.name))?;
         for id in ids {
-            writeln!(copy, "{id}\t{}\t{}", id % 10, literal(&clustered_vector(id, self.dimensions)))?;
+            writeln!(
+                copy,
+                "{id}\t{}\t{}",
+                id % 10,
+                literal(&clustered_vector(id, self.dimensions))
+            )?;
         }
         copy.finish()?;
         Ok(())
@@ -78,7 +91,10 @@ impl Items {
     /// `SELECT id … ORDER BY embedding <-> … LIMIT …` for the vector of an id.
     pub fn nearest(&self, probe: i64, limit: usize) -> String {
         let query = literal(&clustered_vector(probe, self.dimensions));
-        format!("SELECT id FROM {} ORDER BY embedding <-> '{query}' LIMIT {limit}", self.name)
+        format!(
+            "SELECT id FROM {} ORDER BY embedding <-> '{query}' LIMIT {limit}",
+            self.name
+        )
     }
 
     /// Asserts that the cluster answers as an exact scan does, for some probes.
@@ -88,7 +104,9 @@ impl Items {
             let (got, want) = (session.ids(&sql)?, session.exact_ids(&sql)?);
             ensure!(got == want, "probe {probe}: got {got:?}, want {want:?}");
         }
-        session.explain(&self.nearest(7, 10))?.assert_answered_by_the_cluster()
+        session
+            .explain(&self.nearest(7, 10))?
+            .assert_answered_by_the_cluster()
     }
 
     /// Mean recall@10 against an exact scan over `probes` queries.
@@ -105,13 +123,23 @@ impl Items {
     /// Asserts that a scan without LIMIT returns every row of the heap once.
     pub fn assert_every_row_once(&self, session: &mut Session) -> Result<()> {
         let query = literal(&clustered_vector(1, self.dimensions));
-        let sql = format!("SELECT id FROM {} ORDER BY embedding <-> '{query}'", self.name);
+        let sql = format!(
+            "SELECT id FROM {} ORDER BY embedding <-> '{query}'",
+            self.name
+        );
         let mut got = session.ids(&sql)?;
-        let mut want =
-            session.exact_ids(&format!("SELECT id FROM {} WHERE embedding IS NOT NULL", self.name))?;
+        let mut want = session.exact_ids(&format!(
+            "SELECT id FROM {} WHERE embedding IS NOT NULL",
+            self.name
+        ))?;
         got.sort_unstable();
         want.sort_unstable();
-        ensure!(got.len() == want.len(), "{} rows instead of {}", got.len(), want.len());
+        ensure!(
+            got.len() == want.len(),
+            "{} rows instead of {}",
+            got.len(),
+            want.len()
+        );
         ensure!(got == want, "other rows than the heap's");
         Ok(())
     }

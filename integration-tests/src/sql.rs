@@ -22,21 +22,29 @@ impl Session {
 
     /// Rows of a query that returns one bigint column.
     pub fn ids(&mut self, sql: &str) -> Result<Vec<i64>> {
-        let rows = self.client.query(sql, &[]).with_context(|| sql.chars().take(200).collect::<String>())?;
+        let rows = self
+            .client
+            .query(sql, &[])
+            .with_context(|| sql.chars().take(200).collect::<String>())?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
     /// The same query answered without the index.
     pub fn exact_ids(&mut self, sql: &str) -> Result<Vec<i64>> {
-        self.client.batch_execute("SET enable_seqscan = on; SET enable_indexscan = off")?;
+        self.client
+            .batch_execute("SET enable_seqscan = on; SET enable_indexscan = off")?;
         let ids = self.ids(sql);
-        self.client.batch_execute("SET enable_seqscan = off; SET enable_indexscan = on")?;
+        self.client
+            .batch_execute("SET enable_seqscan = off; SET enable_indexscan = on")?;
         ids
     }
 
     /// One value as text.
     pub fn value(&mut self, sql: &str) -> Result<String> {
-        let messages = self.client.simple_query(sql).with_context(|| sql.to_owned())?;
+        let messages = self
+            .client
+            .simple_query(sql)
+            .with_context(|| sql.to_owned())?;
         messages
             .iter()
             .find_map(|message| match message {
@@ -54,9 +62,13 @@ impl Session {
 
     /// Runs EXPLAIN (ANALYZE) and asserts that the cluster answered.
     pub fn explain(&mut self, sql: &str) -> Result<Explained> {
-        let lines = self.client.query(&format!("EXPLAIN (ANALYZE, COSTS OFF) {sql}"), &[])?;
+        let lines = self
+            .client
+            .query(&format!("EXPLAIN (ANALYZE, COSTS OFF) {sql}"), &[])?;
         let text: Vec<String> = lines.iter().map(|row| row.get(0)).collect();
-        Ok(Explained { text: text.join("\n") })
+        Ok(Explained {
+            text: text.join("\n"),
+        })
     }
 
     /// Waits until the index is ready; with `folded`, until its tail is empty.
@@ -95,8 +107,16 @@ impl Explained {
     }
 
     pub fn assert_answered_by_the_cluster(&self) -> Result<()> {
-        ensure!(self.text.contains("Index Scan using"), "no index scan:\n{}", self.text);
-        ensure!(self.property("Fallback")? == "none", "fell back:\n{}", self.text);
+        ensure!(
+            self.text.contains("Index Scan using"),
+            "no index scan:\n{}",
+            self.text
+        );
+        ensure!(
+            self.property("Fallback")? == "none",
+            "fell back:\n{}",
+            self.text
+        );
         Ok(())
     }
 }

@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 fn collections(cluster: &Cluster) -> Result<Vec<String>> {
     let all = cluster.ctl("collections")?;
     let rows = all.as_array().cloned().unwrap_or_default();
-    Ok(rows.iter().filter_map(|row| row["index"].as_str().map(str::to_owned)).collect())
+    Ok(rows
+        .iter()
+        .filter_map(|row| row["index"].as_str().map(str::to_owned))
+        .collect())
 }
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
@@ -22,7 +25,9 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()>
 }
 
 fn is_listed(cluster: &Cluster, index: &str) -> Result<bool> {
-    Ok(collections(cluster)?.iter().any(|name| name.ends_with(index)))
+    Ok(collections(cluster)?
+        .iter()
+        .any(|name| name.ends_with(index)))
 }
 
 #[test]
@@ -32,7 +37,11 @@ fn vectors_that_cannot_be_stored_are_refused_by_name() -> Result<()> {
     for (vector, code, word) in [
         ("[1,2]", "22000", "expected 3 dimensions, not 2"),
         ("[1,2,NaN]", "22000", "NaN not allowed in vector"),
-        ("[1,2,Infinity]", "22000", "infinite value not allowed in vector"),
+        (
+            "[1,2,Infinity]",
+            "22000",
+            "infinite value not allowed in vector",
+        ),
         ("[1,2,", "22P02", "invalid input syntax for type vector"),
     ] {
         let sql = format!("INSERT INTO bad_vectors VALUES (900, 0, '{vector}')");
@@ -41,8 +50,20 @@ fn vectors_that_cannot_be_stored_are_refused_by_name() -> Result<()> {
         assert!(db.message().contains(word), "{vector}: {}", db.message());
         assert_eq!(db.code().code(), code, "{vector}: {}", db.message());
     }
-    let error = session.query("SELECT id FROM bad_vectors ORDER BY embedding <-> '[1,2]' LIMIT 1", &[]).unwrap_err();
-    assert!(error.as_db_error().unwrap().message().contains("different vector dimensions"), "{error}");
+    let error = session
+        .query(
+            "SELECT id FROM bad_vectors ORDER BY embedding <-> '[1,2]' LIMIT 1",
+            &[],
+        )
+        .unwrap_err();
+    assert!(
+        error
+            .as_db_error()
+            .unwrap()
+            .message()
+            .contains("different vector dimensions"),
+        "{error}"
+    );
     items.assert_every_row_once(&mut session)
 }
 
@@ -68,10 +89,18 @@ fn a_table_without_a_key_is_scanned_exactly_and_its_writes_go_on() -> Result<()>
          INSERT INTO bad_keyless SELECT i, ARRAY[i, 0, 0]::vector FROM generate_series(1, 30) i;
          CREATE INDEX bad_keyless_idx ON bad_keyless USING ruhnsw (embedding vector_l2_ops)",
     )?;
-    session.batch_execute("UPDATE bad_keyless SET id = id + 100; DELETE FROM bad_keyless WHERE id = 101")?;
-    assert_eq!(session.ids("SELECT id FROM bad_keyless ORDER BY embedding <-> '[5,0,0]' LIMIT 2")?[0], 105);
+    session.batch_execute(
+        "UPDATE bad_keyless SET id = id + 100; DELETE FROM bad_keyless WHERE id = 101",
+    )?;
+    assert_eq!(
+        session.ids("SELECT id FROM bad_keyless ORDER BY embedding <-> '[5,0,0]' LIMIT 2")?[0],
+        105
+    );
     let reason = session.value("SELECT reason FROM ruvector_index_status('bad_keyless_idx')")?;
-    assert!(reason.contains("key") || reason.contains("replica identity"), "{reason}");
+    assert!(
+        reason.contains("key") || reason.contains("replica identity"),
+        "{reason}"
+    );
     Ok(())
 }
 
@@ -82,21 +111,31 @@ fn dropped_indexes_and_tables_leave_nothing_in_the_cluster() -> Result<()> {
     let items = Items::indexed(&mut session, "gone_index", 50, 3)?;
     assert!(is_listed(&cluster, &items.index())?);
     session.batch_execute("DROP INDEX gone_index_embedding_idx")?;
-    wait_until("index dropped", || Ok(!is_listed(&cluster, "gone_index_embedding_idx")?))?;
+    wait_until("index dropped", || {
+        Ok(!is_listed(&cluster, "gone_index_embedding_idx")?)
+    })?;
     Items::indexed(&mut session, "gone_table", 50, 3)?;
     session.batch_execute("DROP TABLE gone_table")?;
-    wait_until("table dropped", || Ok(!is_listed(&cluster, "gone_table_embedding_idx")?))?;
+    wait_until("table dropped", || {
+        Ok(!is_listed(&cluster, "gone_table_embedding_idx")?)
+    })?;
     Items::create(&mut session, "gone_rollback", 50, 3)?;
     session.batch_execute(
         "BEGIN; CREATE INDEX gone_rollback_idx ON gone_rollback USING ruhnsw (embedding vector_l2_ops); ROLLBACK",
     )?;
     let items = Items::indexed(&mut session, "gone_marker", 10, 3)?;
-    assert!(is_listed(&cluster, &items.index())?, "created later, and listed");
+    assert!(
+        is_listed(&cluster, &items.index())?,
+        "created later, and listed"
+    );
     assert!(!is_listed(&cluster, "gone_rollback_idx")?);
     wait_until("partitions dropped", || {
         let map = cluster.ctl("map")?;
         let text = map.to_string();
-        Ok(!text.contains("gone_index_embedding_idx") && !text.contains("gone_table_embedding_idx"))
+        Ok(
+            !text.contains("gone_index_embedding_idx")
+                && !text.contains("gone_table_embedding_idx"),
+        )
     })
 }
 
@@ -121,16 +160,39 @@ fn definitions_that_cannot_be_served_are_refused_by_name() -> Result<()> {
     Items::create(&mut session, "bad_defs", 5, 3)?;
     session.batch_execute("ALTER TABLE bad_defs ADD COLUMN loose vector")?;
     for (sql, word) in [
-        ("CREATE INDEX ON bad_defs USING ruhnsw (loose vector_l2_ops)", "column does not have dimensions"),
-        ("CREATE INDEX ON bad_defs USING ruhnsw (embedding vector_l2_ops) WITH (m = 1)", "out of bounds"),
-        ("CREATE INDEX ON bad_defs USING ruhnsw (embedding vector_l2_ops) WITH (m = 16, ef_construction = 20)", "ef_construction"),
-        ("CREATE INDEX ON bad_defs USING ruhnsw (embedding vector_l2_ops) WHERE label > 3", "partial"),
+        (
+            "CREATE INDEX ON bad_defs USING ruhnsw (loose vector_l2_ops)",
+            "column does not have dimensions",
+        ),
+        (
+            "CREATE INDEX ON bad_defs USING ruhnsw (embedding vector_l2_ops) WITH (m = 1)",
+            "out of bounds",
+        ),
+        (
+            "CREATE INDEX ON bad_defs USING ruhnsw (embedding vector_l2_ops) WITH (m = 16, ef_construction = 20)",
+            "ef_construction",
+        ),
+        (
+            "CREATE INDEX ON bad_defs USING ruhnsw (embedding vector_l2_ops) WHERE label > 3",
+            "partial",
+        ),
     ] {
         let error = session.batch_execute(sql).unwrap_err();
         let message = error.as_db_error().unwrap().message().to_owned();
         assert!(message.to_lowercase().contains(word), "{sql}: {message}");
     }
-    let error = session.batch_execute(&format!("SELECT '{}'::vector(2)", literal(&[1.0, 2.0, 3.0]))).unwrap_err();
-    assert!(error.as_db_error().unwrap().message().contains("expected 2 dimensions, not 3"));
+    let error = session
+        .batch_execute(&format!(
+            "SELECT '{}'::vector(2)",
+            literal(&[1.0, 2.0, 3.0])
+        ))
+        .unwrap_err();
+    assert!(
+        error
+            .as_db_error()
+            .unwrap()
+            .message()
+            .contains("expected 2 dimensions, not 3")
+    );
     Ok(())
 }

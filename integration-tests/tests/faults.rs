@@ -15,7 +15,13 @@ fn p2_p3_nothing_is_lost_or_resurrected_when_each_process_is_killed() -> Result<
     for process in ["node-1", "consumer-1", "coordinator-1", "postgres"] {
         items.insert(&mut session, next..next + 100)?;
         session.execute(&format!("DELETE FROM kills WHERE id = {}", next - 50), &[])?;
-        session.execute(&format!("UPDATE kills SET label = label + 1 WHERE id > {}", next - 200), &[])?;
+        session.execute(
+            &format!(
+                "UPDATE kills SET label = label + 1 WHERE id > {}",
+                next - 200
+            ),
+            &[],
+        )?;
         if process == "postgres" {
             cluster.make(&["stop", "PROC=postgres", "MODE=immediate"])?;
         } else {
@@ -26,7 +32,9 @@ fn p2_p3_nothing_is_lost_or_resurrected_when_each_process_is_killed() -> Result<
         cluster.restart(process)?;
         next += 200;
         session = cluster.session_within(Duration::from_secs(30))?;
-        session.batch_execute("SET ruvector.read_consistency = strong; SET ruvector.search_timeout_ms = 40000")?;
+        session.batch_execute(
+            "SET ruvector.read_consistency = strong; SET ruvector.search_timeout_ms = 40000",
+        )?;
         items.assert_every_row_once(&mut session)?;
         items.assert_equals_exact(&mut session, 10)?;
     }
@@ -39,7 +47,9 @@ fn p7_p11_one_of_three_nodes_killed_during_queries_fails_none_and_falls_back_nev
     let mut session = cluster.session()?;
     let items = Items::indexed(&mut session, "node_kill", 3_000, 24)?;
     let probe = |i: i64| items.nearest(50_000 + i, 10);
-    let wants: Vec<Vec<i64>> = (0..20).map(|i| session.exact_ids(&probe(i))).collect::<Result<_>>()?;
+    let wants: Vec<Vec<i64>> = (0..20)
+        .map(|i| session.exact_ids(&probe(i)))
+        .collect::<Result<_>>()?;
     let (stop, queries) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| -> Result<()> {
         let workers: Vec<_> = (0..3)
@@ -66,10 +76,15 @@ fn p7_p11_one_of_three_nodes_killed_during_queries_fails_none_and_falls_back_nev
         for worker in workers {
             worker.join().expect("no panic")?;
         }
-        assert!(before > 0 && queries.load(Ordering::Relaxed) > before + 20, "queries went on");
+        assert!(
+            before > 0 && queries.load(Ordering::Relaxed) > before + 20,
+            "queries went on"
+        );
         Ok(())
     })?;
-    session.explain(&probe(1))?.assert_answered_by_the_cluster()?;
+    session
+        .explain(&probe(1))?
+        .assert_answered_by_the_cluster()?;
     cluster.restart("node-2")?;
     items.insert(&mut session, 3_001..3_100)?;
     items.assert_equals_exact(&mut session, 10)

@@ -23,11 +23,16 @@ fn limits_of_1_10_and_100() -> Result<()> {
 #[test]
 fn each_metric_orders_as_its_operator_says() -> Result<()> {
     let mut session = session()?;
-    for (opclass, operator) in [("vector_l2_ops", "<->"), ("vector_cosine_ops", "<=>"), ("vector_ip_ops", "<#>")] {
+    for (opclass, operator) in [
+        ("vector_l2_ops", "<->"),
+        ("vector_cosine_ops", "<=>"),
+        ("vector_ip_ops", "<#>"),
+    ] {
         let items = Items::create(&mut session, "q_metric", 1_000, 16)?;
         items.create_index(&mut session, opclass)?;
         let query = literal(&clustered_vector(5_000, 16));
-        let sql = format!("SELECT id FROM q_metric ORDER BY embedding {operator} '{query}' LIMIT 20");
+        let sql =
+            format!("SELECT id FROM q_metric ORDER BY embedding {operator} '{query}' LIMIT 20");
         assert_eq!(session.ids(&sql)?, session.exact_ids(&sql)?, "{operator}");
         session.explain(&sql)?.assert_answered_by_the_cluster()?;
     }
@@ -38,7 +43,8 @@ fn each_metric_orders_as_its_operator_says() -> Result<()> {
 fn prepared_statements_with_a_parameter_keep_using_the_index() -> Result<()> {
     let mut session = session()?;
     let items = Items::indexed(&mut session, "q_prepared", 1_000, 16)?;
-    let statement = session.prepare("SELECT id FROM q_prepared ORDER BY embedding <-> $1::text::vector LIMIT 10")?;
+    let statement = session
+        .prepare("SELECT id FROM q_prepared ORDER BY embedding <-> $1::text::vector LIMIT 10")?;
     for probe in 0..8 {
         let query = literal(&clustered_vector(9_000 + probe, 16));
         let rows = session.query(&statement, &[&query])?;
@@ -103,7 +109,9 @@ fn a_cursor_pages_through_in_order() -> Result<()> {
         got.extend(page);
     }
     session.batch_execute("COMMIT")?;
-    let want = session.exact_ids(&format!("SELECT id FROM q_cursor ORDER BY embedding <-> '{query}'"))?;
+    let want = session.exact_ids(&format!(
+        "SELECT id FROM q_cursor ORDER BY embedding <-> '{query}'"
+    ))?;
     assert_eq!(got.len(), want.len());
     assert_eq!(got[..100], want[..100]);
     Ok(())
@@ -115,7 +123,9 @@ fn a_transactions_own_writes_are_in_its_answers() -> Result<()> {
     let items = Items::indexed(&mut session, "q_own", 300, 12)?;
     let near = literal(&[6.0f32; 12]);
     let sql = format!("SELECT id FROM q_own ORDER BY embedding <-> '{near}' LIMIT 1");
-    session.batch_execute(&format!("BEGIN; INSERT INTO q_own VALUES (900, 1, '{near}')"))?;
+    session.batch_execute(&format!(
+        "BEGIN; INSERT INTO q_own VALUES (900, 1, '{near}')"
+    ))?;
     assert_eq!(session.ids(&sql)?, [900]);
     session.batch_execute("SAVEPOINT s; DELETE FROM q_own WHERE id = 900")?;
     assert_ne!(session.ids(&sql)?, [900]);
@@ -134,7 +144,13 @@ fn p8_a_session_reads_what_it_has_committed() -> Result<()> {
     Items::indexed(&mut session, "q_session", 100, 12)?;
     for i in 0..50 {
         let vector = literal(&[10.0 + i as f32; 12]);
-        session.execute(&format!("INSERT INTO q_session VALUES ({}, 0, '{vector}')", 1_000 + i), &[])?;
+        session.execute(
+            &format!(
+                "INSERT INTO q_session VALUES ({}, 0, '{vector}')",
+                1_000 + i
+            ),
+            &[],
+        )?;
         let sql = format!("SELECT id FROM q_session ORDER BY embedding <-> '{vector}' LIMIT 1");
         assert_eq!(session.ids(&sql)?, [1_000 + i]);
     }
@@ -150,7 +166,9 @@ fn a_query_can_be_cancelled_and_the_session_goes_on() -> Result<()> {
     let mut cancelled = 0;
     let deadline = Instant::now() + Duration::from_secs(5);
     while Instant::now() < deadline && cancelled < 20 {
-        let sql = format!("SELECT count(*) FROM (SELECT id FROM q_cancel ORDER BY embedding <-> '{query}') s");
+        let sql = format!(
+            "SELECT count(*) FROM (SELECT id FROM q_cancel ORDER BY embedding <-> '{query}') s"
+        );
         if session.client_error(&sql) == Some("57014".into()) {
             cancelled += 1;
         }

@@ -13,7 +13,11 @@ fn session() -> Result<Session> {
 }
 
 fn nearest_id(session: &mut Session, items: &Items, vector: &[f32]) -> Result<i64> {
-    let sql = format!("SELECT id FROM {} ORDER BY embedding <-> '{}' LIMIT 1", items.name, literal(vector));
+    let sql = format!(
+        "SELECT id FROM {} ORDER BY embedding <-> '{}' LIMIT 1",
+        items.name,
+        literal(vector)
+    );
     Ok(session.ids(&sql)?[0])
 }
 
@@ -24,7 +28,10 @@ fn p2_rows_that_were_there_before_the_index_and_rows_inserted_later_are_found() 
     items.assert_equals_exact(&mut session, 10)?;
     items.insert(&mut session, 2_001..2_501)?;
     items.assert_equals_exact(&mut session, 10)?;
-    assert_eq!(nearest_id(&mut session, &items, &clustered_vector(2_400, 24))?, 2_400);
+    assert_eq!(
+        nearest_id(&mut session, &items, &clustered_vector(2_400, 24))?,
+        2_400
+    );
     items.assert_every_row_once(&mut session)
 }
 
@@ -35,7 +42,9 @@ fn recall_stays_once_the_tail_is_folded() -> Result<()> {
     session.wait_for(&items.index(), true)?;
     let recall = items.recall_at_10(&mut session, 50)?;
     assert!(recall >= 0.98, "recall@10 is {recall}");
-    session.explain(&items.nearest(3, 10))?.assert_answered_by_the_cluster()?;
+    session
+        .explain(&items.nearest(3, 10))?
+        .assert_answered_by_the_cluster()?;
     items.assert_every_row_once(&mut session)
 }
 
@@ -44,9 +53,18 @@ fn p3_an_updated_vector_is_found_at_its_new_place_only() -> Result<()> {
     let mut session = session()?;
     let items = Items::indexed(&mut session, "rows_update", 500, 16)?;
     let far = vec![9.0; 16];
-    session.execute(&format!("UPDATE rows_update SET embedding = '{}' WHERE id = 77", literal(&far)), &[])?;
+    session.execute(
+        &format!(
+            "UPDATE rows_update SET embedding = '{}' WHERE id = 77",
+            literal(&far)
+        ),
+        &[],
+    )?;
     assert_eq!(nearest_id(&mut session, &items, &far)?, 77);
-    assert_ne!(nearest_id(&mut session, &items, &clustered_vector(77, 16))?, 77);
+    assert_ne!(
+        nearest_id(&mut session, &items, &clustered_vector(77, 16))?,
+        77
+    );
     items.assert_equals_exact(&mut session, 20)?;
     items.assert_every_row_once(&mut session)
 }
@@ -56,7 +74,10 @@ fn an_update_that_leaves_a_toasted_vector_alone_keeps_it() -> Result<()> {
     let mut session = session()?;
     let items = Items::indexed(&mut session, "rows_toast", 200, TOASTED)?;
     session.execute("UPDATE rows_toast SET label = label + 1", &[])?;
-    assert_eq!(nearest_id(&mut session, &items, &clustered_vector(123, TOASTED))?, 123);
+    assert_eq!(
+        nearest_id(&mut session, &items, &clustered_vector(123, TOASTED))?,
+        123
+    );
     items.assert_equals_exact(&mut session, 10)?;
     items.assert_every_row_once(&mut session)
 }
@@ -67,7 +88,10 @@ fn a_key_change_moves_a_toasted_vector_with_its_row() -> Result<()> {
     let items = Items::indexed(&mut session, "rows_key", 200, TOASTED)?;
     session.execute("UPDATE rows_key SET id = id + 1000 WHERE id <= 50", &[])?;
     for id in [1, 17, 50] {
-        assert_eq!(nearest_id(&mut session, &items, &clustered_vector(id, TOASTED))?, id + 1000);
+        assert_eq!(
+            nearest_id(&mut session, &items, &clustered_vector(id, TOASTED))?,
+            id + 1000
+        );
     }
     items.assert_equals_exact(&mut session, 10)?;
     items.assert_every_row_once(&mut session)
@@ -120,10 +144,14 @@ fn several_changes_of_a_row_in_one_transaction_end_with_the_last() -> Result<()>
          UPDATE rows_several SET id = 1004 WHERE id = 1003;
          COMMIT"
     ))?;
-    let mut near_a = session.ids(&format!("SELECT id FROM rows_several ORDER BY embedding <-> '{a}' LIMIT 2"))?;
+    let mut near_a = session.ids(&format!(
+        "SELECT id FROM rows_several ORDER BY embedding <-> '{a}' LIMIT 2"
+    ))?;
     near_a.sort_unstable();
     assert_eq!(near_a, [1001, 1004]);
-    let mut near_b = session.ids(&format!("SELECT id FROM rows_several ORDER BY embedding <-> '{b}' LIMIT 2"))?;
+    let mut near_b = session.ids(&format!(
+        "SELECT id FROM rows_several ORDER BY embedding <-> '{b}' LIMIT 2"
+    ))?;
     near_b.sort_unstable();
     assert_eq!(near_b, [1, 2]);
     items.assert_every_row_once(&mut session)
@@ -140,7 +168,9 @@ fn aborted_transactions_and_savepoints_leave_no_row() -> Result<()> {
          SAVEPOINT s; INSERT INTO rows_abort VALUES (903, 1, '{near}'); ROLLBACK TO s;
          INSERT INTO rows_abort VALUES (904, 1, '{near}'); COMMIT"
     ))?;
-    let mut got = session.ids(&format!("SELECT id FROM rows_abort ORDER BY embedding <-> '{near}' LIMIT 2"))?;
+    let mut got = session.ids(&format!(
+        "SELECT id FROM rows_abort ORDER BY embedding <-> '{near}' LIMIT 2"
+    ))?;
     got.sort_unstable();
     assert_eq!(got, [902, 904]);
     items.assert_equals_exact(&mut session, 10)?;
@@ -151,7 +181,10 @@ fn aborted_transactions_and_savepoints_leave_no_row() -> Result<()> {
 fn hot_updated_rows_are_found_through_their_chain() -> Result<()> {
     let mut session = session()?;
     session.batch_execute("DROP TABLE IF EXISTS rows_hot; CREATE TABLE rows_hot(id bigint PRIMARY KEY, label int, embedding vector(8)) WITH (fillfactor = 30)")?;
-    let items = Items { name: "rows_hot".into(), dimensions: 8 };
+    let items = Items {
+        name: "rows_hot".into(),
+        dimensions: 8,
+    };
     items.insert(&mut session, 1..200)?;
     items.create_index(&mut session, "vector_l2_ops")?;
     for _ in 0..3 {

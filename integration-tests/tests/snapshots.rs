@@ -22,7 +22,11 @@ fn p1_rows_deleted_and_updated_by_others_stay_in_an_older_snapshot() -> Result<(
     ))?;
     // The writer's own read waits until the cluster has applied its changes.
     assert!(!writer.ids(&sql)?.iter().any(|id| before[..14].contains(id)));
-    assert_eq!(reader.ids(&sql)?, before, "the older snapshot sees what it saw");
+    assert_eq!(
+        reader.ids(&sql)?,
+        before,
+        "the older snapshot sees what it saw"
+    );
     reader.explain(&sql)?.assert_answered_by_the_cluster()?;
     items.assert_every_row_once(&mut reader)?;
     reader.batch_execute("COMMIT")?;
@@ -46,7 +50,9 @@ fn p1_an_open_cursor_sees_neither_less_nor_more_than_its_snapshot() -> Result<()
          INSERT INTO snap_cursor SELECT i, 0, '{query}' FROM generate_series(5001, 5050) i",
         literal(&[-30.0f32; 12])
     ))?;
-    writer.ids(&format!("SELECT id FROM snap_cursor ORDER BY embedding <-> '{query}' LIMIT 1"))?;
+    writer.ids(&format!(
+        "SELECT id FROM snap_cursor ORDER BY embedding <-> '{query}' LIMIT 1"
+    ))?;
     got.extend(reader.ids("FETCH ALL FROM c")?);
     reader.batch_execute("COMMIT")?;
     got.sort_unstable();
@@ -61,7 +67,9 @@ fn p1_a_row_inserted_by_an_open_transaction_is_invisible_to_others() -> Result<(
     Items::indexed(&mut writer, "snap_open", 100, 12)?;
     let near = literal(&[8.0f32; 12]);
     let sql = format!("SELECT id FROM snap_open ORDER BY embedding <-> '{near}' LIMIT 1");
-    writer.batch_execute(&format!("BEGIN; INSERT INTO snap_open VALUES (901, 0, '{near}')"))?;
+    writer.batch_execute(&format!(
+        "BEGIN; INSERT INTO snap_open VALUES (901, 0, '{near}')"
+    ))?;
     assert_ne!(reader.ids(&sql)?, [901]);
     writer.batch_execute("COMMIT")?;
     reader.batch_execute("SET ruvector.read_consistency = strong")?;
@@ -79,8 +87,14 @@ fn p1_a_snapshot_older_than_the_backfill_is_scanned_exactly() -> Result<()> {
     writer.batch_execute("DELETE FROM snap_older WHERE id <= 100")?;
     items.create_index(&mut writer, "vector_l2_ops")?;
     let query = literal(&clustered_vector(1, 12));
-    let got = reader.ids(&format!("SELECT id FROM snap_older ORDER BY embedding <-> '{query}'"))?;
-    assert_eq!(got.len(), 200, "the snapshot from before the DELETE sees all rows");
+    let got = reader.ids(&format!(
+        "SELECT id FROM snap_older ORDER BY embedding <-> '{query}'"
+    ))?;
+    assert_eq!(
+        got.len(),
+        200,
+        "the snapshot from before the DELETE sees all rows"
+    );
     Ok(())
 }
 
