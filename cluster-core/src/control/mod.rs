@@ -1,1 +1,25 @@
 //! The replicated state machine of the coordinators.
+//!
+//! Raft orders [`Command`]s; every coordinator applies them to its
+//! [`ClusterState`] and so holds the same one. Nothing is computed here that
+//! another version of the program might compute differently: where partitions
+//! go is decided by the leader ([`crate::placement`]) and carried by the
+//! command, so that the map is data.
+//!
+//! What holds after every command: the map's version rose by one if the map
+//! changed and stayed otherwise; ids are never given twice; the partitions of
+//! a collection tile the hash space; epochs and tokens only rise. Every command
+//! may be applied twice with the effect of once, for a caller that has lost an
+//! answer asks again.
+
+mod collections;
+mod command;
+mod members;
+mod sources;
+mod state;
+
+#[cfg(test)]
+mod tests;
+
+pub use command::{Command, CoordinatorMember, PlacedPartition, Refusal, Reign, Response};
+pub use state::{ClusterState, ConsumerRecord};

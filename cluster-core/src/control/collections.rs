@@ -1,0 +1,270 @@
+//! Collections: created and dropped in the source's commit order, filled by
+//! backfills.
+
+use super::command::{PlacedPartition, Refusal, Response};
+use super::state::*;
+use crate::collection::*;
+use crate::ids::*;
+use crate::map::*;
+
+impl ClusterState {
+    /// Named by `(source, index_oid, definition_generation)`. A replayed stream
+    /// creates what exists, or what a later generation has replaced; the
+    /// latter goes again as soon as the stream reaches the later one.
+    pub(super) fn create_collection(
+        &mut self,
+        token: ConsumerEpoch,
+        spec: CollectionSpec,
+        placement: Vec<PlacedPartition>,
+    ) -> Outcome {
+        self.check_token(spec.source, token)?;
+        if let Some(existing) =
+            self.map
+                .collection_by_index(spec.source, spec.index_oid, spec.definition_generation)
+        {
+            let (id, ready) = (existing.id, is_ready(existing));
+            let dropped = ready && self.drop_earlier_generations(id);
+            let changed = if dropped {
+                MapChanged::Yes
+            } else {
+                MapChanged::No
+            };
+            return Ok((Response::CollectionCreated { collection: id }, changed));
+        }
+        check_spec(&spec)?;
+        self.check_placement(&placement)?;
+
+        let id = self.last.collection.next();
+        self.last.collection = id;
+        for placed in placement {
+            self.add_partition(id, placed);
+        }
+        let last_backfill = BackfillId(0);
+        let state = CollectionState::Building {
+            backfill: last_backfill,
+        };
+        self.map.collections.insert(
+            id,
+            Collection {
+                id,
+                spec,
+                state,
+                last_backfill,
+            },
+        );
+        Ok((
+            Response::CollectionCreated { collection: id },
+            MapChanged::Yes,
+        ))
+    }
+
+    fn check_placement(&self, placement: &[PlacedPartition]) -> Result<(), Refusal> {
+        if self.map.nodes.is_empty() {
+            return Err(Refusal::NoNodes);
+        }
+        let outdated = |what: String| Err(Refusal::PlacementOutdated { what });
+        if !tiles_whole_space(placement.iter().map(|p| p.range)) {
+            return outdated("the ranges do not tile the hash space".to_owned());
+        }
+        for placed in placement {
+            if placed.nodes.is_empty() {
+                return outdated(format!("nobody holds {}", placed.range));
+            }
+            for (i, node) in placed.nodes.iter().enumerate() {
+                if !self.map.nodes.contains_key(node) || placed.nodes[..i].contains(node) {
+                    return outdated(format!("{node} is unknown or named twice"));
+                }
+            }
+        }
+        if self.map.collections.len() >= COLLECTIONS_MAX {
+            return Err(Refusal::Full {
+                of: "collections".to_owned(),
+                limit: COLLECTIONS_MAX,
+            });
+        }
+        if self.map.partitions.len() + placement.len() > PARTITIONS_MAX {
+            return Err(Refusal::Full {
+                of: "partitions".to_owned(),
+                limit: PARTITIONS_MAX,
+            });
+        }
+        Ok(())
+    }
+
+    /// The replicas of a new partition serve at once: they start with nothing,
+    /// as the collection does, and get the stream from the beginning.
+    fn add_partition(&mut self, collection: CollectionId, placed: PlacedPartition) {
+        let id = self.last.partition.next();
+        self.last.partition = id;
+        let mut generation = self.last.generation;
+        let replicas = placed
+            .nodes
+            .into_iter()
+            .map(|node| {
+                generation = generation.next();
+                Replica {
+                    node,
+                    generation,
+                    state: ReplicaState::Serving,
+                }
+            })
+            .collect();
+        self.last.generation = generation;
+        let partition = Partition {
+            id,
+            collection,
+            range: placed.range,
+            replicas,
+        };
+        self.map.partitions.insert(id, partition);
+    }
+
+    pub(super) fn drop_collection(
+        &mut self,
+        token: ConsumerEpoch,
+        source: SourceId,
+        index_oid: u32,
+        definition_generation: u64,
+    ) -> Outcome {
+        self.check_token(source, token)?;
+        let dropped = self.remove_collections(|c| {
+            c.spec.source == source
+                && c.spec.index_oid == index_oid
+                && c.spec.definition_generation <= definition_generation
+        });
+        Ok((
+            Response::Done,
+            if dropped {
+                MapChanged::Yes
+            } else {
+                MapChanged::No
+            },
+        ))
+    }
+
+    /// Each call voids the earlier backfills. A collection that is ready stays
+    /// so: a late repetition of an old call must not take it away.
+    pub(super) fn begin_backfill(
+        &mut self,
+        token: ConsumerEpoch,
+        collection: CollectionId,
+    ) -> Outcome {
+        let record = self.fenced_collection(token, collection)?;
+        if is_ready(record) {
+            let what = format!("{collection} is ready: nothing to fill");
+            return Err(Refusal::Conflict { what });
+        }
+        let backfill = record.last_backfill.next();
+        record.last_backfill = backfill;
+        record.state = CollectionState::Building { backfill };
+        Ok((Response::BackfillBegun { backfill }, MapChanged::Yes))
+    }
+
+    pub(super) fn finish_backfill(
+        &mut self,
+        token: ConsumerEpoch,
+        collection: CollectionId,
+        backfill: BackfillId,
+        mut snapshot: BackfillSnapshot,
+    ) -> Outcome {
+        // `BackfillSnapshot::covers` searches by halves.
+        snapshot.running.sort_unstable();
+        snapshot.running.dedup();
+        let record = self.fenced_collection(token, collection)?;
+        let last = record.last_backfill;
+        let void = Refusal::BackfillVoid {
+            collection,
+            given: backfill,
+            last,
+        };
+        match &record.state {
+            CollectionState::Building { backfill: running }
+                if *running == backfill && backfill != BackfillId(0) => {}
+            CollectionState::Ready { snapshot: known }
+                if last == backfill && *known == snapshot =>
+            {
+                return Ok((Response::Done, MapChanged::No));
+            }
+            _ => return Err(void),
+        }
+        record.state = CollectionState::Ready { snapshot };
+        self.drop_earlier_generations(collection);
+        Ok((Response::Done, MapChanged::Yes))
+    }
+
+    pub(super) fn fail_collection(
+        &mut self,
+        token: ConsumerEpoch,
+        collection: CollectionId,
+        reason: String,
+    ) -> Outcome {
+        let record = self.fenced_collection(token, collection)?;
+        let failed = CollectionState::Failed { reason };
+        if record.state == failed {
+            return Ok((Response::Done, MapChanged::No));
+        }
+        record.state = failed;
+        Ok((Response::Done, MapChanged::Yes))
+    }
+
+    fn fenced_collection(
+        &mut self,
+        token: ConsumerEpoch,
+        collection: CollectionId,
+    ) -> Result<&mut Collection, Refusal> {
+        let unknown = Refusal::UnknownCollection { collection };
+        let source = self
+            .map
+            .collections
+            .get(&collection)
+            .ok_or(unknown.clone())?
+            .spec
+            .source;
+        self.check_token(source, token)?;
+        self.map.collections.get_mut(&collection).ok_or(unknown)
+    }
+
+    /// Drops what `kept` replaces; whether there was any.
+    fn drop_earlier_generations(&mut self, kept: CollectionId) -> bool {
+        let spec = self.map.collections[&kept].spec.clone();
+        self.remove_collections(|c| {
+            c.spec.source == spec.source
+                && c.spec.index_oid == spec.index_oid
+                && c.spec.definition_generation < spec.definition_generation
+        })
+    }
+
+    /// Removes collections with their partitions; whether there was any.
+    pub(super) fn remove_collections(&mut self, goes: impl Fn(&Collection) -> bool) -> bool {
+        let before = self.map.collections.len();
+        self.map
+            .collections
+            .retain(|_, collection| !goes(collection));
+        let collections = &self.map.collections;
+        self.map
+            .partitions
+            .retain(|_, p| collections.contains_key(&p.collection));
+        self.map.collections.len() != before
+    }
+}
+
+fn is_ready(collection: &Collection) -> bool {
+    matches!(collection.state, CollectionState::Ready { .. })
+}
+
+fn check_spec(spec: &CollectionSpec) -> Result<(), Refusal> {
+    let invalid = |what: String| Err(Refusal::Invalid { what });
+    if !(1..=DIMENSIONS_MAX).contains(&spec.dimensions) {
+        return invalid(format!(
+            "{} dimensions: want 1 to {DIMENSIONS_MAX}",
+            spec.dimensions
+        ));
+    }
+    if spec.key_attnums.is_empty() {
+        return invalid("a collection's table needs a replica identity".to_owned());
+    }
+    if spec.key_attnums.iter().any(|attnum| *attnum < 1) || spec.column_attnum < 1 {
+        return invalid("attribute numbers count from 1".to_owned());
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! What the coordinators agree on, and what the state machine answers.
+
+use crate::collection::{BackfillSnapshot, CollectionSpec};
+use crate::ids::*;
+use crate::map::{HashRange, Slot};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoordinatorMember {
+    pub id: u64,
+    /// `host:port` of the coordinator's gRPC server.
+    pub address: String,
+}
+
+/// A leader's term of office, as Raft numbers it. Ordered: a later one is greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Reign {
+    pub term: u64,
+    pub leader: u64,
+}
+
+/// A partition of a collection to be, with the nodes that shall hold it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedPartition {
+    pub range: HashRange,
+    pub nodes: Vec<NodeId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Gives the cluster its id, once.
+    Initialise {
+        cluster_id: String,
+        members: Vec<CoordinatorMember>,
+    },
+    /// A leader's first command: the epoch rises.
+    NewEpoch {
+        reign: Reign,
+    },
+    JoinNode {
+        disk_uuid: String,
+        known_as: Option<NodeId>,
+        address: String,
+        zone: String,
+    },
+    JoinConsumer {
+        process_uuid: String,
+        address: String,
+    },
+    /// Forgets a consumer that fell silent and holds nothing.
+    ForgetConsumer {
+        consumer: ConsumerId,
+    },
+    AddSource {
+        name: String,
+        dsn: String,
+    },
+    RemoveSource {
+        source: SourceId,
+    },
+    /// Hands a source to a consumer, if the token still is `expected`.
+    AssignSource {
+        source: SourceId,
+        consumer: ConsumerId,
+        expected: ConsumerEpoch,
+    },
+    ReportSource {
+        source: SourceId,
+        token: ConsumerEpoch,
+        slot: Option<Slot>,
+        problem: String,
+    },
+    CreateCollection {
+        token: ConsumerEpoch,
+        spec: CollectionSpec,
+        placement: Vec<PlacedPartition>,
+    },
+    /// Drops every generation of the index up to `definition_generation`.
+    DropCollection {
+        token: ConsumerEpoch,
+        source: SourceId,
+        index_oid: u32,
+        definition_generation: u64,
+    },
+    BeginBackfill {
+        token: ConsumerEpoch,
+        collection: CollectionId,
+    },
+    FinishBackfill {
+        token: ConsumerEpoch,
+        collection: CollectionId,
+        backfill: BackfillId,
+        snapshot: BackfillSnapshot,
+    },
+    FailCollection {
+        token: ConsumerEpoch,
+        collection: CollectionId,
+        reason: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// Nothing to tell: the command has taken effect, now or before.
+    Done,
+    Initialised {
+        cluster_id: String,
+    },
+    Epoch {
+        epoch: LeaseEpoch,
+    },
+    NodeJoined {
+        node: NodeId,
+    },
+    ConsumerJoined {
+        consumer: ConsumerId,
+    },
+    SourceAdded {
+        source: SourceId,
+    },
+    SourceAssigned {
+        token: ConsumerEpoch,
+    },
+    CollectionCreated {
+        collection: CollectionId,
+    },
+    BackfillBegun {
+        backfill: BackfillId,
+    },
+    Refused(Refusal),
+}
+
+/// Why a command changed nothing. The kind says what the caller does next.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    #[error("the cluster is not initialised yet: run `ruvector ctl init` once")]
+    NotInitialised,
+    #[error("{node} is known with disk {known}, not with disk {given}: {explanation}")]
+    DiskMismatch {
+        node: NodeId,
+        known: String,
+        given: String,
+        explanation: String,
+    },
+    #[error("{node} is unknown to this cluster: its data belongs to another one, or was forged")]
+    UnknownNode { node: NodeId },
+    #[error("{consumer} is unknown to this cluster: join again")]
+    UnknownConsumer { consumer: ConsumerId },
+    #[error("there is no {of}: it was removed")]
+    UnknownSource { of: SourceId },
+    #[error("there is no {collection}: it was dropped")]
+    UnknownCollection { collection: CollectionId },
+    #[error("consumer token {given} of {of} is void: the current one is {current}")]
+    Fenced {
+        of: SourceId,
+        given: ConsumerEpoch,
+        current: ConsumerEpoch,
+    },
+    #[error("backfill {given} of {collection} is void: the last one is {last}")]
+    BackfillVoid {
+        collection: CollectionId,
+        given: BackfillId,
+        last: BackfillId,
+    },
+    #[error("no node has joined yet: try again once one has")]
+    NoNodes,
+    #[error("the proposed placement does not fit the cluster any more: {what}")]
+    PlacementOutdated { what: String },
+    #[error("{what}")]
+    Conflict { what: String },
+    #[error("{what}")]
+    Invalid { what: String },
+    #[error("limit reached: at most {limit} {of}")]
+    Full { of: String, limit: usize },
+}

@@ -1,0 +1,210 @@
+//! The state that every coordinator holds, and the door to it.
+
+use super::command::{Command, CoordinatorMember, Refusal, Reign, Response};
+use crate::ids::*;
+use crate::map::{PartitionMap, Source, tiles_whole_space};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+pub const NODES_MAX: usize = 1024;
+pub const CONSUMERS_MAX: usize = 1024;
+pub const SOURCES_MAX: usize = 1024;
+pub const COLLECTIONS_MAX: usize = 16_384;
+pub const PARTITIONS_MAX: usize = 262_144;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsumerRecord {
+    /// Drawn by the process at its start.
+    pub process_uuid: String,
+    pub address: String,
+}
+
+/// The last id given of each kind; ids are never given twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LastIds {
+    pub node: NodeId,
+    pub consumer: ConsumerId,
+    pub source: SourceId,
+    pub collection: CollectionId,
+    pub partition: PartitionId,
+    pub generation: Generation,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterState {
+    pub(super) map: PartitionMap,
+    pub(super) members: Vec<CoordinatorMember>,
+    pub(super) reign: Option<Reign>,
+    pub(super) consumers: BTreeMap<ConsumerId, ConsumerRecord>,
+    /// Connection strings; they hold passwords and stay out of the map.
+    pub(super) dsns: BTreeMap<SourceId, String>,
+    pub(super) last: LastIds,
+}
+
+/// What a command's handler answers: the response, and whether the map changed.
+pub(super) type Outcome = Result<(Response, MapChanged), Refusal>;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum MapChanged {
+    Yes,
+    No,
+}
+
+impl ClusterState {
+    pub fn map(&self) -> &PartitionMap {
+        &self.map
+    }
+
+    pub fn members(&self) -> &[CoordinatorMember] {
+        &self.members
+    }
+
+    /// The reign that the epoch belongs to.
+    pub fn reign(&self) -> Option<Reign> {
+        self.reign
+    }
+
+    pub fn is_initialised(&self) -> bool {
+        !self.map.cluster_id.is_empty()
+    }
+
+    pub fn consumers(&self) -> &BTreeMap<ConsumerId, ConsumerRecord> {
+        &self.consumers
+    }
+
+    pub fn dsn(&self, source: SourceId) -> Option<&str> {
+        self.dsns.get(&source).map(String::as_str)
+    }
+
+    /// The sources that a consumer holds, with their tokens.
+    pub fn held_by(&self, consumer: ConsumerId) -> impl Iterator<Item = &Source> {
+        self.map
+            .sources
+            .values()
+            .filter(move |s| s.consumer == Some(consumer))
+    }
+
+    /// Applies one command. A refused command changes nothing.
+    pub fn apply(&mut self, command: Command) -> Response {
+        match self.dispatch(command) {
+            Ok((response, MapChanged::No)) => response,
+            Ok((response, MapChanged::Yes)) => {
+                self.map.version = self.map.version.next();
+                response
+            }
+            Err(refusal) => Response::Refused(refusal),
+        }
+    }
+
+    fn dispatch(&mut self, command: Command) -> Outcome {
+        match command {
+            Command::Initialise {
+                cluster_id,
+                members,
+            } => {
+                return self.initialise(cluster_id, members);
+            }
+            Command::NewEpoch { reign } => return self.new_epoch(reign),
+            _ if !self.is_initialised() => return Err(Refusal::NotInitialised),
+            _ => {}
+        }
+        match command {
+            Command::Initialise { .. } | Command::NewEpoch { .. } => {
+                unreachable!("answered above")
+            }
+            Command::JoinNode {
+                disk_uuid,
+                known_as,
+                address,
+                zone,
+            } => self.join_node(disk_uuid, known_as, address, zone),
+            Command::JoinConsumer {
+                process_uuid,
+                address,
+            } => self.join_consumer(process_uuid, address),
+            Command::ForgetConsumer { consumer } => self.forget_consumer(consumer),
+            Command::AddSource { name, dsn } => self.add_source(name, dsn),
+            Command::RemoveSource { source } => self.remove_source(source),
+            Command::AssignSource {
+                source,
+                consumer,
+                expected,
+            } => self.assign_source(source, consumer, expected),
+            Command::ReportSource {
+                source,
+                token,
+                slot,
+                problem,
+            } => self.report_source(source, token, slot, problem),
+            Command::CreateCollection {
+                token,
+                spec,
+                placement,
+            } => self.create_collection(token, spec, placement),
+            Command::DropCollection {
+                token,
+                source,
+                index_oid,
+                definition_generation,
+            } => self.drop_collection(token, source, index_oid, definition_generation),
+            Command::BeginBackfill { token, collection } => self.begin_backfill(token, collection),
+            Command::FinishBackfill {
+                token,
+                collection,
+                backfill,
+                snapshot,
+            } => self.finish_backfill(token, collection, backfill, snapshot),
+            Command::FailCollection {
+                token,
+                collection,
+                reason,
+            } => self.fail_collection(token, collection, reason),
+        }
+    }
+
+    /// The first broken invariant of the state, in words.
+    pub fn violation(&self) -> Option<String> {
+        let map = &self.map;
+        for collection in map.collections.values() {
+            let ranges = map
+                .partitions_of(collection.id)
+                .into_iter()
+                .map(|p| p.range);
+            if !tiles_whole_space(ranges) {
+                return Some(format!("{} does not tile the hash space", collection.id));
+            }
+            if !map.sources.contains_key(&collection.spec.source) {
+                return Some(format!("{} has no source", collection.id));
+            }
+        }
+        for partition in map.partitions.values() {
+            if !map.collections.contains_key(&partition.collection) {
+                return Some(format!("{} has no collection", partition.id));
+            }
+            if partition.id > self.last.partition {
+                return Some(format!("{} was never given", partition.id));
+            }
+            if partition.replicas.is_empty() {
+                return Some(format!("{} has no replica", partition.id));
+            }
+            for (i, replica) in partition.replicas.iter().enumerate() {
+                if !map.nodes.contains_key(&replica.node) {
+                    return Some(format!(
+                        "{} lives on unknown {}",
+                        partition.id, replica.node
+                    ));
+                }
+                if partition.replicas[..i]
+                    .iter()
+                    .any(|other| other.node == replica.node)
+                {
+                    return Some(format!("{} lives twice on {}", partition.id, replica.node));
+                }
+            }
+        }
+        map.sources
+            .keys()
+            .find(|id| !self.dsns.contains_key(id))
+            .map(|id| format!("{id} has no connection string"))
+    }
+}
