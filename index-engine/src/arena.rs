@@ -1,0 +1,212 @@
+//! Append-only storage that readers use without locks while one writer appends.
+//!
+//! Rows live in buckets that double in size and never move, so a reference
+//! stays good for the index's life. Buckets come zeroed from the allocator:
+//! memory that no row has touched yet is address space, not resident.
+
+use std::cell::UnsafeCell;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::distance::Lane;
+
+/// Rows of the first bucket, as a power of two.
+const FIRST_BUCKET_BITS: u32 = 9;
+/// Enough for every `u32` row number.
+const BUCKETS: usize = (u32::BITS - FIRST_BUCKET_BITS + 1) as usize;
+
+/// Marks types for which all-zero bytes are a valid value.
+///
+/// # Safety
+/// Implementors must be valid when every byte is zero.
+#[allow(unsafe_code)]
+pub(crate) unsafe trait ZeroIsValid {}
+
+// SAFETY: an atomic integer is an integer in memory; zero is one.
+#[allow(unsafe_code)]
+unsafe impl ZeroIsValid for AtomicU32 {}
+
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl ZeroIsValid for AtomicU64 {}
+
+// SAFETY: sixteen floats in a cell; the bit pattern zero is 0.0.
+#[allow(unsafe_code)]
+unsafe impl ZeroIsValid for UnsafeCell<Lane> {}
+
+/// Rows of `stride` elements each, found by number.
+pub(crate) struct Segments<T> {
+    buckets: [OnceLock<Box<[T]>>; BUCKETS],
+    stride: usize,
+}
+
+impl<T: ZeroIsValid> Segments<T> {
+    pub(crate) fn new(stride: usize) -> Self {
+        Self {
+            buckets: [const { OnceLock::new() }; BUCKETS],
+            stride,
+        }
+    }
+
+    /// Makes room for `row`. Only the appending writer calls this.
+    pub(crate) fn ensure(&self, row: u32) {
+        let (bucket, _) = place(row);
+        self.buckets[bucket].get_or_init(|| {
+            let rows = 1usize << (bucket as u32 + FIRST_BUCKET_BITS);
+            let zeroed = Box::<[T]>::new_zeroed_slice(rows * self.stride);
+            // SAFETY: `T: ZeroIsValid`, so zeroed elements are initialised.
+            #[allow(unsafe_code)]
+            unsafe {
+                zeroed.assume_init()
+            }
+        });
+    }
+
+    /// The row's elements.
+    ///
+    /// # Panics
+    /// If `ensure` was never called for the row: an id that was not handed out.
+    #[inline]
+    pub(crate) fn row(&self, row: u32) -> &[T] {
+        let (bucket, offset) = place(row);
+        let elements = self.buckets[bucket]
+            .get()
+            .expect("a row is read only after its bucket was made");
+        let start = offset * self.stride;
+        &elements[start..start + self.stride]
+    }
+}
+
+/// Bucket `b` holds rows `(2^b - 1) * first .. (2^(b+1) - 1) * first`.
+#[inline]
+fn place(row: u32) -> (usize, usize) {
+    let bucket = ((row >> FIRST_BUCKET_BITS) + 1).ilog2();
+    let first = ((1u32 << bucket) - 1) << FIRST_BUCKET_BITS;
+    (bucket as usize, (row - first) as usize)
+}
+
+/// The vectors, padded with zeros to whole lanes, and how many are published.
+pub(crate) struct VectorArena {
+    lanes: Segments<UnsafeCell<Lane>>,
+    published: AtomicU32,
+}
+
+// SAFETY: a cell is written only by `append` to rows at or above `published`,
+// by one caller at a time (its contract); it is read only below `published`,
+// whose release store in `append` makes the bytes visible.
+#[allow(unsafe_code)]
+unsafe impl Sync for VectorArena {}
+
+impl VectorArena {
+    pub(crate) fn new(dimensions: usize) -> Self {
+        Self {
+            lanes: Segments::new(dimensions.div_ceil(Lane::WIDTH)),
+            published: AtomicU32::new(0),
+        }
+    }
+
+    /// Bytes of the published rows.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.len() as usize * self.lanes.stride * size_of::<Lane>()
+    }
+
+    /// Rows that readers may see.
+    #[inline]
+    pub(crate) fn len(&self) -> u32 {
+        self.published.load(Ordering::Acquire)
+    }
+
+    /// Writes the next row and publishes it. `before_publish` prepares whatever
+    /// readers expect to find beside a published row.
+    ///
+    /// # Safety
+    /// At most one call runs at a time: the caller holds the writer's lock.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn append(&self, vector: &[f32], before_publish: impl FnOnce(u32)) -> u32 {
+        let row = self.published.load(Ordering::Relaxed);
+        self.lanes.ensure(row);
+        for (cell, values) in self.lanes.row(row).iter().zip(vector.chunks(Lane::WIDTH)) {
+            // SAFETY: the row is not published, so nobody reads it, and this is
+            // the only writer by the function's contract.
+            let lane = unsafe { &mut *cell.get() };
+            lane.0[..values.len()].copy_from_slice(values);
+        }
+        before_publish(row);
+        self.published.store(row + 1, Ordering::Release);
+        row
+    }
+
+    /// # Panics
+    /// If the row is not published.
+    #[inline]
+    pub(crate) fn get(&self, row: u32) -> &[Lane] {
+        assert!(row < self.len(), "vector {row} is not published");
+        let cells = self.lanes.row(row);
+        // SAFETY: published rows are never written again, and UnsafeCell<Lane>
+        // has the layout of Lane.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts(cells.as_ptr().cast::<Lane>(), cells.len())
+        }
+    }
+
+    /// Asks the memory system for the row's first bytes; its prefetcher streams
+    /// the rest.
+    #[inline]
+    pub(crate) fn prefetch(&self, row: u32) {
+        const LINES: usize = 8;
+        for lane in self.get(row).iter().take(LINES) {
+            prefetch(lane);
+        }
+    }
+}
+
+/// A hint, without effect on what is computed.
+#[inline(always)]
+pub(crate) fn prefetch<T>(at: &T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of a valid reference reads nothing architecturally.
+    #[allow(unsafe_code)]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_fill_buckets_without_gap_or_overlap() {
+        let mut expected = (0usize, 0usize);
+        for row in 0..100_000u32 {
+            let at = place(row);
+            assert_eq!(at, expected, "row {row}");
+            let rows = 1usize << (at.0 as u32 + FIRST_BUCKET_BITS);
+            expected = if at.1 + 1 == rows {
+                (at.0 + 1, 0)
+            } else {
+                (at.0, at.1 + 1)
+            };
+        }
+        assert!(place(u32::MAX).0 < BUCKETS);
+    }
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn appended_vectors_keep_their_values_and_zero_padding() {
+        let arena = VectorArena::new(19);
+        for row in 0..2_000u32 {
+            let vector: Vec<f32> = (0..19).map(|i| (row * 31 + i) as f32).collect();
+            // SAFETY: one thread.
+            assert_eq!(unsafe { arena.append(&vector, |_| {}) }, row);
+            let stored: Vec<f32> = arena.get(row).iter().flat_map(|l| l.0).collect();
+            assert_eq!(&stored[..19], &vector[..]);
+            assert!(stored[19..].iter().all(|x| *x == 0.0));
+        }
+        assert_eq!(arena.len(), 2_000);
+    }
+}

@@ -1,0 +1,183 @@
+//! One search, page by page, until nothing is left.
+//!
+//! The visible rows fall into two parts that a cursor fixes when it opens: ids
+//! below `linked`, which the graph's walk finds, and the tail above, scanned
+//! exactly on the first page. What the walk cannot reach is swept, exactly, once
+//! it has nothing more. Each id belongs to one part and comes out once. Vectors
+//! inserted or folded meanwhile serve the walk as waypoints, never as hits.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::ops::Range;
+
+use crate::distance::Lane;
+use crate::hnsw::{Candidate, Visited, Walk};
+use crate::params::PAGE_ROWS_MAX;
+use crate::partition_index::{PartitionIndex, VectorId};
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page {
+    /// Nearest first, with the distance of the SQL operator.
+    pub hits: Vec<(VectorId, f64)>,
+    /// No later hit is nearer, as far as the search knows: exactly so for the
+    /// tail and exact searches, probably so for the graph. Infinity when exhausted.
+    pub bound: f64,
+    /// Every visible row has been returned, by this page or an earlier one.
+    pub exhausted: bool,
+    /// Rows of the tail scanned for this page (the first one scans them all).
+    pub tail_rows: usize,
+    /// Distances computed for this page.
+    pub distances: usize,
+}
+
+/// A search in progress. Belongs to the index that opened it.
+pub struct Cursor {
+    target: Box<[Lane]>,
+    ef: usize,
+    snapshot_xmin: u64,
+    linked: u32,
+    upto: u32,
+    visited: Visited,
+    walk: Walk,
+    /// Exactly scanned rows, of the tail and of the sweep.
+    scanned: BinaryHeap<Reverse<Candidate>>,
+    tail_scanned: bool,
+    swept: bool,
+    bound: f64,
+}
+
+impl Cursor {
+    pub(crate) fn new(
+        query: &[f32],
+        visited: Visited,
+        ef: usize,
+        snapshot_xmin: u64,
+        linked: u32,
+        upto: u32,
+    ) -> Self {
+        Self {
+            target: Lane::pack(query),
+            ef,
+            snapshot_xmin,
+            linked,
+            upto,
+            visited,
+            walk: Walk::default(),
+            scanned: BinaryHeap::new(),
+            tail_scanned: false,
+            swept: linked == 0,
+            bound: f64::NEG_INFINITY,
+        }
+    }
+
+    /// The next `rows` hits (from 1 to [`PAGE_ROWS_MAX`]); fewer only when exhausted.
+    ///
+    /// # Panics
+    /// If `index` is not the one that opened the cursor.
+    pub fn next_page(&mut self, index: &PartitionIndex, rows: usize) -> Page {
+        assert!(
+            self.visited.is_of(&index.hnsw.visited),
+            "a cursor pages over the index that opened it"
+        );
+        let rows = rows.clamp(1, PAGE_ROWS_MAX);
+        let mut found: Vec<Candidate> = Vec::with_capacity(rows);
+        let mut distances = 0;
+        let mut tail_rows = 0;
+        if !self.tail_scanned {
+            self.tail_scanned = true;
+            tail_rows = self.scan(index, self.linked..self.upto, false);
+            distances += tail_rows;
+        }
+        loop {
+            let more = self.advance(index, rows, &mut distances);
+            let used = self.emit(index, rows, &mut found);
+            if found.len() == rows || (used == 0 && !more) {
+                break;
+            }
+        }
+        found.sort_unstable();
+        let scorer = &index.hnsw.scorer;
+        let hits: Vec<_> = found
+            .into_iter()
+            .map(|c| (VectorId(c.id()), scorer.distance(c.rank())))
+            .collect();
+        let exhausted = self.swept && self.walk.is_spent() && self.scanned.is_empty();
+        self.bound = if exhausted {
+            f64::INFINITY
+        } else {
+            let scanned = self.scanned.peek().map(|r| r.0);
+            let next = self.walk.nearest_pending().into_iter().chain(scanned).min();
+            match (next, hits.last()) {
+                (Some(next), _) => scorer.distance(next.rank()),
+                (None, Some((_, last))) => self.bound.max(*last),
+                (None, None) => self.bound,
+            }
+        };
+        Page {
+            hits,
+            bound: self.bound,
+            exhausted,
+            tail_rows,
+            distances,
+        }
+    }
+
+    /// Brings the nearest rows within reach: walks on, and sweeps once the walk has
+    /// met all that it can. False if there is no more to meet.
+    fn advance(&mut self, index: &PartitionIndex, rows: usize, distances: &mut usize) -> bool {
+        if self.linked == 0 {
+            return false;
+        }
+        let (linked, snapshot_xmin) = (self.linked, self.snapshot_xmin);
+        let more = self.walk.advance(
+            &index.hnsw,
+            &self.target,
+            self.ef.max(rows),
+            &mut self.visited,
+            |id| id < linked && index.is_visible(id, snapshot_xmin),
+            distances,
+        );
+        if !more && !self.swept {
+            self.swept = true;
+            *distances += self.scan(index, 0..self.linked, true);
+        }
+        more
+    }
+
+    /// Ranks visible rows exactly; on a sweep only those not met by the walk.
+    fn scan(&mut self, index: &PartitionIndex, ids: Range<u32>, sweep: bool) -> usize {
+        let mut scanned = std::mem::take(&mut self.scanned).into_vec();
+        let before = scanned.len();
+        for id in ids {
+            if index.is_visible(id, self.snapshot_xmin) && (!sweep || self.visited.insert(id)) {
+                scanned.push(Reverse(index.hnsw.candidate(&self.target, id)));
+            }
+        }
+        let ranked = scanned.len() - before;
+        self.scanned = BinaryHeap::from(scanned);
+        ranked
+    }
+
+    /// Merges the walk's rows with the scanned ones into `found`, nearest first.
+    /// Stops where the walk has to go on. Returns how many it used up, including
+    /// those that have lost their visibility since they were met.
+    fn emit(&mut self, index: &PartitionIndex, rows: usize, found: &mut Vec<Candidate>) -> usize {
+        let mut used = 0;
+        let mut best = self.walk.take_best().into_iter().peekable();
+        while found.len() < rows {
+            let scanned = self.scanned.peek().map(|r| r.0);
+            let next = match (best.peek().copied(), scanned) {
+                (Some(walked), scanned) if scanned.is_none_or(|s| walked < s) => best.next(),
+                (None, _) if !self.walk.is_spent() => None,
+                _ => self.scanned.pop().map(|r| r.0),
+            };
+            let Some(next) = next else { break };
+            used += 1;
+            if index.is_visible(next.id(), self.snapshot_xmin) {
+                found.push(next);
+            }
+        }
+        self.walk.give_back(best.collect());
+        used
+    }
+}

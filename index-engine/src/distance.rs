@@ -1,0 +1,321 @@
+//! Distance kernels and the three metrics.
+//!
+//! Vectors come as whole lanes of sixteen floats, padded with zeros, which add
+//! nothing to a sum: kernels have no remainder loop. The bodies are plain Rust
+//! with independent lane accumulators, compiled once per instruction set and
+//! chosen when an index is made.
+//!
+//! A search compares *ranks* (`f32`, smaller is nearer, never NaN); SQL sees
+//! *distances* (`f64`). The two order alike.
+
+use std::borrow::Cow;
+
+use crate::params::Metric;
+
+/// One cache line, one AVX-512 register.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Lane(pub(crate) [f32; Lane::WIDTH]);
+
+impl Lane {
+    pub(crate) const WIDTH: usize = 16;
+
+    /// Copies a vector into lanes, padded with zeros.
+    pub(crate) fn pack(vector: &[f32]) -> Box<[Lane]> {
+        vector
+            .chunks(Self::WIDTH)
+            .map(|values| {
+                let mut lane = Lane([0.0; Self::WIDTH]);
+                lane.0[..values.len()].copy_from_slice(values);
+                lane
+            })
+            .collect()
+    }
+}
+
+/// Lanes summed side by side, so that an addition need not wait for the last.
+const UNROLL: usize = 4;
+
+#[inline(always)]
+fn sum_lanes<const FUSED: bool>(
+    a: &[Lane],
+    b: &[Lane],
+    term: impl Fn(f32, f32) -> (f32, f32) + Copy,
+) -> f32 {
+    assert_eq!(a.len(), b.len(), "vectors of one index have one length");
+    let mut sums = [[0f32; Lane::WIDTH]; UNROLL];
+    let add = |sum: &mut [f32; Lane::WIDTH], x: &Lane, y: &Lane| {
+        for i in 0..Lane::WIDTH {
+            let (p, q) = term(x.0[i], y.0[i]);
+            sum[i] = if FUSED {
+                p.mul_add(q, sum[i])
+            } else {
+                p * q + sum[i]
+            };
+        }
+    };
+    let (a_blocks, a_rest) = a.as_chunks::<UNROLL>();
+    let (b_blocks, b_rest) = b.as_chunks::<UNROLL>();
+    for (x, y) in a_blocks.iter().zip(b_blocks) {
+        for k in 0..UNROLL {
+            add(&mut sums[k], &x[k], &y[k]);
+        }
+    }
+    for (k, (x, y)) in a_rest.iter().zip(b_rest).enumerate() {
+        add(&mut sums[k], x, y);
+    }
+    let mut total = [0f32; Lane::WIDTH];
+    for i in 0..Lane::WIDTH {
+        total[i] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
+    }
+    total.iter().sum()
+}
+
+#[inline(always)]
+fn l2_squared_body<const FUSED: bool>(a: &[Lane], b: &[Lane]) -> f32 {
+    sum_lanes::<FUSED>(a, b, |x, y| (x - y, x - y))
+}
+
+#[inline(always)]
+fn dot_body<const FUSED: bool>(a: &[Lane], b: &[Lane]) -> f32 {
+    sum_lanes::<FUSED>(a, b, |x, y| (x, y))
+}
+
+/// Compiled for what every processor of the target has.
+mod portable {
+    use super::Lane;
+
+    const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+
+    pub(super) fn l2_squared(a: &[Lane], b: &[Lane]) -> f32 {
+        super::l2_squared_body::<FUSED>(a, b)
+    }
+
+    pub(super) fn dot(a: &[Lane], b: &[Lane]) -> f32 {
+        super::dot_body::<FUSED>(a, b)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Lane;
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn l2_squared_avx512(a: &[Lane], b: &[Lane]) -> f32 {
+        super::l2_squared_body::<true>(a, b)
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn dot_avx512(a: &[Lane], b: &[Lane]) -> f32 {
+        super::dot_body::<true>(a, b)
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn l2_squared_avx2(a: &[Lane], b: &[Lane]) -> f32 {
+        super::l2_squared_body::<true>(a, b)
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn dot_avx2(a: &[Lane], b: &[Lane]) -> f32 {
+        super::dot_body::<true>(a, b)
+    }
+}
+
+/// May be called only on a processor with the features that it was compiled for.
+#[allow(unsafe_code)]
+type Kernel = unsafe fn(&[Lane], &[Lane]) -> f32;
+
+/// The kernels for this processor. Made only by [`Kernels::detect`] and, for
+/// tests, [`Kernels::available`]: holding one proves that its features exist.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "names a kernel in test failures")
+    )]
+    pub(crate) name: &'static str,
+    l2_squared: Kernel,
+    dot: Kernel,
+}
+
+impl Kernels {
+    pub(crate) fn detect() -> Self {
+        Self::available()[0]
+    }
+
+    /// All that run here, the best first.
+    pub(crate) fn available() -> Vec<Self> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                found.push(Self {
+                    name: "avx512f",
+                    l2_squared: x86::l2_squared_avx512,
+                    dot: x86::dot_avx512,
+                });
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                found.push(Self {
+                    name: "avx2+fma",
+                    l2_squared: x86::l2_squared_avx2,
+                    dot: x86::dot_avx2,
+                });
+            }
+        }
+        found.push(Self {
+            name: "portable",
+            l2_squared: portable::l2_squared,
+            dot: portable::dot,
+        });
+        found
+    }
+
+    #[inline]
+    pub(crate) fn l2_squared(&self, a: &[Lane], b: &[Lane]) -> f32 {
+        // SAFETY: `available` lists a kernel only where its features were detected.
+        #[allow(unsafe_code)]
+        unsafe {
+            (self.l2_squared)(a, b)
+        }
+    }
+
+    #[inline]
+    pub(crate) fn dot(&self, a: &[Lane], b: &[Lane]) -> f32 {
+        // SAFETY: as above.
+        #[allow(unsafe_code)]
+        unsafe {
+            (self.dot)(a, b)
+        }
+    }
+}
+
+/// A metric with the kernels to compute it.
+#[derive(Clone, Copy)]
+pub(crate) struct Scorer {
+    metric: Metric,
+    kernels: Kernels,
+}
+
+impl Scorer {
+    pub(crate) fn new(metric: Metric) -> Self {
+        Self {
+            metric,
+            kernels: Kernels::detect(),
+        }
+    }
+
+    /// The vector as the metric compares it: for cosine scaled to length one, in
+    /// f64 so that neither huge nor tiny elements overflow.
+    pub(crate) fn prepare<'a>(&self, vector: &'a [f32]) -> Cow<'a, [f32]> {
+        if self.metric != Metric::Cosine {
+            return Cow::Borrowed(vector);
+        }
+        let squares: f64 = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+        if squares == 0.0 {
+            return Cow::Borrowed(vector);
+        }
+        let scale = 1.0 / squares.sqrt();
+        vector
+            .iter()
+            .map(|x| (f64::from(*x) * scale) as f32)
+            .collect()
+    }
+
+    /// Has no distance to anything: a zero vector has no cosine. pgvector does not
+    /// index these; we keep them out of the graph and rank them last.
+    pub(crate) fn is_incomparable(&self, vector: &[Lane]) -> bool {
+        self.metric == Metric::Cosine && vector.iter().all(|lane| lane.0 == [0.0; Lane::WIDTH])
+    }
+
+    /// Smaller is nearer, for prepared vectors. Never NaN: what has no distance
+    /// ranks last.
+    #[inline]
+    pub(crate) fn rank(&self, a: &[Lane], b: &[Lane]) -> f32 {
+        let rank = match self.metric {
+            Metric::L2 => self.kernels.l2_squared(a, b),
+            Metric::InnerProduct | Metric::Cosine => -self.kernels.dot(a, b),
+        };
+        if rank.is_nan() || (rank == 0.0 && (self.is_incomparable(a) || self.is_incomparable(b))) {
+            return f32::INFINITY;
+        }
+        rank
+    }
+
+    /// The rank as the SQL operator's distance. Monotone.
+    pub(crate) fn distance(&self, rank: f32) -> f64 {
+        let rank = f64::from(rank);
+        match self.metric {
+            Metric::L2 => rank.sqrt(),
+            Metric::InnerProduct => rank,
+            Metric::Cosine if rank == f64::INFINITY => rank,
+            // Rounding may carry a cosine past one; pgvector clamps as well.
+            Metric::Cosine => (1.0 + rank).clamp(0.0, 2.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use simsimd::SpatialSimilarity;
+
+    fn pairs() -> impl Strategy<Value = (Vec<f32>, Vec<f32>)> {
+        let element = -100.0f32..100.0;
+        (1usize..200).prop_flat_map(move |n| {
+            let vector = prop::collection::vec(element.clone(), n);
+            (vector.clone(), vector)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_kernel_agrees_with_a_plain_f64_sum((a, b) in pairs()) {
+            let wide = a.iter().zip(&b).map(|(x, y)| (f64::from(*x), f64::from(*y)));
+            let l2: f64 = wide.clone().map(|(x, y)| (x - y) * (x - y)).sum();
+            let dot: f64 = wide.clone().map(|(x, y)| x * y).sum();
+            let size: f64 = wide.map(|(x, y)| (x * y).abs()).sum();
+            let (x, y) = (Lane::pack(&a), Lane::pack(&b));
+            for kernels in Kernels::available() {
+                let got = f64::from(kernels.l2_squared(&x, &y));
+                prop_assert!((got - l2).abs() <= 1e-5 * l2, "{} {got} {l2}", kernels.name);
+                let got = f64::from(kernels.dot(&x, &y));
+                prop_assert!((got - dot).abs() <= 1e-5 * size, "{} {got} {dot}", kernels.name);
+            }
+            let oracle = f32::l2sq(&a, &b).unwrap();
+            prop_assert!((oracle - l2).abs() <= 1e-4 * l2.max(1.0), "simsimd {oracle} {l2}");
+        }
+
+        #[test]
+        fn cosine_is_that_of_the_vectors_whatever_their_length(
+            (a, b) in pairs(),
+            scale in prop::sample::select(vec![1e-30f32, 1.0, 1e30]),
+        ) {
+            let scorer = Scorer::new(Metric::Cosine);
+            let scaled: Vec<f32> = a.iter().map(|x| x * scale).collect();
+            let wide = |v: &[f32], w: &[f32]| -> f64 {
+                v.iter().zip(w).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+            };
+            let norms = wide(&scaled, &scaled).sqrt() * wide(&b, &b).sqrt();
+            prop_assume!(norms > 0.0);
+            let (x, y) = (Lane::pack(&scorer.prepare(&scaled)), Lane::pack(&scorer.prepare(&b)));
+            let got = scorer.distance(scorer.rank(&x, &y));
+            prop_assert!((got - (1.0 - wide(&scaled, &b) / norms)).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn what_has_no_distance_ranks_last() {
+        let rank =
+            |metric, a: &[f32], b: &[f32]| Scorer::new(metric).rank(&Lane::pack(a), &Lane::pack(b));
+        assert_eq!(
+            rank(Metric::Cosine, &[0.0, 0.0], &[1.0, 0.0]),
+            f32::INFINITY
+        );
+        assert_eq!(rank(Metric::Cosine, &[0.0, 1.0], &[1.0, 0.0]), 0.0);
+        let (huge, mixed) = ([f32::MAX, f32::MAX], [f32::MAX, -f32::MAX]);
+        assert_eq!(rank(Metric::InnerProduct, &huge, &mixed), f32::INFINITY);
+        assert_eq!(rank(Metric::L2, &huge, &mixed), f32::INFINITY);
+    }
+}

@@ -1,0 +1,182 @@
+//! The links: for every vector and level a list of fixed size.
+//!
+//! Readers walk lists without locks. A list is an array of `id + 1`, ended by
+//! the first zero; while a writer replaces one in place, a reader may see some
+//! old and some new links, each of which leads to a published, fully linked
+//! vector. That is all that greedy search asks for.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::arena::{Segments, ZeroIsValid};
+
+/// Four bits beside the list number. With m = 16 level 15 takes 16^15 vectors.
+pub(crate) const LEVEL_MAX: u8 = 15;
+const LIST_BITS: u32 = 28;
+/// Writers of different nodes rarely meet on a stripe.
+const STRIPES: usize = 1024;
+
+/// Where a vector's lists are: written before it is published, then constant.
+struct Place(AtomicU32);
+
+// SAFETY: wraps an atomic integer.
+#[allow(unsafe_code)]
+unsafe impl ZeroIsValid for Place {}
+
+pub(crate) struct Graph {
+    m: usize,
+    base: Segments<AtomicU32>,
+    upper: Segments<AtomicU32>,
+    upper_lists: AtomicU32,
+    places: Segments<Place>,
+    /// `level << 32 | id + 1`; zero while nothing is linked.
+    entry: AtomicU64,
+    stripes: Box<[Mutex<()>]>,
+}
+
+impl Graph {
+    pub(crate) fn new(m: usize) -> Self {
+        Self {
+            m,
+            base: Segments::new(2 * m),
+            upper: Segments::new(m),
+            upper_lists: AtomicU32::new(0),
+            places: Segments::new(1),
+            entry: AtomicU64::new(0),
+            stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
+        }
+    }
+
+    pub(crate) fn m(&self) -> usize {
+        self.m
+    }
+
+    /// Links that a node may hold on a level.
+    #[inline]
+    pub(crate) fn capacity(&self, level: u8) -> usize {
+        if level == 0 { 2 * self.m } else { self.m }
+    }
+
+    /// Reserves the lists of a vector about to be published. One writer at a time.
+    pub(crate) fn reserve(&self, id: u32, level: u8) {
+        assert!(level <= LEVEL_MAX, "level {level} of vector {id}");
+        self.base.ensure(id);
+        self.places.ensure(id);
+        let first = self.upper_lists.load(Ordering::Relaxed);
+        // Out of list numbers: the graph goes on growing at its base.
+        let level = if first + u32::from(level) < 1 << LIST_BITS {
+            level
+        } else {
+            0
+        };
+        for list in first..first + u32::from(level) {
+            self.upper.ensure(list);
+        }
+        self.upper_lists
+            .store(first + u32::from(level), Ordering::Relaxed);
+        self.places.row(id)[0]
+            .0
+            .store(u32::from(level) << LIST_BITS | first, Ordering::Relaxed);
+    }
+
+    pub(crate) fn level(&self, id: u32) -> u8 {
+        (self.places.row(id)[0].0.load(Ordering::Relaxed) >> LIST_BITS) as u8
+    }
+
+    #[inline]
+    fn list(&self, id: u32, level: u8) -> &[AtomicU32] {
+        if level == 0 {
+            return self.base.row(id);
+        }
+        let place = self.places.row(id)[0].0.load(Ordering::Relaxed);
+        let (levels, first) = ((place >> LIST_BITS) as u8, place & ((1 << LIST_BITS) - 1));
+        assert!(level <= levels, "vector {id} has no level {level}");
+        self.upper.row(first + u32::from(level) - 1)
+    }
+
+    /// The neighbours as they are now.
+    #[inline]
+    pub(crate) fn neighbours(&self, id: u32, level: u8) -> impl Iterator<Item = u32> + '_ {
+        self.list(id, level)
+            .iter()
+            .map(|link| link.load(Ordering::Acquire))
+            .take_while(|link| *link != 0)
+            .map(|link| link - 1)
+    }
+
+    /// Serialises writers of a node's lists. Never hold two.
+    pub(crate) fn lock(&self, id: u32) -> MutexGuard<'_, ()> {
+        self.stripes[id as usize % STRIPES].lock()
+    }
+
+    /// Replaces a list. Holds the node's lock, or nobody can reach the node yet.
+    pub(crate) fn set(&self, id: u32, level: u8, neighbours: impl IntoIterator<Item = u32>) {
+        let mut links = self.list(id, level).iter();
+        for neighbour in neighbours {
+            let link = links.next().expect("no more neighbours than capacity");
+            link.store(neighbour + 1, Ordering::Release);
+        }
+        for link in links {
+            link.store(0, Ordering::Release);
+        }
+    }
+
+    /// Appends where there is room. The caller holds the node's lock.
+    pub(crate) fn push(&self, id: u32, level: u8, neighbour: u32) -> bool {
+        let list = self.list(id, level);
+        let free = list.iter().find(|link| link.load(Ordering::Relaxed) == 0);
+        if let Some(link) = free {
+            link.store(neighbour + 1, Ordering::Release);
+        }
+        free.is_some()
+    }
+
+    /// Where searches start: the highest level and a node on it.
+    pub(crate) fn entry(&self) -> Option<(u8, u32)> {
+        let entry = self.entry.load(Ordering::Acquire);
+        (entry != 0).then(|| ((entry >> 32) as u8, entry as u32 - 1))
+    }
+
+    /// Makes the node the entry if there is none yet.
+    pub(crate) fn found(&self, level: u8, id: u32) -> bool {
+        self.entry
+            .compare_exchange(0, packed(level, id), Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// Makes the node the entry if its level is above the present one's.
+    pub(crate) fn raise(&self, level: u8, id: u32) {
+        let _ = self
+            .entry
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |entry| {
+                (entry >> 32 < u64::from(level)).then(|| packed(level, id))
+            });
+    }
+
+    pub(crate) fn memory_bytes(&self, vectors: u32) -> usize {
+        let per_vector = 2 * self.m * size_of::<AtomicU32>() + size_of::<Place>();
+        let upper = self.upper_lists.load(Ordering::Relaxed) as usize;
+        vectors as usize * per_vector + upper * self.m * size_of::<AtomicU32>()
+    }
+}
+
+fn packed(level: u8, id: u32) -> u64 {
+    u64::from(level) << 32 | u64::from(id + 1)
+}
+
+/// A level such that each holds one in `m` of the one below. From a hash of the
+/// row's key rather than from chance, so that a rebuild makes the same levels.
+pub(crate) fn level_of(level_hash: u64, m: usize) -> u8 {
+    // SplitMix64's finaliser: callers may pass hashes with poor low bits.
+    let mut h = level_hash.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    h = (h ^ h >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    h = (h ^ h >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    h ^= h >> 31;
+    let mut level = 0;
+    while level < LEVEL_MAX && h.is_multiple_of(m as u64) {
+        h /= m as u64;
+        level += 1;
+    }
+    level
+}

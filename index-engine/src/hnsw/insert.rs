@@ -1,0 +1,126 @@
+//! Linking a vector into the graph; any number of threads at once.
+//!
+//! The order keeps readers safe without locks: first the new node's own lists
+//! on all levels, while nobody can reach it; then the links back to it; last, if
+//! it is the highest, the entry. Two neighbours linked at the same moment may miss
+//! each other; later ones join them.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::{Candidate, Hnsw};
+use crate::distance::Lane;
+
+impl Hnsw {
+    /// Links a published vector. Once per id. One without a distance to anything
+    /// would be a dead end; it stays outside.
+    pub(crate) fn link(&self, id: u32) {
+        let level = self.graph.level(id);
+        let target = self.vectors.get(id);
+        if self.scorer.is_incomparable(target) || self.graph.found(level, id) {
+            return;
+        }
+        let top = match self.graph.entry() {
+            Some((top, _)) => top,
+            None => unreachable!("the entry is set and never unset"),
+        };
+        let mut distances = 0;
+        let Some(start) = self.descend(target, level.min(top), &mut distances) else {
+            unreachable!("the entry is set and never unset");
+        };
+        let mut starts = vec![start];
+        let mut chosen = Vec::with_capacity(usize::from(level) + 1);
+        for level in (0..=level.min(top)).rev() {
+            starts = self.nearest_on(target, level, &starts);
+            chosen.push((level, self.select(&starts, self.graph.m())));
+        }
+        for (level, neighbours) in &chosen {
+            self.graph
+                .set(id, *level, neighbours.iter().map(|c| c.id()));
+        }
+        for (level, neighbours) in chosen.iter().rev() {
+            for neighbour in neighbours {
+                self.link_back(neighbour.id(), *level, Candidate::new(neighbour.rank(), id));
+            }
+        }
+        self.graph.raise(level, id);
+    }
+
+    /// The `ef_construction` nearest on a level, in order.
+    fn nearest_on(&self, target: &[Lane], level: u8, starts: &[Candidate]) -> Vec<Candidate> {
+        let width = self.ef_construction;
+        let mut visited = self.visited.take(self.vectors.len());
+        let mut frontier = BinaryHeap::with_capacity(2 * width);
+        let mut nearest = BinaryHeap::with_capacity(width + 1);
+        let mut fresh = Vec::with_capacity(self.graph.capacity(level));
+        for start in starts {
+            if visited.insert(start.id()) {
+                frontier.push(Reverse(*start));
+                nearest.push(*start);
+            }
+        }
+        while let Some(Reverse(next)) = frontier.pop() {
+            if nearest.len() >= width && nearest.peek().is_some_and(|worst| next > *worst) {
+                break;
+            }
+            self.expand(
+                target,
+                next.id(),
+                level,
+                &mut visited,
+                &mut fresh,
+                |found| {
+                    if nearest.len() < width || nearest.peek().is_some_and(|worst| found < *worst) {
+                        frontier.push(Reverse(found));
+                        nearest.push(found);
+                        if nearest.len() > width {
+                            nearest.pop();
+                        }
+                    }
+                },
+            );
+        }
+        nearest.into_sorted_vec()
+    }
+
+    /// Algorithm 4 of the paper, from candidates in order: those nearer to the new
+    /// node than to any already chosen, so that links point in many directions;
+    /// then the nearest of the others while there is room.
+    fn select(&self, candidates: &[Candidate], capacity: usize) -> Vec<Candidate> {
+        let mut chosen: Vec<Candidate> = Vec::with_capacity(capacity);
+        let mut pruned = Vec::new();
+        for candidate in candidates {
+            if chosen.len() == capacity {
+                return chosen;
+            }
+            let vector = self.vectors.get(candidate.id());
+            let diverse = chosen.iter().all(|other| {
+                self.scorer.rank(vector, self.vectors.get(other.id())) > candidate.rank()
+            });
+            if diverse {
+                chosen.push(*candidate);
+            } else {
+                pruned.push(*candidate);
+            }
+        }
+        let room = capacity - chosen.len();
+        chosen.extend(pruned.into_iter().take(room));
+        chosen
+    }
+
+    /// Adds `new` to a node's list, choosing anew if that is full.
+    fn link_back(&self, node: u32, level: u8, new: Candidate) {
+        let _guard = self.graph.lock(node);
+        if self.graph.push(node, level, new.id()) {
+            return;
+        }
+        let vector = self.vectors.get(node);
+        let mut candidates = vec![new];
+        for neighbour in self.graph.neighbours(node, level) {
+            candidates.push(self.candidate(vector, neighbour));
+        }
+        candidates.sort_unstable();
+        let chosen = self.select(&candidates, self.graph.capacity(level));
+        self.graph.set(node, level, chosen.iter().map(|c| c.id()));
+    }
+}

@@ -1,0 +1,64 @@
+//! Greedy descent through the upper levels, and the expansion of one node.
+
+use super::{Candidate, Hnsw, Visited};
+use crate::distance::Lane;
+
+impl Hnsw {
+    /// From the entry down to `level`, always to the nearest neighbour. `None`
+    /// while nothing is linked. Stops at the entry's own level if that is lower.
+    pub(crate) fn descend(
+        &self,
+        target: &[Lane],
+        level: u8,
+        distances: &mut usize,
+    ) -> Option<Candidate> {
+        let (top, entry) = self.graph.entry()?;
+        let mut nearest = self.candidate(target, entry);
+        *distances += 1;
+        for level in (level + 1..=top).rev() {
+            loop {
+                let from = nearest;
+                for neighbour in self.graph.neighbours(from.id(), level) {
+                    let candidate = self.candidate(target, neighbour);
+                    *distances += 1;
+                    nearest = nearest.min(candidate);
+                }
+                if nearest == from {
+                    break;
+                }
+            }
+        }
+        Some(nearest)
+    }
+
+    /// Passes each neighbour that was not met before to `each`. Memory latency is
+    /// most of a search's time: all neighbours are asked for before the first is
+    /// looked at.
+    #[inline]
+    pub(crate) fn expand(
+        &self,
+        target: &[Lane],
+        node: u32,
+        level: u8,
+        visited: &mut Visited,
+        fresh: &mut Vec<u32>,
+        mut each: impl FnMut(Candidate),
+    ) {
+        fresh.clear();
+        for neighbour in self.graph.neighbours(node, level) {
+            if visited.insert(neighbour) {
+                fresh.push(neighbour);
+            }
+        }
+        const AHEAD: usize = 2;
+        for id in fresh.iter().take(AHEAD) {
+            self.vectors.prefetch(*id);
+        }
+        for (i, id) in fresh.iter().enumerate() {
+            if let Some(next) = fresh.get(i + AHEAD) {
+                self.vectors.prefetch(*next);
+            }
+            each(self.candidate(target, *id));
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The vector index of one partition: what is near what.
+//!
+//! Owns distances, the HNSW graph, the exact tail and resumable searches. It
+//! computes and nothing else: no files, sockets, clocks, randomness or threads
+//! of its own. Durability is the caller's; everything here can be rebuilt from
+//! the rows.
+//!
+//! In reading order:
+//! - [`params`]: what an index is made of, its limits, and what it refuses.
+//! - `distance`: kernels, and the three metrics as a rank and as SQL shows them.
+//! - `arena`: append-only storage that readers use without locks.
+//! - `hnsw`: the navigable graph (Malkov & Yashunin, arXiv:1603.09320).
+//! - [`partition_index`]: rows, their life, the tail, folding.
+//! - [`cursor`]: one search, page by page, until nothing is left.
+
+mod arena;
+pub mod cursor;
+mod distance;
+mod hnsw;
+pub mod params;
+pub mod partition_index;
+mod tail;
+
+pub use cursor::{Cursor, Page};
+pub use params::{IndexError, IndexParams, Metric};
+pub use partition_index::{PartitionIndex, VectorId};

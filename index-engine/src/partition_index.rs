@@ -1,0 +1,194 @@
+//! The index of one partition: vectors, their life, and the work on them.
+//!
+//! A vector enters the *tail*, where every search scans it exactly, so it is
+//! found from the moment `insert` returns. `fold` links it into the graph. Ids
+//! are dense, ascending and never reused; a vector is never moved or freed while
+//! the index lives, a removed one stays as a waypoint. When `removed_len` grows
+//! large against `total_len`, build a new index from the rows.
+//!
+//! Searches take no lock and never wait for a writer. Inserts go one at a time,
+//! folding runs on as many threads as call it.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::arena::Segments;
+use crate::cursor::Cursor;
+use crate::hnsw::{Hnsw, level_of};
+use crate::params::{EF_MAX, IndexError, IndexParams, VECTORS_MAX, in_range};
+use crate::tail::Tail;
+
+/// A vector within one index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VectorId(pub u32);
+
+/// States of a vector; any other value is the xid that ended it.
+const REMOVED: u64 = 0;
+const CURRENT: u64 = u64::MAX;
+
+pub struct PartitionIndex {
+    params: IndexParams,
+    pub(crate) hnsw: Hnsw,
+    states: Segments<AtomicU64>,
+    tail: Tail,
+    removed: AtomicU32,
+    writer: Mutex<()>,
+}
+
+impl PartitionIndex {
+    pub fn new(params: IndexParams) -> Result<Self, IndexError> {
+        params.check()?;
+        Ok(Self {
+            hnsw: Hnsw::new(&params),
+            states: Segments::new(1),
+            tail: Tail::default(),
+            removed: AtomicU32::new(0),
+            writer: Mutex::new(()),
+            params,
+        })
+    }
+
+    pub fn params(&self) -> &IndexParams {
+        &self.params
+    }
+
+    /// Adds a vector to the tail; searches opened from now on find it.
+    /// `level_hash` decides its level in the graph: a hash of the row's key,
+    /// seeded otherwise than the one that routes rows to partitions.
+    pub fn insert(&self, vector: &[f32], level_hash: u64) -> Result<VectorId, IndexError> {
+        self.params.check_vector(vector)?;
+        let prepared = self.hnsw.scorer.prepare(vector);
+        let level = level_of(level_hash, self.params.m);
+        let _writer = self.writer.lock();
+        if self.hnsw.vectors.len() >= VECTORS_MAX {
+            return Err(IndexError::Full { limit: VECTORS_MAX });
+        }
+        let reserve = |id| {
+            self.states.ensure(id);
+            self.states.row(id)[0].store(CURRENT, Ordering::Relaxed);
+            self.hnsw.reserve(id, level);
+        };
+        // SAFETY: the writer's lock is held.
+        #[allow(unsafe_code)]
+        let id = unsafe { self.hnsw.vectors.append(&prepared, reserve) };
+        Ok(VectorId(id))
+    }
+
+    /// Makes the vector a former version, seen only by searches whose snapshot
+    /// may still see the row: `snapshot_xmin <= ended_xid`. Repeating it keeps the
+    /// later xid; a removed vector stays removed.
+    pub fn end(&self, id: VectorId, ended_xid: u64) {
+        let ended = ended_xid.clamp(REMOVED + 1, CURRENT - 1);
+        let _ =
+            self.state(id)
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| match state {
+                    REMOVED => None,
+                    CURRENT => Some(ended),
+                    before => Some(before.max(ended)),
+                });
+    }
+
+    /// No page returns the vector any more, open cursors included.
+    pub fn remove(&self, id: VectorId) {
+        if self.state(id).swap(REMOVED, Ordering::AcqRel) != REMOVED {
+            self.removed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Links up to `rows_max` vectors of the tail into the graph and returns how
+    /// many it took. Zero means that nothing is left that another thread has not
+    /// taken. Callable from several threads at once.
+    pub fn fold(&self, rows_max: usize) -> usize {
+        let published = self.hnsw.vectors.len();
+        let mut folded = 0;
+        while folded < rows_max
+            && let Some(id) = self.tail.claim(published)
+        {
+            // A removed vector is nobody's result and nobody's waypoint yet.
+            if self.state(VectorId(id)).load(Ordering::Acquire) != REMOVED {
+                self.hnsw.link(id);
+            }
+            self.tail.finish(id);
+            folded += 1;
+        }
+        folded
+    }
+
+    /// Vectors that searches still scan exactly.
+    pub fn tail_len(&self) -> usize {
+        let linked = self.linked_upto();
+        (self.hnsw.vectors.len() - linked) as usize
+    }
+
+    /// All vectors held: current, former and removed.
+    pub fn total_len(&self) -> usize {
+        self.hnsw.vectors.len() as usize
+    }
+
+    /// Removed vectors, which cost memory and detours until the index is rebuilt.
+    pub fn removed_len(&self) -> usize {
+        self.removed.load(Ordering::Relaxed) as usize
+    }
+
+    /// Bytes of vectors, links and states; open cursors not counted.
+    pub fn memory_bytes(&self) -> usize {
+        let vectors = self.hnsw.vectors.len();
+        size_of::<Self>()
+            + self.hnsw.memory_bytes(vectors)
+            + vectors as usize * size_of::<AtomicU64>()
+    }
+
+    /// The vector as the index compares it: under cosine scaled to length one, so
+    /// not the row's own value there.
+    pub fn vector(&self, id: VectorId) -> Vec<f32> {
+        let lanes = self.hnsw.vectors.get(id.0);
+        let values = lanes.iter().flat_map(|lane| lane.0);
+        values.take(self.params.dimensions).collect()
+    }
+
+    /// Opens a search over the vectors inserted so far. `ef` rows are kept in
+    /// sight beyond what a page returns: more finds better and costs more.
+    /// `snapshot_xmin = u64::MAX` sees current versions only. `exact` ranks every
+    /// visible row by brute force.
+    pub fn cursor(
+        &self,
+        query: &[f32],
+        ef: usize,
+        snapshot_xmin: u64,
+        exact: bool,
+    ) -> Result<Cursor, IndexError> {
+        self.params.check_vector(query)?;
+        in_range("ef", ef, &(1..=EF_MAX))?;
+        // In this order: what is linked is surely published.
+        let linked = if exact { 0 } else { self.linked_upto() };
+        let upto = self.hnsw.vectors.len();
+        let query = self.hnsw.scorer.prepare(query);
+        let visited = self.hnsw.visited.take(upto);
+        Ok(Cursor::new(
+            &query,
+            visited,
+            ef,
+            snapshot_xmin,
+            linked,
+            upto,
+        ))
+    }
+
+    fn linked_upto(&self) -> u32 {
+        self.tail.linked_upto()
+    }
+
+    /// May a search with this snapshot return the vector?
+    #[inline]
+    pub(crate) fn is_visible(&self, id: u32, snapshot_xmin: u64) -> bool {
+        let state = self.states.row(id)[0].load(Ordering::Acquire);
+        state != REMOVED && state >= snapshot_xmin
+    }
+
+    fn state(&self, id: VectorId) -> &AtomicU64 {
+        let len = self.hnsw.vectors.len();
+        assert!(id.0 < len, "vector {} of {len} does not exist", id.0);
+        &self.states.row(id.0)[0]
+    }
+}
