@@ -6,7 +6,7 @@ NODES ?= 3
 COORDINATORS ?= 3
 REPLICAS ?= 2
 
-.PHONY: help quickstart up down start stop status psql dsn logs build setup test clean
+.PHONY: help quickstart up down start stop status psql dsn ctl logs build setup test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ psql: ## a SQL prompt in the private Postgres
 
 dsn: ## print the libpq connection string
 	@scripts/postgres.sh dsn
+
+ctl: ## ask the cluster: ARGS='lag --json' (status, map, collections, lag, source list)
+	@scripts/cluster.sh ctl $(ARGS)
 
 logs: ## follow all logs
 	@scripts/cluster.sh logs

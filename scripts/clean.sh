@@ -10,4 +10,4 @@ if [ -d "$RUN_DIR" ]; then
   rm -rf "$RUN_DIR"
   say "Removed $RUN_DIR"
 fi
-if [ -L "$ROOT/.run" ]; then rm -f "$ROOT/.run"; fi
+if [ -n "$RUN_LINK" ] && [ -L "$RUN_LINK" ]; then rm -f "$RUN_LINK"; fi

@@ -4,7 +4,7 @@
 #
 #   cluster.sh dev                        one process that holds everything
 #   cluster.sh up NODES COORDINATORS REPLICAS
-#   cluster.sh start PROC | down | status | logs | coordinators
+#   cluster.sh start PROC | down | status | logs | coordinators | ctl ARGS…
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
@@ -85,16 +85,20 @@ listen = "127.0.0.1:${ports[3]}"
 CONF
 }
 
-# write_process NAME FIRST_PORT EXTRA: a configuration file, unless it is there.
+# write_process NAME LISTEN EXTRA: a configuration file, unless it is there.
+# Without LISTEN a free port is taken.
 write_process() {
-  local name=$1 file listen metrics
+  local name=$1 listen=$2 file
   file=$(home)/config/$name.toml
   [ -f "$file" ] && return
-  free_port "$2"; listen=$FREE_PORT
-  free_port $((listen + 1)); metrics=$FREE_PORT
+  if [ -z "$listen" ]; then
+    free_port 7501
+    listen=127.0.0.1:$FREE_PORT
+  fi
+  free_port 7601
   cat >"$file" <<CONF
-listen = "127.0.0.1:$listen"
-metrics_listen = "127.0.0.1:$metrics"
+listen = "$listen"
+metrics_listen = "127.0.0.1:$FREE_PORT"
 data_dir = "$(home)/data/$name"
 $3
 CONF
@@ -113,18 +117,33 @@ check_number() {
     die "$1=$2 is not a number from 1 to $3"
 }
 
+# The coordinators' addresses are settled before the first file is written, for
+# each file names them all.
 write_cluster() {
-  local nodes=$1 coordinators=$2 replicas=$3 i list
+  local nodes=$1 coordinators=$2 replicas=$3 i addresses=() peers=
   reserve_ports
+  if [ -f "$(home)/config/coordinator-1.toml" ]; then
+    IFS=, read -ra addresses <<<"$(coordinators)"
+  else
+    for ((i = 1; i <= coordinators; i++)); do
+      free_port 7401
+      addresses+=("127.0.0.1:$FREE_PORT")
+    done
+  fi
   for ((i = 1; i <= coordinators; i++)); do
-    write_process "coordinator-$i" 7401 "id = $i
-replicas = $replicas"
+    peers="$peers{ id = $i, address = \"${addresses[i - 1]}\" }, "
   done
-  list=$(coordinators | sed 's/[^,]*/"&"/g')
+  for ((i = 1; i <= coordinators; i++)); do
+    write_process "coordinator-$i" "${addresses[i - 1]}" "id = $i
+peers = [${peers%, }]
+replication_factor = $replicas"
+  done
+  local list
+  list=$(printf '"%s", ' "${addresses[@]}")
   for ((i = 1; i <= nodes; i++)); do
-    write_process "node-$i" 7501 "coordinators = [$list]"
+    write_process "node-$i" "" "coordinators = [${list%, }]"
   done
-  write_process consumer-1 7601 "coordinators = [$list]"
+  write_process consumer-1 "" "coordinators = [${list%, }]"
 }
 
 check_topology() {
@@ -268,5 +287,9 @@ case ${1:-} in
   status) status ;;
   logs) exec tail -n 20 -F "$LOGS"/*.log "$(home)/postgres/log/postgres.log" ;;
   coordinators) coordinators ;;
-  *) die "usage: cluster.sh dev | up NODES COORDINATORS REPLICAS | start PROC | stop PROC | down | status | logs | coordinators" ;;
+  ctl)
+    shift
+    exec "$BINARY" ctl --coordinators "$(coordinators)" "$@"
+    ;;
+  *) die "usage: cluster.sh dev | up NODES COORDINATORS REPLICAS | start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…" ;;
 esac

@@ -27,14 +27,16 @@ export PGRX_PG_CONFIG_PATH=${PGRX_PG_CONFIG_PATH:-$PG_CONFIG}
 
 # Postgres refuses to run as root, and the server's own user cannot look into a
 # clone below /root: root's state lives where both can read, .run points there.
+RUN_LINK=${RUN_LINK:-}
 if [ -z "${RUN_DIR:-}" ]; then
+  RUN_LINK=$ROOT/.run
   if [ "$(id -u)" = 0 ]; then
     RUN_DIR=/var/tmp/ruvector-run-$(printf %s "$ROOT" | sha256sum | cut -c1-10)
   else
     RUN_DIR=$ROOT/.run
   fi
 fi
-export RUN_DIR
+export RUN_DIR RUN_LINK
 
 say() { printf '%s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -90,12 +92,11 @@ prepare_run_dir() {
   mkdir -p "$RUN_DIR"
   [ -O "$RUN_DIR" ] || die "$RUN_DIR belongs to another user; remove it, or set RUN_DIR"
   chmod 755 "$RUN_DIR"
-  if [ "$RUN_DIR" != "$ROOT/.run" ]; then
-    if [ -L "$ROOT/.run" ] || [ ! -e "$ROOT/.run" ]; then
-      ln -sfn "$RUN_DIR" "$ROOT/.run"
-    else
-      die "$ROOT/.run is a folder of another user's run: 'make down clean' as that user first"
+  if [ -n "$RUN_LINK" ] && [ "$RUN_DIR" != "$RUN_LINK" ]; then
+    if [ -d "$RUN_LINK" ] && [ ! -L "$RUN_LINK" ]; then
+      die "$RUN_LINK is a folder of another user's run: 'make clean' as that user first"
     fi
+    ln -sfn "$RUN_DIR" "$RUN_LINK"
   fi
   mkdir -p "$RUN_DIR"/{bin,logs,pids}
 }

@@ -5,6 +5,8 @@ set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
 
+[ -z "${PREBUILT:-}" ] || exit 0
+
 PACKAGES=(
   make g++                                  # RocksDB, simsimd
   clang libclang-dev                        # bindgen, for RocksDB and pgrx

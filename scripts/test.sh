@@ -35,11 +35,7 @@ extension() {
 
 integration() {
   say "== Integration tests: real processes, real Postgres"
-  cargo build --release --locked --quiet -p ruvector
-  "$SCRIPTS/install-extension.sh"
-  RUVECTOR_TEST_BINARY=$CARGO_TARGET_DIR/release/ruvector \
-    RUVECTOR_TEST_SCRIPTS=$SCRIPTS RUVECTOR_TEST_PG_BIN=$PG_BIN \
-    cargo test --release --locked -p integration-tests -- --test-threads=1
+  "$SCRIPTS/integration.sh"
 }
 
 [ $# -gt 0 ] || set -- style unit extension integration
