@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use crate::params::Metric;
 
 /// One cache line, one AVX-512 register.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C, align(64))]
 pub(crate) struct Lane(pub(crate) [f32; Lane::WIDTH]);
 

@@ -1,8 +1,6 @@
 //! A vector with its rank, packed into one integer that compares like both.
 
-/// Ordered by rank; among equals the *newer* id comes first. That tie rule keeps
-/// a crowd of identical vectors connected: each links to the newest before it and
-/// is linked by the next, instead of all pointing at the same few oldest.
+/// Ordered by rank; among equals the newer id comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Candidate(u64);
 

@@ -4,6 +4,10 @@
 //! the first zero; while a writer replaces one in place, a reader may see some
 //! old and some new links, each of which leads to a published, fully linked
 //! vector. That is all that greedy search asks for.
+//!
+//! Identical vectors are one node: the first is linked, the others hang on it as
+//! its copies. A crowd of equal vectors would otherwise fill each other's lists,
+//! and searches would never find the way out of it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -30,6 +34,8 @@ pub(crate) struct Graph {
     upper: Segments<AtomicU32>,
     upper_lists: AtomicU32,
     places: Segments<Place>,
+    /// Head of a node's copies, and for a copy the next one: `id + 1`, zero ends.
+    copies: Segments<AtomicU32>,
     /// `level << 32 | id + 1`; zero while nothing is linked.
     entry: AtomicU64,
     stripes: Box<[Mutex<()>]>,
@@ -43,6 +49,7 @@ impl Graph {
             upper: Segments::new(m),
             upper_lists: AtomicU32::new(0),
             places: Segments::new(1),
+            copies: Segments::new(1),
             entry: AtomicU64::new(0),
             stripes: (0..STRIPES).map(|_| Mutex::new(())).collect(),
         }
@@ -63,6 +70,7 @@ impl Graph {
         assert!(level <= LEVEL_MAX, "level {level} of vector {id}");
         self.base.ensure(id);
         self.places.ensure(id);
+        self.copies.ensure(id);
         let first = self.upper_lists.load(Ordering::Relaxed);
         // Out of list numbers: the graph goes on growing at its base.
         let level = if first + u32::from(level) < 1 << LIST_BITS {
@@ -132,6 +140,25 @@ impl Graph {
         free.is_some()
     }
 
+    /// Hangs a vector on the node that it equals.
+    pub(crate) fn add_copy(&self, node: u32, copy: u32) {
+        let _guard = self.lock(node);
+        let head = &self.copies.row(node)[0];
+        let next = head.load(Ordering::Relaxed);
+        self.copies.row(copy)[0].store(next, Ordering::Relaxed);
+        head.store(copy + 1, Ordering::Release);
+    }
+
+    /// The vectors equal to this node's.
+    #[inline]
+    pub(crate) fn copies(&self, node: u32) -> impl Iterator<Item = u32> + '_ {
+        let next = |id: u32| {
+            let link = self.copies.row(id)[0].load(Ordering::Acquire);
+            link.checked_sub(1)
+        };
+        std::iter::successors(next(node), move |copy| next(*copy))
+    }
+
     /// Where searches start: the highest level and a node on it.
     pub(crate) fn entry(&self) -> Option<(u8, u32)> {
         let entry = self.entry.load(Ordering::Acquire);
@@ -155,7 +182,8 @@ impl Graph {
     }
 
     pub(crate) fn memory_bytes(&self, vectors: u32) -> usize {
-        let per_vector = 2 * self.m * size_of::<AtomicU32>() + size_of::<Place>();
+        let per_vector =
+            2 * self.m * size_of::<AtomicU32>() + size_of::<Place>() + size_of::<AtomicU32>();
         let upper = self.upper_lists.load(Ordering::Relaxed) as usize;
         vectors as usize * per_vector + upper * self.m * size_of::<AtomicU32>()
     }

@@ -32,6 +32,10 @@ impl Hnsw {
         let mut chosen = Vec::with_capacity(usize::from(level) + 1);
         for level in (0..=level.min(top)).rev() {
             starts = self.nearest_on(target, level, &starts);
+            if let Some(node) = self.equal_among(&starts, target) {
+                self.graph.add_copy(node, id);
+                return;
+            }
             chosen.push((level, self.select(&starts, self.graph.m())));
         }
         for (level, neighbours) in &chosen {
@@ -81,6 +85,14 @@ impl Hnsw {
             );
         }
         nearest.into_sorted_vec()
+    }
+
+    /// A node with this very vector. Equal vectors have equal ranks, bit for bit.
+    fn equal_among(&self, candidates: &[Candidate], target: &[Lane]) -> Option<u32> {
+        let rank = self.scorer.rank(target, target);
+        let mut equal = candidates.iter().filter(|c| c.rank() == rank);
+        let same = |c: &&Candidate| self.vectors.get(c.id()) == target;
+        equal.find(same).map(|c| c.id())
     }
 
     /// Algorithm 4 of the paper, from candidates in order: those nearer to the new

@@ -61,6 +61,15 @@ impl Walk {
                 return true;
             }
             frontier.pop();
+            // Copies of this node are as near as it, so they are rows of the same search.
+            for copy in hnsw.graph.copies(next.id()) {
+                if eligible(copy) && visited.insert(copy) {
+                    best.push(Candidate::new(next.rank(), copy));
+                    if best.len() > width {
+                        evicted.extend(best.pop());
+                    }
+                }
+            }
             hnsw.expand(target, next.id(), 0, visited, fresh, |found| {
                 *distances += 1;
                 let within = best.len() < width
