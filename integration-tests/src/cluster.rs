@@ -132,8 +132,17 @@ impl Cluster {
 
     /// SIGKILL, and waits until the process is gone.
     pub fn kill(&self, process: &str) -> Result<()> {
+        self.end(process, "KILL")
+    }
+
+    /// What `pg_ctl stop -m immediate` does: no checkpoint, recovery at start.
+    pub fn stop_postgres_immediately(&self) -> Result<()> {
+        self.end("postgres", "QUIT")
+    }
+
+    fn end(&self, process: &str, signal: &str) -> Result<()> {
         let pid = self.pid(process)?;
-        self.signal(process, "KILL")?;
+        self.signal(process, signal)?;
         let deadline = Instant::now() + Duration::from_secs(10);
         while Path::new(&format!("/proc/{pid}/exe")).exists() {
             ensure!(Instant::now() < deadline, "{process} ({pid}) does not die");

@@ -23,7 +23,7 @@ fn p2_p3_nothing_is_lost_or_resurrected_when_each_process_is_killed() -> Result<
             &[],
         )?;
         if process == "postgres" {
-            cluster.make(&["stop", "PROC=postgres", "MODE=immediate"])?;
+            cluster.stop_postgres_immediately()?;
         } else {
             cluster.kill(process)?;
             // Committed while the process is down.
