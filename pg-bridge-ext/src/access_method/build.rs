@@ -1,0 +1,142 @@
+//! CREATE INDEX, and everything else that builds: REINDEX, VACUUM FULL, CLUSTER,
+//! TRUNCATE, rewriting ALTER TABLE. Nothing is read from the table; the cluster
+//! copies it beside the WAL. What is written is the metapage and, under the
+//! extension owner's identity, the row that tells the cluster.
+
+use super::definition::Definition;
+use super::metapage::Metapage;
+use crate::catalog::collections::{self, Registered};
+use crate::error::{SqlError, SqlState, guard};
+use crate::scan::own_writes;
+use crate::worker::{self, ViewState};
+use pgrx::pg_sys;
+
+pub unsafe extern "C-unwind" fn ambuild(
+    table: pg_sys::Relation,
+    index: pg_sys::Relation,
+    info: *mut pg_sys::IndexInfo,
+) -> *mut pg_sys::IndexBuildResult {
+    guard(|| {
+        check(index, info);
+        let definition = Definition::of(table, index);
+        own_writes::scan_exactly((*index).rd_id);
+        let generation = register(&definition);
+        Metapage::new(generation, &definition)
+            .create(index, pg_sys::ForkNumber::MAIN_FORKNUM);
+        let result = pg_sys::palloc0(std::mem::size_of::<pg_sys::IndexBuildResult>())
+            .cast::<pg_sys::IndexBuildResult>();
+        // Nothing was counted: -1 leaves the table's statistics as they are.
+        (*result).heap_tuples = -1.0;
+        (*result).index_tuples = 0.0;
+        result
+    })
+}
+
+/// The init fork of an index on an unlogged table.
+pub unsafe extern "C-unwind" fn ambuildempty(index: pg_sys::Relation) {
+    guard(|| {
+        let table_oid = (*(*index).rd_index).indrelid;
+        let table = pg_sys::table_open(table_oid, pg_sys::NoLock as i32);
+        let definition = Definition::of(table, index);
+        pg_sys::table_close(table, pg_sys::NoLock as i32);
+        Metapage::new(0, &definition).create(index, pg_sys::ForkNumber::INIT_FORKNUM);
+    })
+}
+
+unsafe fn check(index: pg_sys::Relation, info: *mut pg_sys::IndexInfo) {
+    if (*info).ii_IndexAttrNumbers[0] == 0 {
+        SqlError::new(SqlState::NOT_SUPPORTED, "ruhnsw indexes on expressions are not supported")
+            .hint("Store the expression in a column, and index that.")
+            .raise();
+    }
+    if !(*info).ii_Predicate.is_null() {
+        SqlError::new(SqlState::NOT_SUPPORTED, "partial ruhnsw indexes are not supported")
+            .hint("Index the whole column; a WHERE clause of the query still applies.")
+            .raise();
+    }
+    let typmod = (*(*(*index).rd_att).attrs.as_ptr()).atttypmod;
+    if typmod < 1 {
+        SqlError::new(SqlState::INVALID_PARAMETER, "column does not have dimensions").raise();
+    }
+    let (m, ef_construction) = (super::options::m(index), super::options::ef_construction(index));
+    if ef_construction < 2 * m {
+        SqlError::new(
+            SqlState::INVALID_PARAMETER,
+            "ef_construction must be greater than or equal to 2 * m",
+        )
+        .raise();
+    }
+}
+
+/// Writes the row for the cluster and answers the generation, 0 for none.
+unsafe fn register(definition: &Definition) -> u64 {
+    if pg_sys::IsBinaryUpgrade {
+        return 0;
+    }
+    let key = match &definition.key {
+        Ok(key) => key,
+        Err(reason) => {
+            let was_known = collections::remove(definition.index_oid);
+            if definition_is_new(definition) || was_known {
+                warn_exact(definition, reason)
+                    .hint("Give the table a primary key and REINDEX; until then the index is not used.")
+                    .warn();
+            }
+            return 0;
+        }
+    };
+    match collections::register(definition, key) {
+        Registered::Unchanged(generation) => generation,
+        Registered::New(generation) => {
+            warn_if_unreachable(definition, generation);
+            generation
+        }
+    }
+}
+
+/// Whether CREATE INDEX is running, as opposed to a rebuild of an index whose
+/// owner has been told before.
+unsafe fn definition_is_new(definition: &Definition) -> bool {
+    let index = pg_sys::index_open(definition.index_oid, pg_sys::NoLock as i32);
+    let created_here = (*index).rd_createSubid != pg_sys::InvalidSubTransactionId;
+    pg_sys::index_close(index, pg_sys::NoLock as i32);
+    created_here
+}
+
+fn warn_exact(definition: &Definition, reason: &str) -> SqlError {
+    SqlError::new(
+        SqlState::WARNING,
+        format!("index \"{}\" cannot be kept in the cluster: {reason}", definition.index_name),
+    )
+    .detail("Searches scan the table exactly.")
+}
+
+unsafe fn warn_if_unreachable(definition: &Definition, generation: u64) {
+    if !crate::catalog::prerequisites::wal_is_logical() {
+        warn_exact(definition, "wal_level is not logical")
+            .hint("Set wal_level = logical and restart the server; the cluster then copies the table.")
+            .warn();
+    } else if !worker::is_preloaded() {
+        warn_exact(definition, "ruvector is not in shared_preload_libraries")
+            .hint("Set shared_preload_libraries = 'ruvector' and restart the server.")
+            .warn();
+    } else {
+        let view = worker::index_view(
+            pg_sys::MyDatabaseId.to_u32(),
+            definition.index_oid.to_u32(),
+            generation,
+        );
+        if view.state == ViewState::Disconnected {
+            SqlError::new(
+                SqlState::WARNING,
+                format!(
+                    "no coordinator of the cluster can be reached, so index \"{}\" is not being built yet",
+                    definition.index_name
+                ),
+            )
+            .detail(view.reason)
+            .hint("The cluster copies the table once it is there. See ruvector.coordinators.")
+            .warn();
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The table `ruvector.collections`: one row for each index that the cluster
+//! keeps, written in the transaction that creates or drops the index, under the
+//! identity of the table's owner and with a search path that nobody else sets.
+
+use crate::access_method::definition::{Definition, RowKeyIndex};
+use crate::catalog::hooks;
+use pgrx::datum::DatumWithOid;
+use pgrx::pg_sys;
+use pgrx::spi::{Spi, SpiClient};
+use std::ffi::c_int;
+
+pub enum Registered {
+    /// The cluster's copy still stands for this definition.
+    Unchanged(u64),
+    New(u64),
+}
+
+/// Upserts the row of an index. The generation is a new one if there is no row,
+/// or if the index's contents may have changed without any row change.
+///
+/// # Safety
+/// In a transaction that may write.
+pub unsafe fn register(definition: &Definition, key: &RowKeyIndex) -> Registered {
+    let owner = owner_of_table().unwrap_or_else(|| {
+        pgrx::error!("table ruvector.collections is missing");
+    });
+    let fingerprint = format!(
+        "{} m {} ef_construction {}",
+        definition.fingerprint(),
+        definition.m,
+        definition.ef_construction
+    );
+    as_owner(owner, || {
+        Spi::connect_mut(|client| {
+            sweep(client);
+            let known = known_generation(client, definition.index_oid, &fingerprint);
+            match known.filter(|_| !hooks::in_alter_table()) {
+                Some(generation) => {
+                    upsert(client, definition, key, &fingerprint, generation);
+                    Registered::Unchanged(generation)
+                }
+                None => {
+                    let generation = next_generation(client);
+                    upsert(client, definition, key, &fingerprint, generation);
+                    Registered::New(generation)
+                }
+            }
+        })
+    })
+}
+
+/// Deletes the row of an index. True if there was one.
+///
+/// # Safety
+/// In a transaction that may write.
+pub unsafe fn remove(index_oid: pg_sys::Oid) -> bool {
+    // Absent while the extension itself is being dropped.
+    let Some(owner) = owner_of_table() else { return false };
+    as_owner(owner, || {
+        Spi::connect_mut(|client| {
+            let args = [DatumWithOid::from(index_oid)];
+            run(
+                client,
+                "DELETE FROM ruvector.index_fingerprints WHERE index_oid OPERATOR(pg_catalog.=) $1",
+                &args,
+            );
+            run(
+                client,
+                "DELETE FROM ruvector.collections WHERE index_oid OPERATOR(pg_catalog.=) $1",
+                &args,
+            ) > 0
+        })
+    })
+}
+
+/// Runs SQL of ours and answers how many rows it touched.
+fn run(client: &mut SpiClient<'_>, sql: &str, args: &[DatumWithOid<'_>]) -> usize {
+    match client.update(sql, None, args) {
+        Ok(rows) => rows.len(),
+        Err(error) => pgrx::error!("ruvector.collections: {error}"),
+    }
+}
+
+fn number(client: &mut SpiClient<'_>, sql: &str, args: &[DatumWithOid<'_>]) -> Option<i64> {
+    let rows = match client.update(sql, Some(1), args) {
+        Ok(rows) => rows,
+        Err(error) => pgrx::error!("ruvector.collections: {error}"),
+    };
+    if rows.is_empty() { None } else { rows.first().get_one::<i64>().unwrap_or(None) }
+}
+
+/// Rows of indexes that were dropped while this library was not loaded.
+fn sweep(client: &mut SpiClient<'_>) {
+    for table in ["ruvector.index_fingerprints", "ruvector.collections"] {
+        let sql = format!(
+            "DELETE FROM {table} x WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_class c \
+             WHERE c.oid OPERATOR(pg_catalog.=) x.index_oid)"
+        );
+        run(client, &sql, &[]);
+    }
+}
+
+fn known_generation(
+    client: &mut SpiClient<'_>,
+    index_oid: pg_sys::Oid,
+    fingerprint: &str,
+) -> Option<u64> {
+    let sql = "SELECT c.definition_generation FROM ruvector.collections c \
+               JOIN ruvector.index_fingerprints f ON f.index_oid OPERATOR(pg_catalog.=) c.index_oid \
+               WHERE c.index_oid OPERATOR(pg_catalog.=) $1 AND f.fingerprint OPERATOR(pg_catalog.=) $2";
+    number(client, sql, &[index_oid.into(), fingerprint.into()])
+        .and_then(|generation| u64::try_from(generation).ok())
+}
+
+fn next_generation(client: &mut SpiClient<'_>) -> u64 {
+    let sql = "SELECT pg_catalog.nextval('ruvector.definition_generation_seq')";
+    let generation = number(client, sql, &[]).unwrap_or_default();
+    u64::try_from(generation).unwrap_or_default()
+}
+
+fn upsert(
+    client: &mut SpiClient<'_>,
+    definition: &Definition,
+    key: &RowKeyIndex,
+    fingerprint: &str,
+    generation: u64,
+) {
+    let attnums: Vec<i16> = key.columns.iter().map(|column| column.attnum).collect();
+    let sql = "INSERT INTO ruvector.collections AS c VALUES \
+               ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) \
+               ON CONFLICT (index_oid) DO UPDATE SET \
+               definition_generation = excluded.definition_generation, \
+               table_oid = excluded.table_oid, schema_name = excluded.schema_name, \
+               table_name = excluded.table_name, index_name = excluded.index_name, \
+               column_name = excluded.column_name, column_attnum = excluded.column_attnum, \
+               key_attnums = excluded.key_attnums, metric = excluded.metric, \
+               dimensions = excluded.dimensions, m = excluded.m, \
+               ef_construction = excluded.ef_construction \
+               WHERE c IS DISTINCT FROM excluded";
+    run(
+        client,
+        sql,
+        &[
+            definition.index_oid.into(),
+            (generation as i64).into(),
+            definition.table_oid.into(),
+            definition.schema_name.as_str().into(),
+            definition.table_name.as_str().into(),
+            definition.index_name.as_str().into(),
+            definition.column_name.as_str().into(),
+            definition.column_attnum.into(),
+            attnums.into(),
+            definition.metric.name().into(),
+            (definition.dimensions() as i32).into(),
+            (definition.m as i32).into(),
+            (definition.ef_construction as i32).into(),
+        ],
+    );
+    let sql = "INSERT INTO ruvector.index_fingerprints AS f VALUES ($1, $2) \
+               ON CONFLICT (index_oid) DO UPDATE SET fingerprint = excluded.fingerprint \
+               WHERE f.fingerprint OPERATOR(pg_catalog.<>) excluded.fingerprint";
+    run(client, sql, &[definition.index_oid.into(), fingerprint.into()]);
+}
+
+/// The owner of `ruvector.collections`, the extension's.
+unsafe fn owner_of_table() -> Option<pg_sys::Oid> {
+    let schema = pg_sys::get_namespace_oid(c"ruvector".as_ptr(), true);
+    if schema == pg_sys::InvalidOid {
+        return None;
+    }
+    let table = pg_sys::get_relname_relid(c"collections".as_ptr(), schema);
+    if table == pg_sys::InvalidOid {
+        return None;
+    }
+    let tuple = pg_sys::SearchSysCache1(
+        pg_sys::SysCacheIdentifier::RELOID as c_int,
+        pg_sys::Datum::from(table),
+    );
+    if tuple.is_null() {
+        return None;
+    }
+    let owner = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).relowner;
+    pg_sys::ReleaseSysCache(tuple);
+    Some(owner)
+}
+
+/// Runs as the given role, with a search path of the system's only. An error
+/// leaves both to the end of the transaction, which restores them.
+unsafe fn as_owner<R>(owner: pg_sys::Oid, body: impl FnOnce() -> R) -> R {
+    let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+    pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+    pg_sys::SetUserIdAndSecContext(
+        owner,
+        context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as c_int,
+    );
+    let level = pg_sys::NewGUCNestLevel();
+    pg_sys::set_config_option(
+        c"search_path".as_ptr(),
+        c"pg_catalog, pg_temp".as_ptr(),
+        pg_sys::GucContext::PGC_USERSET,
+        pg_sys::GucSource::PGC_S_SESSION,
+        pg_sys::GucAction::GUC_ACTION_SAVE,
+        true,
+        0,
+        false,
+    );
+    let result = body();
+    pg_sys::AtEOXact_GUC(false, level);
+    pg_sys::SetUserIdAndSecContext(user, context);
+    result
+}

@@ -1,0 +1,221 @@
+//! Hooks into the server: DROP of an index removes its row, ALTER TABLE is
+//! noticed (a rewrite may change what an index holds), the end of a transaction
+//! clears what belonged to it.
+//!
+//! A hook calls the next one without a boundary in between, so that errors pass
+//! through unchanged; its frame therefore holds nothing that needs a destructor.
+
+use super::collections;
+use crate::access_method;
+use crate::error::guard;
+use crate::scan::{exact_slots, own_writes};
+use pgrx::pg_sys;
+use std::cell::Cell;
+use std::ffi::{c_char, c_int, c_void};
+
+static mut NEXT_OBJECT_ACCESS: pg_sys::object_access_hook_type = None;
+static mut NEXT_PROCESS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
+
+thread_local! {
+    static ALTER_TABLE_DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+mod unguarded {
+    use super::*;
+    unsafe extern "C-unwind" {
+        pub fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            source: *const c_char,
+            read_only_tree: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            params: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            receiver: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+    }
+}
+
+/// # Safety
+/// Once per process, from `_PG_init`.
+pub unsafe fn install() {
+    NEXT_OBJECT_ACCESS = pg_sys::object_access_hook;
+    pg_sys::object_access_hook = Some(on_object_access);
+    NEXT_PROCESS_UTILITY = pg_sys::ProcessUtility_hook;
+    pg_sys::ProcessUtility_hook = Some(on_process_utility);
+    pg_sys::RegisterXactCallback(Some(on_transaction_event), std::ptr::null_mut());
+    pg_sys::RegisterSubXactCallback(Some(on_subtransaction_event), std::ptr::null_mut());
+}
+
+/// Whether the build at hand is part of an ALTER TABLE.
+pub fn in_alter_table() -> bool {
+    ALTER_TABLE_DEPTH.get() > 0
+}
+
+unsafe extern "C-unwind" fn on_process_utility(
+    statement: *mut pg_sys::PlannedStmt,
+    source: *const c_char,
+    read_only_tree: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    receiver: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    let alters = (*(*statement).utilityStmt).type_ == pg_sys::NodeTag::T_AlterTableStmt;
+    if alters {
+        ALTER_TABLE_DEPTH.set(ALTER_TABLE_DEPTH.get() + 1);
+    }
+    let next = NEXT_PROCESS_UTILITY;
+    match next {
+        Some(next) => next(
+            statement,
+            source,
+            read_only_tree,
+            context,
+            params,
+            environment,
+            receiver,
+            completion,
+        ),
+        None => unguarded::standard_ProcessUtility(
+            statement,
+            source,
+            read_only_tree,
+            context,
+            params,
+            environment,
+            receiver,
+            completion,
+        ),
+    }
+    // An error skips this; the end of the (sub)transaction resets it.
+    if alters {
+        ALTER_TABLE_DEPTH.set(ALTER_TABLE_DEPTH.get().saturating_sub(1));
+    }
+}
+
+unsafe extern "C-unwind" fn on_object_access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    part: c_int,
+    argument: *mut c_void,
+) {
+    let next = NEXT_OBJECT_ACCESS;
+    if let Some(next) = next {
+        next(access, class, object, part, argument);
+    }
+    if access == pg_sys::ObjectAccessType::OAT_DROP
+        && class == pg_sys::RelationRelationId
+        && part == 0
+    {
+        guard(|| on_drop(object));
+    }
+}
+
+unsafe fn on_drop(relation: pg_sys::Oid) {
+    if pg_sys::IsBinaryUpgrade || pg_sys::RecoveryInProgress() {
+        return;
+    }
+    let method = pg_sys::get_am_oid(access_method::NAME.as_ptr(), true);
+    if method == pg_sys::InvalidOid {
+        return;
+    }
+    match dropped_index(relation) {
+        Some((index_method, _)) if index_method == method => {
+            collections::remove(relation);
+        }
+        // Without its key the table cannot be followed: while it is published,
+        // its own UPDATEs would fail.
+        Some((_, Some(table))) => forget_indexes(table, method),
+        _ => {}
+    }
+}
+
+/// The access method of a permanent index, and its table if it names rows.
+unsafe fn dropped_index(relation: pg_sys::Oid) -> Option<(pg_sys::Oid, Option<pg_sys::Oid>)> {
+    let tuple = pg_sys::SearchSysCache1(
+        pg_sys::SysCacheIdentifier::RELOID as c_int,
+        pg_sys::Datum::from(relation),
+    );
+    if tuple.is_null() {
+        return None;
+    }
+    let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>();
+    let permanent = (*form).relpersistence == pg_sys::RELPERSISTENCE_PERMANENT as c_char;
+    let is_index = (*form).relkind == pg_sys::RELKIND_INDEX as c_char;
+    let method = (*form).relam;
+    pg_sys::ReleaseSysCache(tuple);
+    if !permanent || !is_index {
+        return None;
+    }
+    let tuple = pg_sys::SearchSysCache1(
+        pg_sys::SysCacheIdentifier::INDEXRELID as c_int,
+        pg_sys::Datum::from(relation),
+    );
+    if tuple.is_null() {
+        return Some((method, None));
+    }
+    let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_index>();
+    let names_rows = (*form).indisprimary || (*form).indisreplident;
+    let table = names_rows.then_some((*form).indrelid);
+    pg_sys::ReleaseSysCache(tuple);
+    Some((method, table))
+}
+
+unsafe fn forget_indexes(table: pg_sys::Oid, method: pg_sys::Oid) {
+    let relation = pg_sys::try_relation_open(table, pg_sys::NoLock as c_int);
+    if relation.is_null() {
+        return;
+    }
+    let indexes = pg_sys::RelationGetIndexList(relation);
+    pg_sys::relation_close(relation, pg_sys::NoLock as c_int);
+    let count = if indexes.is_null() { 0 } else { (*indexes).length };
+    for place in 0..count as usize {
+        let index = (*(*indexes).elements.add(place)).oid_value;
+        if matches!(dropped_index(index), Some((found, _)) if found == method) {
+            collections::remove(index);
+        }
+    }
+}
+
+unsafe extern "C-unwind" fn on_transaction_event(
+    event: pg_sys::XactEvent::Type,
+    _argument: *mut c_void,
+) {
+    use pg_sys::XactEvent::*;
+    if matches!(
+        event,
+        XACT_EVENT_COMMIT
+            | XACT_EVENT_PARALLEL_COMMIT
+            | XACT_EVENT_ABORT
+            | XACT_EVENT_PARALLEL_ABORT
+            | XACT_EVENT_PREPARE
+    ) {
+        ALTER_TABLE_DEPTH.set(0);
+        guard(|| {
+            own_writes::end_of_transaction();
+            exact_slots::release();
+        });
+    }
+}
+
+unsafe extern "C-unwind" fn on_subtransaction_event(
+    event: pg_sys::SubXactEvent::Type,
+    subtransaction: pg_sys::SubTransactionId,
+    _parent: pg_sys::SubTransactionId,
+    _argument: *mut c_void,
+) {
+    use pg_sys::SubXactEvent::*;
+    guard(|| match event {
+        SUBXACT_EVENT_START_SUB => own_writes::start_of_subtransaction(subtransaction),
+        SUBXACT_EVENT_COMMIT_SUB => own_writes::commit_of_subtransaction(subtransaction),
+        SUBXACT_EVENT_ABORT_SUB => {
+            ALTER_TABLE_DEPTH.set(0);
+            own_writes::abort_of_subtransaction(subtransaction);
+            exact_slots::release();
+        }
+        _ => {}
+    });
+}

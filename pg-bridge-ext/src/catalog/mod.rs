@@ -1,0 +1,6 @@
+//! What the extension writes into the database for the cluster to read, and the
+//! hooks that keep it true.
+
+pub mod collections;
+pub mod hooks;
+pub mod prerequisites;

@@ -1,0 +1,80 @@
+//! `ruvector_wait_for_index(index, timeout_seconds, folded)`: returns once the
+//! index answers searches; with `folded`, once its tail is in the graph as well.
+
+use super::status::{self, Local};
+use crate::error::{SqlError, SqlState, sql_functions};
+use crate::worker;
+use pgrx::pg_sys;
+use std::ffi::c_long;
+use std::time::{Duration, Instant};
+
+const POLL_MS: c_long = 100;
+
+sql_functions! {
+    pg_finfo_ruvector_wait_for_index for ruvector_wait_for_index(call) {
+        let index_oid = pg_sys::Oid::from_u32(call.datum(0).value() as u32);
+        let timeout_s = call.int32(1);
+        let folded = call.datum(2).value() != 0;
+        if timeout_s < 0 {
+            SqlError::new(SqlState::INVALID_PARAMETER, "timeout_seconds must not be negative")
+                .raise();
+        }
+        wait(index_oid, Duration::from_secs(u64::from(timeout_s.unsigned_abs())), folded);
+        pg_sys::Datum::from(0usize)
+    }
+}
+
+unsafe fn wait(index_oid: pg_sys::Oid, timeout: Duration, folded: bool) {
+    let deadline = Instant::now() + timeout;
+    loop {
+        pgrx::check_for_interrupts!();
+        let local = status::local(index_oid);
+        let name = &local.index_name;
+        match local.state {
+            "ready" if !folded || is_folded(index_oid, &local) => return,
+            "failed" => SqlError::new(
+                SqlState::UNAVAILABLE,
+                format!("index \"{name}\" failed: {}", local.reason),
+            )
+            .raise(),
+            "exact" => SqlError::new(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!("index \"{name}\" is not kept in the cluster: {}", local.reason),
+            )
+            .raise(),
+            _ => {}
+        }
+        if Instant::now() >= deadline {
+            timed_out(&local, timeout, folded);
+        }
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
+            POLL_MS,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+}
+
+fn is_folded(index_oid: pg_sys::Oid, local: &Local) -> bool {
+    // SAFETY: set at backend start.
+    let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
+    worker::index_status(database, index_oid.to_u32(), local.definition_generation)
+        .is_ok_and(|status| status.tail_rows == 0 && status.pending_rows == 0)
+}
+
+fn timed_out(local: &Local, timeout: Duration, folded: bool) -> ! {
+    let wanted = if folded { "ready and folded" } else { "ready" };
+    let error = SqlError::new(
+        SqlState::LAGGING,
+        format!(
+            "index \"{}\" is not {wanted} after {} seconds: it is {}",
+            local.index_name,
+            timeout.as_secs(),
+            local.state
+        ),
+    )
+    .hint("The cluster goes on; ruvector_index_status() shows how far it is.");
+    if local.reason.is_empty() { error.raise() } else { error.detail(local.reason.as_str()).raise() }
+}
