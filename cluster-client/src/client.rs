@@ -149,7 +149,10 @@ impl ClusterClient {
             }
             tokio::time::sleep(pause).await;
         }
-        Err(ClientError::Unavailable { tried: self.leader_candidates().join(", "), last })
+        Err(ClientError::Unavailable {
+            tried: self.leader_candidates().join(", "),
+            last,
+        })
     }
 
     /// A map at least as new as `at_least`, from any coordinator or, when none
@@ -161,7 +164,10 @@ impl ClusterClient {
         let give_up = Instant::now() + self.inner.config.call_timeout;
         let mut last = "no answer".to_owned();
         let Ok(_fetching) = timeout_at(give_up, self.inner.refreshing.lock()).await else {
-            return Err(map_too_old(at_least, "another fetch did not end".to_owned()));
+            return Err(map_too_old(
+                at_least,
+                "another fetch did not end".to_owned(),
+            ));
         };
         for round in 0.. {
             if self.inner.maps.is_at_least(at_least) {
@@ -170,7 +176,11 @@ impl ClusterClient {
             if round == 0 {
                 tokio::time::sleep(rand::random_range(Duration::ZERO..REFRESH_JITTER_MAX)).await;
             }
-            last = self.fetch_map(at_least, give_up).await.err().unwrap_or(last);
+            last = self
+                .fetch_map(at_least, give_up)
+                .await
+                .err()
+                .unwrap_or(last);
             if self.inner.maps.is_at_least(at_least) {
                 return Ok(self.map());
             }
@@ -223,11 +233,16 @@ impl ClusterClient {
         at_least: (LeaseEpoch, MapVersion),
         give_up: Instant,
     ) -> Result<(), String> {
-        let request = GetMapRequest { epoch: at_least.0.0, version: at_least.1.0 };
+        let request = GetMapRequest {
+            epoch: at_least.0.0,
+            version: at_least.1.0,
+        };
         let attempt_timeout = self.inner.config.attempt_timeout;
         let mut last = Err("nobody to ask".to_owned());
         for address in shuffled(self.coordinator_addresses()) {
-            let Ok(mut coordinator) = self.coordinator(&address) else { continue };
+            let Ok(mut coordinator) = self.coordinator(&address) else {
+                continue;
+            };
             let attempt = (Instant::now() + attempt_timeout).min(give_up);
             last = self.take_map(attempt, coordinator.get_map(request)).await;
             if self.inner.maps.is_at_least(at_least) {
@@ -235,7 +250,9 @@ impl ClusterClient {
             }
         }
         for id in shuffled(self.map().nodes.keys().copied().collect()) {
-            let Ok(mut node) = self.node(id) else { continue };
+            let Ok(mut node) = self.node(id) else {
+                continue;
+            };
             let attempt = (Instant::now() + attempt_timeout).min(give_up);
             last = self.take_map(attempt, node.get_map(request)).await;
             if self.inner.maps.is_at_least(at_least) {
@@ -250,7 +267,9 @@ impl ClusterClient {
         attempt: Instant,
         call: impl Future<Output = Result<Response<proto::v1::PartitionMap>, Status>>,
     ) -> Result<(), String> {
-        let answer = timeout_at(attempt, call).await.map_err(|_| "did not answer in time")?;
+        let answer = timeout_at(attempt, call)
+            .await
+            .map_err(|_| "did not answer in time")?;
         let map = answer.map_err(|status| retry::describe(&status))?;
         self.offer_wire_map(map.get_ref())
     }
@@ -324,7 +343,11 @@ impl ClusterClient {
 }
 
 fn map_too_old((epoch, version): (LeaseEpoch, MapVersion), last: String) -> ClientError {
-    ClientError::MapTooOld { epoch, version, last }
+    ClientError::MapTooOld {
+        epoch,
+        version,
+        last,
+    }
 }
 
 fn shuffled<T>(mut all: Vec<T>) -> Vec<T> {

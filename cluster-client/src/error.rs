@@ -15,7 +15,11 @@ pub enum ClientError {
     #[error("the map knows no {0}")]
     UnknownNode(NodeId),
     #[error("no map as new as epoch {}, version {} was to be had: {last}", epoch.0, version.0)]
-    MapTooOld { epoch: LeaseEpoch, version: MapVersion, last: String },
+    MapTooOld {
+        epoch: LeaseEpoch,
+        version: MapVersion,
+        last: String,
+    },
     #[error(transparent)]
     Transport(#[from] TransportError),
 }

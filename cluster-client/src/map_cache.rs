@@ -15,7 +15,10 @@ pub struct MapCache {
 impl Default for MapCache {
     fn default() -> Self {
         let empty = Arc::new(PartitionMap::default());
-        Self { current: ArcSwap::new(empty.clone()), changes: watch::Sender::new(empty) }
+        Self {
+            current: ArcSwap::new(empty.clone()),
+            changes: watch::Sender::new(empty),
+        }
     }
 }
 

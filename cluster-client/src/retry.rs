@@ -24,8 +24,10 @@ pub fn not_leader_hint(status: &Status) -> Option<Option<String>> {
 /// Whether the same call may succeed elsewhere or later. A status with a source
 /// was made here, by the transport: the server has said nothing.
 pub fn is_worth_repeating(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
-        || status.source().is_some()
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+    ) || status.source().is_some()
 }
 
 /// One line for a person: code, message, and the transport's root cause.
@@ -49,7 +51,10 @@ mod tests {
     #[test]
     fn a_coordinator_that_does_not_lead_names_who_does() {
         let hint = Some("127.0.0.1:7402".to_owned());
-        assert_eq!(not_leader_hint(&error::not_leader(hint.as_deref())), Some(hint));
+        assert_eq!(
+            not_leader_hint(&error::not_leader(hint.as_deref())),
+            Some(hint)
+        );
         assert_eq!(not_leader_hint(&error::not_leader(None)), Some(None));
         assert_eq!(not_leader_hint(&Status::unavailable("no")), None);
     }

@@ -106,7 +106,9 @@ pub fn listen_address(addr: &str) -> Result<SocketAddr, TransportError> {
         Some(port) => format!("127.0.0.1:{port}"),
         None => addr.to_owned(),
     };
-    numeric.parse().map_err(|_| TransportError::BadAddress(addr.to_owned()))
+    numeric
+        .parse()
+        .map_err(|_| TransportError::BadAddress(addr.to_owned()))
 }
 
 #[cfg(test)]
@@ -116,20 +118,41 @@ mod tests {
     #[test]
     fn plaintext_stays_on_loopback_unless_allowed() {
         let closed = Transport::default();
-        for loopback in ["127.0.0.1:1", "127.8.9.1:7401", "localhost:7401", "[::1]:7401"] {
+        for loopback in [
+            "127.0.0.1:1",
+            "127.8.9.1:7401",
+            "localhost:7401",
+            "[::1]:7401",
+        ] {
             assert_eq!(closed.check_listen(loopback), Ok(()), "{loopback}");
         }
-        for far in ["10.0.0.1:7401", "0.0.0.0:7401", "[::]:7401", "example.com:7401"] {
+        for far in [
+            "10.0.0.1:7401",
+            "0.0.0.0:7401",
+            "[::]:7401",
+            "example.com:7401",
+        ] {
             let refused = Err(TransportError::PlaintextOffLoopback(far.to_owned()));
             assert_eq!(closed.check_listen(far), refused);
         }
-        let open = Transport { allow_plaintext_off_loopback: true, tls: None };
+        let open = Transport {
+            allow_plaintext_off_loopback: true,
+            tls: None,
+        };
         assert_eq!(open.check_listen("10.0.0.1:7401"), Ok(()));
     }
 
     #[test]
     fn nonsense_addresses_are_named() {
-        for bad in ["", "7401", "localhost", "localhost:http", "localhost:99999", ":7401", "a:b:1"] {
+        for bad in [
+            "",
+            "7401",
+            "localhost",
+            "localhost:http",
+            "localhost:99999",
+            ":7401",
+            "a:b:1",
+        ] {
             let refused = Err(TransportError::BadAddress(bad.to_owned()));
             assert_eq!(Transport::default().check_listen(bad), refused);
         }
@@ -137,7 +160,13 @@ mod tests {
 
     #[test]
     fn tls_is_refused_rather_than_ignored() {
-        let tls = Transport { allow_plaintext_off_loopback: true, tls: Some(TlsConfig::default()) };
-        assert_eq!(tls.check_listen("127.0.0.1:1"), Err(TransportError::TlsUnavailable));
+        let tls = Transport {
+            allow_plaintext_off_loopback: true,
+            tls: Some(TlsConfig::default()),
+        };
+        assert_eq!(
+            tls.check_listen("127.0.0.1:1"),
+            Err(TransportError::TlsUnavailable)
+        );
     }
 }

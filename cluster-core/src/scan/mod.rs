@@ -1,1 +1,35 @@
-//! How pages of partitions become one ordered, complete answer (P7).
+//! How pages of partitions become one ordered, complete answer.
+//!
+//! A scan asks one replica of every partition for a page, merges what comes by
+//! distance, and asks for the next page of those partitions only that hold the
+//! order up. It gives a page when the partitions that answered tile the whole
+//! hash space, and otherwise goes on asking until the deadline (P7).
+//!
+//! A cursor lives on one replica and only as long as its answers arrive: after
+//! any failure the outcome of the request is unknown, so the partition starts
+//! again, there or elsewhere, and drops the keys that the scan has already
+//! given. The order across a restart is as good as the replicas' indexes agree;
+//! completeness does not depend on it.
+//!
+//! What may happen is an [`Event`], what is to be done about it a [`Command`];
+//! [`DistributedScan`] is the function between them. The sender of requests, the
+//! clock and the seed belong to the caller.
+
+mod failure;
+mod given;
+mod merge;
+mod partition;
+mod protocol;
+mod replicas;
+mod state;
+
+pub use failure::{Failure, FailureKind};
+pub use merge::Hit;
+pub use protocol::{
+    Ask, AttemptId, Command, Event, MapStamp, MergedPage, Millis, PageStats, PartitionAsk,
+    PartitionPage, ScanLimits,
+};
+pub use state::DistributedScan;
+
+#[cfg(test)]
+mod scan_tests;

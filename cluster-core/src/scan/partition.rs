@@ -1,0 +1,95 @@
+//! One partition of a scan.
+
+use super::failure::Failure;
+use super::merge::Stream;
+use super::protocol::*;
+use super::replicas::{FailureTimes, Serving, choose, serving};
+use crate::ids::PartitionId;
+use crate::map::{HashRange, Partition};
+
+/// Where the next page of a partition is to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cursor {
+    pub at: Serving,
+    pub resume_token: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct PartitionScan<K> {
+    pub id: PartitionId,
+    pub range: HashRange,
+    pub replicas: Vec<Serving>,
+    /// Replicas that cannot read their data, not asked again by this scan.
+    pub corrupt: Vec<Serving>,
+    pub cursor: Option<Cursor>,
+    pub stream: Stream<K>,
+    /// Whether hits may have been given before: the stream has been restarted.
+    pub drops_given: bool,
+    /// Attempts of which any may bring the next page.
+    pub waiting: Vec<AttemptId>,
+    /// Failures in a row.
+    pub failures: u32,
+    pub last_failure: Option<Failure>,
+    /// Which nodes failed for this partition; others may do well there.
+    pub failed: FailureTimes,
+    pub not_before: Millis,
+    pub barren_pages: u32,
+    pub tail_rows: u64,
+}
+
+impl<K: Ord> PartitionScan<K> {
+    pub fn new(partition: &Partition, drops_given: bool) -> Self {
+        Self {
+            id: partition.id,
+            range: partition.range,
+            replicas: serving(partition),
+            corrupt: Vec::new(),
+            cursor: None,
+            stream: Stream::default(),
+            drops_given,
+            waiting: Vec::new(),
+            failures: 0,
+            last_failure: None,
+            failed: FailureTimes::new(),
+            not_before: 0,
+            barren_pages: 0,
+            tail_rows: 0,
+        }
+    }
+
+    pub fn is_same_as(&self, partition: &Partition) -> bool {
+        self.id == partition.id && self.range == partition.range
+    }
+
+    pub fn is_corrupt(&self, replica: Serving) -> bool {
+        self.corrupt.contains(&replica)
+    }
+
+    /// The replica to ask next: see [`choose`].
+    pub fn choose(
+        &self,
+        failed_nodes: &FailureTimes,
+        seed: u64,
+        is_barred: impl Fn(Serving) -> bool,
+    ) -> Option<Serving> {
+        let failed_at = |node| self.failed.get(&node).max(failed_nodes.get(&node)).copied();
+        choose(&self.replicas, failed_at, seed, |r| {
+            self.is_corrupt(r) || is_barred(r)
+        })
+    }
+
+    pub fn usable_replicas(&self) -> usize {
+        self.replicas
+            .iter()
+            .filter(|r| !self.is_corrupt(**r))
+            .count()
+    }
+
+    /// Forgets everything that a replica has said and the scan has not given.
+    pub fn restart(&mut self, drops_given: bool) {
+        self.cursor = None;
+        self.stream = Stream::default();
+        self.drops_given = drops_given;
+        self.barren_pages = 0;
+    }
+}
