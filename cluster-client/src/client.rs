@@ -26,6 +26,9 @@ use tonic::{Code, Response, Status};
 /// Spread over which processes that learn of a new map at once fetch it.
 const REFRESH_JITTER_MAX: Duration = Duration::from_millis(20);
 
+/// How long a node that did not answer is asked last by new scans.
+const NODE_PENALTY: Duration = Duration::from_secs(3);
+
 /// Cheap to clone; clones share channels, map and counters.
 #[derive(Clone)]
 pub struct ClusterClient {
@@ -43,6 +46,8 @@ struct Inner {
     /// Held while a map is fetched, so that a process asks once.
     refreshing: tokio::sync::Mutex<()>,
     is_watching: AtomicBool,
+    /// Nodes whose last search brought no answer.
+    failed_nodes: Mutex<HashMap<NodeId, Instant>>,
 }
 
 impl ClusterClient {
@@ -56,6 +61,7 @@ impl ClusterClient {
                 leader: Mutex::default(),
                 refreshing: tokio::sync::Mutex::default(),
                 is_watching: AtomicBool::new(false),
+                failed_nodes: Mutex::default(),
             }),
         }
     }
@@ -211,6 +217,21 @@ impl ClusterClient {
             shutdown.run_until_cancelled(watch).await;
             client.inner.is_watching.store(false, Ordering::Relaxed);
         })
+    }
+
+    pub(crate) fn node_failed(&self, node: NodeId) {
+        self.inner.failed_nodes.lock().insert(node, Instant::now());
+    }
+
+    pub(crate) fn node_answered(&self, node: NodeId) {
+        self.inner.failed_nodes.lock().remove(&node);
+    }
+
+    /// Nodes that new scans had better ask last.
+    pub(crate) fn recently_failed_nodes(&self) -> Vec<NodeId> {
+        let mut failed = self.inner.failed_nodes.lock();
+        failed.retain(|_, at| at.elapsed() < NODE_PENALTY);
+        failed.keys().copied().collect()
     }
 
     async fn follow_map(&self, address: &str) -> Result<(), String> {

@@ -3,7 +3,8 @@
 //! do not answer. What to do about it is decided in `cluster_core::scan`.
 //!
 //! In reading order: [`transport`], [`config`], the [`client`] with its map
-//! cache, what a failure means ([`error`], `retry`), [`metrics`].
+//! cache, what a failure means ([`error`], `retry`), the distributed [`scan`] and
+//! its single requests (`search`), [`metrics`].
 
 pub mod client;
 pub mod config;
@@ -11,8 +12,11 @@ pub mod error;
 mod map_cache;
 pub mod metrics;
 mod retry;
+pub mod scan;
+mod search;
 pub mod transport;
 
 pub use client::ClusterClient;
 pub use config::ClientConfig;
 pub use error::ClientError;
+pub use scan::{Consistency, Scan, ScanError, ScanErrorKind, ScanPage, ScanSpec};
