@@ -6,6 +6,9 @@ use pgrx::pg_sys::{self, AsPgCStr};
 use std::ffi::{c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
 
+const WARNING: c_int = pg_sys::elog::PgLogLevel::WARNING as c_int;
+const ERROR: c_int = pg_sys::elog::PgLogLevel::ERROR as c_int;
+
 /// A five-character SQLSTATE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SqlState(pub &'static str);
@@ -19,7 +22,6 @@ impl SqlState {
     pub const NULL_NOT_ALLOWED: Self = Self("22004");
     pub const INVALID_PARAMETER: Self = Self("22023");
     pub const INVALID_TEXT: Self = Self("22P02");
-    pub const INVALID_BINARY: Self = Self("22P03");
     pub const LIMIT_EXCEEDED: Self = Self("54000");
     pub const NOT_IN_PREREQUISITE_STATE: Self = Self("55000");
     pub const NOT_SUPPORTED: Self = Self("0A000");
@@ -70,7 +72,7 @@ impl SqlError {
     /// Tells the client, and goes on.
     pub fn warn(self) {
         // SAFETY: called on the backend's main thread; WARNING returns.
-        unsafe { CopiedError::from(self).report(pg_sys::WARNING as c_int) }
+        unsafe { CopiedError::from(self).report(WARNING) }
     }
 }
 
@@ -122,7 +124,7 @@ impl CopiedError {
         if !self.hint.is_null() {
             errhint(c"%s".as_ptr(), self.hint);
         }
-        if level >= pg_sys::ERROR as c_int {
+        if level >= ERROR {
             pg_sys::thread_check::active_thread::clear();
         }
         errfinish(c"ruvector".as_ptr(), 0, c"ruvector".as_ptr());
@@ -146,7 +148,7 @@ pub unsafe fn guard<R: Copy>(body: impl FnOnce() -> R) -> R {
     match outcome {
         Ok(value) => value,
         Err(error) => {
-            error.report(pg_sys::ERROR as c_int);
+            error.report(ERROR);
             unreachable!("ERROR does not return")
         }
     }
@@ -186,12 +188,6 @@ impl Call {
     /// The SQL declaration has an argument of that number (from 0).
     pub unsafe fn datum(self, number: usize) -> pg_sys::Datum {
         (*(*self.0).args.as_ptr().add(number)).value
-    }
-
-    /// # Safety
-    /// As [`Call::datum`].
-    pub unsafe fn is_null(self, number: usize) -> bool {
-        (*(*self.0).args.as_ptr().add(number)).isnull
     }
 
     /// # Safety

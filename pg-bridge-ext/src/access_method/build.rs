@@ -4,7 +4,7 @@
 //! extension owner's identity, the row that tells the cluster.
 
 use super::definition::Definition;
-use super::metapage::Metapage;
+use super::metapage::{INVALID_SUBTRANSACTION, Metapage};
 use crate::catalog::collections::{self, Registered};
 use crate::error::{SqlError, SqlState, guard};
 use crate::scan::own_writes;
@@ -98,7 +98,7 @@ unsafe fn register(definition: &Definition) -> u64 {
 /// owner has been told before.
 unsafe fn definition_is_new(definition: &Definition) -> bool {
     let index = pg_sys::index_open(definition.index_oid, pg_sys::NoLock as i32);
-    let created_here = (*index).rd_createSubid != pg_sys::InvalidSubTransactionId;
+    let created_here = (*index).rd_createSubid != INVALID_SUBTRANSACTION;
     pg_sys::index_close(index, pg_sys::NoLock as i32);
     created_here
 }

@@ -5,6 +5,9 @@ use super::definition::{Definition, fingerprint_hash};
 use crate::error::{SqlError, SqlState};
 use pgrx::pg_sys;
 
+/// InvalidSubTransactionId, a macro with a cast that bindgen leaves out.
+pub const INVALID_SUBTRANSACTION: pg_sys::SubTransactionId = 0;
+
 const MAGIC: u32 = 0x5276_4864; // "RvHd"
 const VERSION: u32 = 1;
 
@@ -99,7 +102,7 @@ unsafe fn contents(page: pg_sys::Page) -> *mut Metapage {
 unsafe fn relation_needs_wal(index: pg_sys::Relation) -> bool {
     let permanent =
         (*(*index).rd_rel).relpersistence == pg_sys::RELPERSISTENCE_PERMANENT as std::ffi::c_char;
-    let created_here = (*index).rd_createSubid != pg_sys::InvalidSubTransactionId
-        || (*index).rd_firstRelfilenodeSubid != pg_sys::InvalidSubTransactionId;
+    let created_here = (*index).rd_createSubid != INVALID_SUBTRANSACTION
+        || (*index).rd_firstRelfilenodeSubid != INVALID_SUBTRANSACTION;
     permanent && (pg_sys::wal_level > pg_sys::WalLevel::WAL_LEVEL_MINIMAL as i32 || !created_here)
 }

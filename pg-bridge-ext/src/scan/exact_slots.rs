@@ -4,6 +4,7 @@
 use crate::settings::{self, EXACT_SCANS_MAX};
 use crate::worker;
 use pgrx::lwlock::PgLwLock;
+use pgrx::pg_guard;
 use pgrx::pg_sys;
 use std::cell::Cell;
 
