@@ -1,0 +1,206 @@
+//! Follows the map: makes the replicas that it assigns to this node, and deletes
+//! those that it has taken away.
+//!
+//! Data is deleted only under a held lease and a map at least as new as the
+//! lease's epoch: a node that was cut off, or asked a coordinator left behind,
+//! must not throw away what may be the last copy.
+
+use crate::node::Node;
+use crate::partition::replicas::ReplicaError;
+use crate::storage::PartitionMeta;
+use cluster_core::ids::*;
+use cluster_core::map::PartitionMap;
+use cluster_core::wal_position::WalPosition;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How often what could not be done is tried again.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// What to do so that the disk holds what the map says.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    pub remove: Vec<PartitionId>,
+    pub create: Vec<(PartitionId, PartitionMeta)>,
+}
+
+/// Compares the map with the replicas held. `None` as a generation: unreadable.
+pub fn plan(
+    map: &PartitionMap,
+    node: NodeId,
+    held: &BTreeMap<PartitionId, Option<Generation>>,
+) -> Plan {
+    let mut plan = Plan::default();
+    let mut assigned = BTreeMap::new();
+    for partition in map.partitions.values() {
+        let Some(replica) = partition.replicas.iter().find(|r| r.node == node) else {
+            continue;
+        };
+        assigned.insert(partition.id, replica.generation);
+        if held.contains_key(&partition.id) {
+            continue;
+        }
+        let Some(collection) = map.collections.get(&partition.collection) else {
+            continue;
+        };
+        let spec = &collection.spec;
+        let meta = PartitionMeta {
+            source: spec.source,
+            collection: collection.id,
+            generation: replica.generation,
+            metric: spec.metric,
+            dimensions: spec.dimensions,
+            m: spec.m,
+            ef_construction: spec.ef_construction,
+            truncated: WalPosition::ZERO,
+            stamp_high: WalPosition::ZERO,
+            last_backfill: BackfillId(0),
+            open_backfill: None,
+        };
+        plan.create.push((partition.id, meta));
+    }
+    for (partition, generation) in held {
+        let keep = match (assigned.get(partition), generation) {
+            (None, _) => false,
+            // Unreadable data waits for an operator, or for the next assignment.
+            (Some(_), None) => true,
+            (Some(assigned), Some(held)) => assigned == held,
+        };
+        if !keep {
+            plan.remove.push(*partition);
+        }
+    }
+    plan
+}
+
+/// Follows until `shutdown`.
+pub async fn follow(node: Arc<Node>, shutdown: CancellationToken) {
+    let mut map = node.watch_map();
+    loop {
+        reconcile(&node).await;
+        tokio::select! {
+            changed = map.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(RETRY_EVERY) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// One comparison of map and disk. A replica of an older generation is removed
+/// in one round and made anew in the next.
+pub async fn reconcile(node: &Arc<Node>) {
+    let map = node.map();
+    let member = node.identity().and_then(|identity| identity.member);
+    let Some((id, cluster_id)) = member else {
+        return;
+    };
+    // A fresh process has an empty map, of no cluster.
+    if map.cluster_id != cluster_id {
+        return;
+    }
+    let held = || {
+        let replicas = node.replicas.all().into_iter();
+        let mut held: BTreeMap<_, _> = replicas
+            .map(|r| (r.id.partition, Some(r.id.generation)))
+            .collect();
+        held.extend(node.replicas.unreadable().into_keys().map(|p| (p, None)));
+        held
+    };
+    let removals = plan(&map, id, &held()).remove;
+    if node.lease.is_held() && map.epoch >= node.lease.epoch() {
+        for partition in removals {
+            tracing::info!(%partition, version = %map.version, "deleting a partition that left this node");
+            if let Err(error) = node.replicas.remove(partition).await {
+                tracing::error!(%partition, %error, "the partition's data was not deleted");
+            }
+        }
+    }
+    for (partition, meta) in plan(&map, id, &held()).create {
+        let generation = meta.generation;
+        if let Err(error) = create(node, partition, meta).await {
+            tracing::error!(%partition, %generation, %error, "the partition was not created");
+        }
+    }
+}
+
+async fn create(
+    node: &Arc<Node>,
+    partition: PartitionId,
+    meta: PartitionMeta,
+) -> Result<(), ReplicaError> {
+    let replicas = node.replicas.clone();
+    tokio::task::spawn_blocking(move || replicas.create(partition, meta))
+        .await
+        .expect("creating a replica does not panic")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cluster_core::collection::{Collection, CollectionSpec, CollectionState, Metric};
+    use cluster_core::map::{HashRange, Partition, Replica, ReplicaState};
+
+    fn map(generation: u64) -> PartitionMap {
+        let mut map = PartitionMap::default();
+        let spec = CollectionSpec {
+            source: SourceId(1),
+            index_oid: 1,
+            definition_generation: 1,
+            table_oid: 1,
+            schema_name: "public".into(),
+            table_name: "t".into(),
+            index_name: "i".into(),
+            column_name: "c".into(),
+            column_attnum: 2,
+            key_attnums: vec![1],
+            metric: Metric::L2,
+            dimensions: 2,
+            m: 16,
+            ef_construction: 64,
+        };
+        map.collections.insert(
+            CollectionId(2),
+            Collection {
+                id: CollectionId(2),
+                spec,
+                state: CollectionState::Building {
+                    backfill: BackfillId(1),
+                },
+                last_backfill: BackfillId(1),
+            },
+        );
+        map.partitions.insert(
+            PartitionId(3),
+            Partition {
+                id: PartitionId(3),
+                collection: CollectionId(2),
+                range: HashRange::WHOLE,
+                replicas: vec![Replica {
+                    node: NodeId(7),
+                    generation: Generation(generation),
+                    state: ReplicaState::Serving,
+                }],
+            },
+        );
+        map
+    }
+
+    #[test]
+    fn a_partition_is_created_once_and_removed_when_its_generation_or_node_changes() {
+        let nothing = BTreeMap::new();
+        let created = plan(&map(1), NodeId(7), &nothing);
+        assert_eq!(created.create[0].0, PartitionId(3));
+        assert_eq!(created.create[0].1.generation, Generation(1));
+        assert_eq!(plan(&map(1), NodeId(8), &nothing), Plan::default());
+        let held = BTreeMap::from([(PartitionId(3), Some(Generation(1)))]);
+        assert_eq!(plan(&map(1), NodeId(7), &held), Plan::default());
+        let removed = Plan {
+            remove: vec![PartitionId(3)],
+            create: vec![],
+        };
+        assert_eq!(plan(&map(2), NodeId(7), &held), removed);
+        assert_eq!(plan(&map(1), NodeId(8), &held), removed);
+    }
+}

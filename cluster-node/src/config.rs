@@ -1,0 +1,103 @@
+//! Every tunable of the node with its default.
+
+use crate::storage::StorageConfig;
+use cluster_client::transport::Transport;
+use cluster_core::lease::LeaseTerms;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    pub listen: String,
+    /// What others call; `listen` when absent.
+    pub advertise: Option<String>,
+    pub data_dir: PathBuf,
+    pub zone: String,
+    pub transport: Transport,
+    pub coordinators: Vec<String>,
+    pub storage: StorageConfig,
+    pub apply: ApplyConfig,
+    pub search: SearchConfig,
+    /// How long requests of an older epoch are served after an election.
+    pub epoch_grace_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7501".to_owned(),
+            advertise: None,
+            data_dir: PathBuf::from("node-data"),
+            zone: String::new(),
+            transport: Transport::default(),
+            coordinators: vec!["127.0.0.1:7401".to_owned()],
+            storage: StorageConfig::default(),
+            apply: ApplyConfig::default(),
+            search: SearchConfig::default(),
+            epoch_grace_ms: LeaseTerms::default().epoch_grace_ms,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApplyConfig {
+    /// Rows that may wait to be folded before apply waits for them.
+    pub tail_rows_max: usize,
+    /// Threads that fold; 0 means one less than there are cores, at least one.
+    pub fold_threads: usize,
+    /// Jobs that may wait for a partition's writer.
+    pub queue_max: usize,
+    /// Changes that one commit takes together when several batches wait.
+    pub commit_changes_max: usize,
+    /// How late a watermark that moved without rows may become durable.
+    pub durable_every_ms: u64,
+    /// How often former versions that nobody needs are removed.
+    pub prune_every_ms: u64,
+}
+
+impl Default for ApplyConfig {
+    fn default() -> Self {
+        Self {
+            tail_rows_max: 200_000,
+            fold_threads: 0,
+            queue_max: 64,
+            commit_changes_max: 10_000,
+            durable_every_ms: 50,
+            prune_every_ms: 1_000,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SearchConfig {
+    /// Searches that compute at once; 0 means as many as there are cores.
+    pub threads: usize,
+    /// Searches that may wait for a thread; beyond, requests are throttled.
+    pub queue_max: usize,
+    pub cursors_max: usize,
+    pub cursor_ttl_ms: u64,
+    pub page_rows_max: usize,
+    /// The longest that a request may wait, whatever it asks for.
+    pub deadline_ms_max: u64,
+}
+
+impl Default for SearchConfig {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            queue_max: 4_096,
+            cursors_max: 4_096,
+            cursor_ttl_ms: 60_000,
+            page_rows_max: 4_096,
+            deadline_ms_max: 60_000,
+        }
+    }
+}
+
+/// Cores of this machine, at least one.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -1,0 +1,264 @@
+//! One apply stream: what a consumer sends for one source, in order.
+//!
+//! Two tasks: one takes messages and hands batches to the partitions' writers,
+//! one tells the consumer how far they have come. So a writer that pushes back
+//! never delays an acknowledgment.
+//!
+//! A stream is good while its token is the highest seen, no later stream of the
+//! source was opened, and the node holds its lease.
+
+use super::convert;
+use crate::node::Node;
+use crate::partition::job::StreamGaps;
+use crate::partition::replica::Replica;
+use crate::source::{Retention, Source};
+use cluster_core::change::Batch;
+use cluster_core::ids::*;
+use cluster_core::wal_position::WalPosition;
+use proto::convert::required;
+use proto::v1::{self, apply_request, apply_response};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+/// Answers that may wait for a slow consumer.
+pub const RESPONSES_MAX: usize = 64;
+/// How long a partition of a newer map may take to arrive here.
+const ASSIGNMENT_WAIT: Duration = Duration::from_secs(3);
+/// While searches wait, the consumer is reminded this often.
+const WANTED_EVERY: Duration = Duration::from_millis(50);
+
+pub type Responses = mpsc::Sender<Result<v1::ApplyResponse, Status>>;
+
+struct Stream {
+    node: Arc<Node>,
+    source: Arc<Source>,
+    incarnation: Incarnation,
+    token: ConsumerEpoch,
+    number: u64,
+    gaps: Arc<StreamGaps>,
+}
+
+fn response(kind: apply_response::Kind) -> Result<v1::ApplyResponse, Status> {
+    Ok(v1::ApplyResponse { kind: Some(kind) })
+}
+
+/// Serves a stream to its end.
+pub async fn run(
+    node: Arc<Node>,
+    mut requests: Streaming<v1::ApplyRequest>,
+    responses: Responses,
+    stop: CancellationToken,
+) {
+    let served = async {
+        let stream = Arc::new(open(&node, &mut requests).await?);
+        let told = tokio::spawn(tell(stream.clone(), responses.clone()));
+        let taken = take(&stream, &mut requests).await;
+        told.abort();
+        taken
+    };
+    let result = tokio::select! {
+        result = served => result,
+        () = stop.cancelled() => Err(Status::unavailable("the node is shutting down")),
+        () = responses.closed() => return,
+    };
+    if let Err(status) = result {
+        tracing::info!(code = ?status.code(), message = status.message(), "apply stream refused");
+        // The consumer may be gone; it opens a new stream anyway.
+        let _ = responses.send(Err(status)).await;
+    }
+}
+
+/// The first message: takes the token, then says where every replica stands.
+async fn open(
+    node: &Arc<Node>,
+    requests: &mut Streaming<v1::ApplyRequest>,
+) -> Result<Stream, Status> {
+    let first = requests.message().await?.and_then(|request| request.kind);
+    let Some(apply_request::Kind::Open(open)) = first else {
+        return Err(Status::invalid_argument("the first message must be Open"));
+    };
+    if !node.lease.is_held() {
+        return Err(node.estale("lease", "the node's lease is over"));
+    }
+    let id = SourceId(open.source_id);
+    let incarnation = Incarnation(open.incarnation);
+    let map = node.map();
+    let known = map.sources.get(&id).map(|source| source.incarnation);
+    if known != Some(incarnation) {
+        let message = format!("{id} is not known here in incarnation {incarnation}");
+        return Err(node.estale("incarnation", message));
+    }
+    let token = ConsumerEpoch(open.consumer_epoch);
+    let source = super::service::install(node, id, token).await?;
+    let number = source.next_stream();
+    // Wakes the stream before this one, so that it ends.
+    source.notify();
+    Ok(Stream {
+        node: node.clone(),
+        source,
+        incarnation,
+        token,
+        number,
+        gaps: Arc::default(),
+    })
+}
+
+/// Takes messages until the consumer ends the stream.
+async fn take(
+    stream: &Stream,
+    requests: &mut Streaming<v1::ApplyRequest>,
+) -> Result<(), Status> {
+    while let Some(request) = requests.message().await? {
+        stream.check()?;
+        match request.kind {
+            Some(apply_request::Kind::Batch(batch)) => stream.batch(batch).await?,
+            Some(apply_request::Kind::NothingElse(rest)) => stream.nothing_else(rest).await?,
+            Some(apply_request::Kind::Open(_)) => {
+                return Err(Status::invalid_argument("the stream is open already"));
+            }
+            None => return Err(Status::invalid_argument("a message of no known kind")),
+        }
+    }
+    Ok(())
+}
+
+impl Stream {
+    fn check(&self) -> Result<(), Status> {
+        let node = &self.node;
+        if self.token < self.source.token() {
+            return Err(node.estale("consumer", "another consumer has taken over"));
+        }
+        if !self.source.is_current_stream(self.number) {
+            return Err(node.estale("stream", "a later stream has been opened, or a partition moved"));
+        }
+        if !node.lease.is_held() {
+            return Err(node.estale("lease", "the node's lease is over"));
+        }
+        Ok(())
+    }
+
+    fn check_position(&self, to: WalPosition) -> Result<(), Status> {
+        if to.incarnation == self.incarnation {
+            return Ok(());
+        }
+        let message = format!("position {to} is not of incarnation {}", self.incarnation);
+        Err(Status::invalid_argument(message))
+    }
+
+    async fn batch(&self, wire: v1::ApplyBatch) -> Result<(), Status> {
+        let batch = Batch::try_from(wire)?;
+        self.check_position(batch.to)?;
+        let partition = batch.partition;
+        let replica = self.node.replicas.wait_for(partition, ASSIGNMENT_WAIT).await;
+        let replica = replica.filter(|replica| replica.id.generation == batch.generation);
+        let replica = replica.ok_or_else(|| {
+            let message = format!("{partition} is not held in generation {}", batch.generation);
+            self.node.estale("generation", message)
+        })?;
+        if replica.id.source != self.source.id {
+            let message = format!("{partition} is not of {}", self.source.id);
+            return Err(Status::invalid_argument(message));
+        }
+        convert::check_batch(&batch, replica.id.dimensions).map_err(Status::invalid_argument)?;
+        replica
+            .apply(batch, self.gaps.clone())
+            .await
+            .map_err(|stopped| self.node.estale("generation", stopped.to_string()))
+    }
+
+    async fn nothing_else(&self, wire: v1::NothingElse) -> Result<(), Status> {
+        let to: WalPosition = required(wire.to, "to")?.into();
+        self.check_position(to)?;
+        let confirmed = wire.confirmed.map_or(WalPosition::ZERO, WalPosition::from);
+        self.source.set_retention(Retention {
+            oldest_xmin: wire.oldest_xmin,
+            confirmed,
+        });
+        let except: BTreeSet<u64> = wire.except_partition_ids.into_iter().collect();
+        for replica in self.node.replicas.of_source(self.source.id) {
+            if !except.contains(&replica.id.partition.0) {
+                // One that stopped has left the node; the stream ends by itself.
+                let _ = replica.nothing_else(to, &self.gaps).await;
+            }
+        }
+        self.source.notify();
+        Ok(())
+    }
+}
+
+/// What the consumer was told of a replica last.
+type Told = BTreeMap<PartitionId, v1::PartitionWatermark>;
+
+/// Tells watermarks, gaps and wishes as they change.
+async fn tell(stream: Arc<Stream>, responses: Responses) {
+    let mut changed = stream.source.watch();
+    let mut told = Told::new();
+    let opened = apply_response::Kind::Opened(v1::ApplyOpened {
+        partitions: news(&stream, &mut told),
+    });
+    if responses.send(response(opened)).await.is_err() {
+        return;
+    }
+    let mut gaps_told = 0;
+    let mut wanted_told = (WalPosition::ZERO, Instant::now());
+    loop {
+        if let Err(status) = stream.check() {
+            // Also wakes `run`, whose receiver closes once the consumer reads it.
+            let _ = responses.send(Err(status)).await;
+            return;
+        }
+        let mut kinds = Vec::new();
+        let partitions = news(&stream, &mut told);
+        if !partitions.is_empty() {
+            kinds.push(apply_response::Kind::Watermarks(v1::Watermarks { partitions }));
+        }
+        let gaps = stream.gaps.all();
+        if gaps.len() > gaps_told {
+            gaps_told = gaps.len();
+            kinds.extend(gaps.into_iter().map(|gap| {
+                apply_response::Kind::Gap(v1::ApplyGap {
+                    partition_id: gap.partition.0,
+                    watermark: Some(gap.watermark.into()),
+                    previous: Some(gap.previous.into()),
+                })
+            }));
+        }
+        let wanted = stream.source.wanted();
+        if let Some(wanted) = wanted
+            && (wanted > wanted_told.0 || wanted_told.1.elapsed() >= WANTED_EVERY)
+        {
+            wanted_told = (wanted, Instant::now());
+            kinds.push(apply_response::Kind::Wanted(wanted.into()));
+        }
+        for kind in kinds {
+            if responses.send(response(kind)).await.is_err() {
+                return;
+            }
+        }
+        // A stream whose node has lost its lease must end, news or not.
+        let pause = match wanted {
+            Some(_) => WANTED_EVERY,
+            None => Duration::from_millis(500),
+        };
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// The replicas that moved since they were told of last.
+fn news(stream: &Stream, told: &mut Told) -> Vec<v1::PartitionWatermark> {
+    let replicas = stream.node.replicas.of_source(stream.source.id);
+    let moved = |replica: &Arc<Replica>| {
+        let watermark = convert::watermark(replica);
+        let before = told.insert(replica.id.partition, watermark);
+        (before != Some(watermark)).then_some(watermark)
+    };
+    replicas.iter().filter_map(moved).collect()
+}

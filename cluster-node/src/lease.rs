@@ -1,0 +1,134 @@
+//! The node's right to answer, counted from the moment a renewal was sent.
+
+use crate::clock::boot_ms;
+use crate::node::Node;
+use cluster_core::ids::LeaseEpoch;
+use cluster_core::lease::{BootMs, HeldLease};
+use parking_lot::Mutex;
+use proto::v1;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Before the coordinators have said how often.
+const RENEW_EVERY: Duration = Duration::from_secs(3);
+const RETRY_EVERY: Duration = Duration::from_millis(300);
+/// Renewals that requests of a newer epoch ask for are at least this far apart.
+const URGENT_EVERY: Duration = Duration::from_millis(50);
+
+/// What a request finds at admission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Held,
+    /// Only what needs no lease is answered (DESIGN §5).
+    Lapsed,
+    /// The request's epoch is too old.
+    StaleRequest,
+}
+
+pub struct Lease {
+    held: Mutex<HeldLease>,
+    urgent: Notify,
+    epoch_grace_ms: u64,
+}
+
+impl Lease {
+    pub fn new(epoch_grace_ms: u64) -> Self {
+        Self {
+            held: Mutex::default(),
+            urgent: Notify::new(),
+            epoch_grace_ms,
+        }
+    }
+
+    pub fn epoch(&self) -> LeaseEpoch {
+        self.held.lock().epoch()
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.held.lock().is_held(boot_ms())
+    }
+
+    pub fn granted(&self, epoch: LeaseEpoch, sent_at: BootMs, ttl_ms: u64) {
+        self.held.lock().granted(epoch, sent_at, ttl_ms, boot_ms());
+    }
+
+    /// Judges a request. One that bears a newer epoch makes the node renew at
+    /// once, and is served under the lease as it is: an election costs no query.
+    pub fn admit(&self, request: LeaseEpoch) -> Standing {
+        let held = *self.held.lock();
+        let now = boot_ms();
+        if request > held.epoch() {
+            self.urgent.notify_one();
+        }
+        if held.is_stale_request(request, now, self.epoch_grace_ms) {
+            Standing::StaleRequest
+        } else if held.is_held(now) {
+            Standing::Held
+        } else {
+            Standing::Lapsed
+        }
+    }
+}
+
+/// Renews until `shutdown`.
+pub async fn keep(node: Arc<Node>, shutdown: CancellationToken) {
+    loop {
+        let pause = tokio::select! {
+            pause = renew(&node) => pause,
+            () = shutdown.cancelled() => return,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = async {
+                tokio::time::sleep(URGENT_EVERY).await;
+                node.lease.urgent.notified().await;
+            } => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// One renewal; says how long to wait before the next.
+async fn renew(node: &Node) -> Duration {
+    let (Some(client), Some(identity)) = (&node.client, node.identity()) else {
+        return RENEW_EVERY;
+    };
+    let Some((node_id, _)) = identity.member else {
+        return RENEW_EVERY;
+    };
+    let request = v1::RenewNodeLeaseRequest {
+        node_id: node_id.0,
+        disk_uuid: identity.disk_uuid,
+        report: Some(node.report()),
+    };
+    // Each attempt counts from its own sending: an answer to a later attempt must
+    // not be counted from an earlier one, nor the other way round.
+    let sent_at = Arc::new(Mutex::new(boot_ms()));
+    let result = client
+        .leader(|mut coordinator| {
+            let request = request.clone();
+            let sent_at = sent_at.clone();
+            async move {
+                *sent_at.lock() = boot_ms();
+                coordinator.renew_node_lease(request).await
+            }
+        })
+        .await;
+    match result {
+        Ok(grant) => {
+            let sent_at = *sent_at.lock();
+            node.lease
+                .granted(LeaseEpoch(grant.epoch), sent_at, grant.ttl_ms);
+            match grant.renew_every_ms {
+                0 => RENEW_EVERY,
+                ms => Duration::from_millis(ms),
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the lease was not renewed");
+            RETRY_EVERY
+        }
+    }
+}

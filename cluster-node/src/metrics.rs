@@ -1,0 +1,96 @@
+//! What the node tells of itself, prefixed `ruvector_node_`.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    pub reason: &'static str,
+}
+
+pub struct Metrics {
+    pub apply_batches: Counter,
+    pub apply_rows: Counter,
+    pub apply_gaps: Counter,
+    pub backfill_rows: Counter,
+    /// Milliseconds that apply waited for a full tail to be folded.
+    pub tail_wait_ms: Counter,
+    pub folded_rows: Counter,
+    pub fsync_seconds: Histogram,
+    pub searches: Counter,
+    pub search_seconds: Histogram,
+    pub estale: Family<Reason, Counter>,
+    estale_all: Counter,
+    pub rows: Gauge,
+    pub former_versions: Gauge,
+    pub pending_rows: Gauge,
+    pub tail_rows: Gauge,
+    pub partitions: Gauge,
+    pub quarantined: Gauge,
+    pub cursors: Gauge,
+    pub memory_bytes: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            apply_batches: Counter::default(),
+            apply_rows: Counter::default(),
+            apply_gaps: Counter::default(),
+            backfill_rows: Counter::default(),
+            tail_wait_ms: Counter::default(),
+            folded_rows: Counter::default(),
+            fsync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
+            searches: Counter::default(),
+            search_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
+            estale: Family::default(),
+            estale_all: Counter::default(),
+            rows: Gauge::default(),
+            former_versions: Gauge::default(),
+            pending_rows: Gauge::default(),
+            tail_rows: Gauge::default(),
+            partitions: Gauge::default(),
+            quarantined: Gauge::default(),
+            cursors: Gauge::default(),
+            memory_bytes: Gauge::default(),
+        }
+    }
+}
+
+impl Metrics {
+    pub fn refused_estale(&self, reason: &'static str) {
+        self.estale.get_or_create(&Reason { reason }).inc();
+        self.estale_all.inc();
+    }
+
+    pub fn estale_total(&self) -> u64 {
+        self.estale_all.get()
+    }
+
+    #[rustfmt::skip]
+    pub fn register(&self, registry: &mut Registry) {
+        let r = registry.sub_registry_with_prefix("ruvector_node");
+        r.register("apply_batches", "Batches applied", self.apply_batches.clone());
+        r.register("apply_rows", "Row changes applied", self.apply_rows.clone());
+        r.register("apply_gaps", "Batches refused because something before them is missing", self.apply_gaps.clone());
+        r.register("backfill_rows", "Backfill rows merged", self.backfill_rows.clone());
+        r.register("tail_wait_milliseconds", "Time that apply waited for folding", self.tail_wait_ms.clone());
+        r.register("folded_rows", "Rows moved from the tail into the graph", self.folded_rows.clone());
+        r.register("fsync_seconds", "Synced commits to the node's database", self.fsync_seconds.clone());
+        r.register("searches", "Search requests", self.searches.clone());
+        r.register("search_seconds", "Search requests, waiting included", self.search_seconds.clone());
+        r.register("estale", "Requests refused as ESTALE", self.estale.clone());
+        r.register("rows", "Searchable current rows", self.rows.clone());
+        r.register("former_versions", "Versions kept for older snapshots", self.former_versions.clone());
+        r.register("pending_rows", "Rows whose vector is not known yet", self.pending_rows.clone());
+        r.register("tail_rows", "Rows not yet folded", self.tail_rows.clone());
+        r.register("partitions", "Replicas held", self.partitions.clone());
+        r.register("quarantined_partitions", "Replicas stopped by a problem", self.quarantined.clone());
+        r.register("cursors", "Open search cursors", self.cursors.clone());
+        r.register("memory_bytes", "Memory of the indexes", self.memory_bytes.clone());
+    }
+}

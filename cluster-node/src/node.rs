@@ -1,0 +1,134 @@
+//! The node as a whole: what its parts share, and what it reports.
+
+use crate::config::Config;
+use crate::lease::Lease;
+use crate::metrics::Metrics;
+use crate::partition::WriterContext;
+use crate::partition::replicas::Replicas;
+use crate::query::Queries;
+use crate::source::Sources;
+use crate::storage::{Identity, Storage, StorageError};
+use cluster_client::ClusterClient;
+use cluster_core::ids::{MapVersion, NodeId};
+use cluster_core::map::PartitionMap;
+use parking_lot::RwLock;
+use proto::v1;
+use std::sync::Arc;
+use tokio::sync::watch;
+use tonic::Status;
+
+pub struct Node {
+    pub config: Config,
+    pub metrics: Arc<Metrics>,
+    pub storage: Arc<Storage>,
+    pub sources: Arc<Sources>,
+    pub replicas: Arc<Replicas>,
+    pub lease: Lease,
+    pub queries: Queries,
+    /// Absent in tests, which hand the map in.
+    pub client: Option<ClusterClient>,
+    map: watch::Receiver<Arc<PartitionMap>>,
+    identity: RwLock<Option<Identity>>,
+}
+
+impl Node {
+    /// Opens the disk; recovers nothing yet.
+    pub fn open(
+        config: Config,
+        metrics: Arc<Metrics>,
+        map: watch::Receiver<Arc<PartitionMap>>,
+        client: Option<ClusterClient>,
+    ) -> Result<Self, StorageError> {
+        let path = config.data_dir.join("db");
+        let storage = Arc::new(Storage::open(&path, &config.storage, metrics.clone())?);
+        let sources = Arc::new(Sources::new(storage.clone()));
+        let context = WriterContext {
+            storage: storage.clone(),
+            metrics: metrics.clone(),
+            config: config.apply.clone(),
+        };
+        Ok(Self {
+            replicas: Arc::new(Replicas::new(context, sources.clone())),
+            lease: Lease::new(config.epoch_grace_ms),
+            queries: Queries::new(&config.search),
+            identity: RwLock::new(storage.identity()?),
+            config,
+            metrics,
+            storage,
+            sources,
+            client,
+            map,
+        })
+    }
+
+    pub fn map(&self) -> Arc<PartitionMap> {
+        self.map.borrow().clone()
+    }
+
+    pub fn watch_map(&self) -> watch::Receiver<Arc<PartitionMap>> {
+        self.map.clone()
+    }
+
+    pub fn identity(&self) -> Option<Identity> {
+        self.identity.read().clone()
+    }
+
+    pub fn id(&self) -> Option<NodeId> {
+        let identity = self.identity.read();
+        Some(identity.as_ref()?.member.as_ref()?.0)
+    }
+
+    /// Remembers who the node is, durably first. Blocks on the disk.
+    pub fn set_identity(&self, identity: Identity) -> Result<(), StorageError> {
+        self.storage.put_identity(&identity)?;
+        *self.identity.write() = Some(identity);
+        Ok(())
+    }
+
+    pub fn map_version(&self) -> MapVersion {
+        self.map.borrow().version
+    }
+
+    /// ESTALE with what this node knows.
+    pub fn estale(&self, reason: &'static str, message: impl Into<String>) -> Status {
+        self.metrics.refused_estale(reason);
+        proto::error::estale(message, self.lease.epoch(), self.map_version())
+    }
+
+    pub fn report(&self) -> v1::NodeReport {
+        let replicas = self.replicas.all();
+        let mut partitions: Vec<_> = replicas
+            .iter()
+            .map(|replica| {
+                let live = replica.live();
+                let watermarks = replica.progress.watermarks();
+                v1::PartitionReport {
+                    partition_id: replica.id.partition.0,
+                    generation: replica.id.generation.0,
+                    applied: Some(watermarks.applied.into()),
+                    durable: Some(watermarks.durable.into()),
+                    rows: replica.rows(),
+                    former_versions: replica.former_versions(),
+                    tail_rows: live.index().tail_len() as u64,
+                    pending_rows: replica.pending_rows(),
+                    memory_bytes: live.memory_bytes() as u64,
+                    problem: replica.problem().unwrap_or_default(),
+                }
+            })
+            .collect();
+        let unreadable = self.replicas.unreadable();
+        partitions.extend(unreadable.into_iter().map(|(id, problem)| v1::PartitionReport {
+            partition_id: id.0,
+            problem,
+            ..Default::default()
+        }));
+        v1::NodeReport {
+            memory_bytes: partitions.iter().map(|p| p.memory_bytes).sum(),
+            partitions,
+            disk_bytes: self.storage.disk_bytes(),
+            is_plaintext: self.config.transport.is_plaintext(),
+            searches_total: self.metrics.searches.get(),
+            estale_total: self.metrics.estale_total(),
+        }
+    }
+}

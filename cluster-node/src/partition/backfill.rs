@@ -1,0 +1,94 @@
+//! Backfill on one replica: opened durably before its snapshot exists, merged
+//! chunk by chunk, closed when no column is pending. A newer backfill voids an
+//! older one; what a repeated request asks for has already been done.
+//!
+//! The inner error of each function says why a request is refused.
+
+use super::stage::Stage;
+use super::writer::{Fatal, Writer};
+use crate::storage::{OpenBackfill, WriteSet};
+use cluster_core::change::BackfillRow;
+use cluster_core::ids::BackfillId;
+use cluster_core::wal_position::WalPosition;
+
+type Answer = Result<Result<(), String>, Fatal>;
+
+fn refuse(why: String) -> Answer {
+    Ok(Err(why))
+}
+
+pub(super) fn open(writer: &mut Writer, backfill: BackfillId) -> Answer {
+    let last = writer.meta.last_backfill;
+    if backfill < last {
+        return refuse(format!("backfill {backfill} is older than {last}"));
+    }
+    if backfill == last {
+        return match writer.meta.open_backfill {
+            Some(_) => Ok(Ok(())),
+            None => refuse(format!("backfill {backfill} is closed")),
+        };
+    }
+    let mut meta = writer.meta.clone();
+    meta.last_backfill = backfill;
+    meta.open_backfill = Some(OpenBackfill { last_chunk: 0 });
+    let mut set = WriteSet::default();
+    set.put_meta(writer.replica.id.partition, &meta);
+    writer.context.storage.commit(set)?;
+    writer.meta = meta;
+    Ok(Ok(()))
+}
+
+pub(super) fn chunk(
+    writer: &mut Writer,
+    backfill: BackfillId,
+    chunk: u64,
+    stamp: WalPosition,
+    rows: Vec<BackfillRow>,
+) -> Answer {
+    let last = writer.meta.last_backfill;
+    let open = match writer.meta.open_backfill {
+        Some(open) if backfill == last => open,
+        _ => return refuse(format!("backfill {backfill} is not open; the newest is {last}")),
+    };
+    if chunk <= open.last_chunk {
+        return Ok(Ok(()));
+    }
+    if chunk != open.last_chunk + 1 {
+        let last_chunk = open.last_chunk;
+        return refuse(format!("chunk {chunk} does not follow {last_chunk}"));
+    }
+    let mut meta = writer.meta.clone();
+    meta.open_backfill = Some(OpenBackfill { last_chunk: chunk });
+    meta.stamp_high = meta.stamp_high.max(stamp);
+    let merged = rows.len() as u64;
+    let replica = writer.replica.clone();
+    let storage = writer.context.storage.clone();
+    let _commit = replica.commit_lock.lock();
+    let mut stage = Stage::new(&storage, replica.id.partition, &writer.meta);
+    stage.chunk(rows, stamp, meta)?;
+    writer.commit(stage.finish())?;
+    writer.context.metrics.backfill_rows.inc_by(merged);
+    Ok(Ok(()))
+}
+
+pub(super) fn close(writer: &mut Writer, backfill: BackfillId) -> Answer {
+    let last = writer.meta.last_backfill;
+    if backfill != last {
+        return refuse(format!("backfill {backfill} is not the newest, {last}"));
+    }
+    if writer.meta.open_backfill.is_none() {
+        return Ok(Ok(()));
+    }
+    let pending = writer.replica.pending_rows();
+    if pending > 0 {
+        return refuse(format!("PENDING {pending}"));
+    }
+    let mut meta = writer.meta.clone();
+    meta.open_backfill = None;
+    let mut set = WriteSet::default();
+    set.put_meta(writer.replica.id.partition, &meta);
+    set.clear_tombstones(writer.replica.id.partition);
+    writer.context.storage.commit(set)?;
+    writer.meta = meta;
+    Ok(Ok(()))
+}

@@ -1,0 +1,65 @@
+//! What happens by the clock: watermarks that moved without rows become
+//! durable, former versions are pruned, gauges follow.
+
+use super::replica::Replica;
+use super::replicas::Replicas;
+use crate::metrics::Metrics;
+use crate::storage::{Storage, WriteSet};
+use std::sync::Arc;
+
+/// Makes every moved watermark durable with one synced write. A replica whose
+/// writer is at work is left out: its commit carries the watermark.
+pub fn persist_watermarks(replicas: &Replicas, storage: &Storage) {
+    let all = replicas.all();
+    let mut set = WriteSet::default();
+    let mut held = Vec::new();
+    for replica in all.iter().filter(|replica| has_moved(replica)) {
+        let Some(guard) = replica.commit_lock.try_lock() else {
+            continue;
+        };
+        let watermark = replica.progress.applied();
+        set.put_watermark(replica.id.partition, watermark);
+        held.push((replica, watermark, guard));
+    }
+    if held.is_empty() {
+        return;
+    }
+    let written = storage.commit(set);
+    for (replica, watermark, _guard) in held {
+        match &written {
+            Ok(()) => replica.progress.durable_to(watermark),
+            // A failed fsync is final.
+            Err(error) => replica.quarantine(error.to_string()),
+        }
+        replica.source.notify();
+    }
+}
+
+fn has_moved(replica: &Replica) -> bool {
+    let watermarks = replica.progress.watermarks();
+    watermarks.applied > watermarks.durable && !replica.is_quarantined()
+}
+
+pub fn prune(replicas: &Replicas) {
+    for replica in replicas.all() {
+        replica.prune();
+    }
+}
+
+pub fn refresh_gauges(replicas: &Replicas, metrics: &Metrics) {
+    let all = replicas.all();
+    let sum = |f: &dyn Fn(&Arc<Replica>) -> u64| all.iter().map(f).sum::<u64>() as i64;
+    metrics.partitions.set(all.len() as i64);
+    metrics.rows.set(sum(&|r| r.rows()));
+    metrics.former_versions.set(sum(&|r| r.former_versions()));
+    metrics.pending_rows.set(sum(&|r| r.pending_rows()));
+    metrics
+        .tail_rows
+        .set(sum(&|r| r.live().index().tail_len() as u64));
+    metrics
+        .memory_bytes
+        .set(sum(&|r| r.live().memory_bytes() as u64));
+    let unreadable = replicas.unreadable().len() as i64;
+    let quarantined = sum(&|r| u64::from(r.is_quarantined()));
+    metrics.quarantined.set(quarantined + unreadable);
+}

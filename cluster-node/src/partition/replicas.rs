@@ -1,0 +1,280 @@
+//! The replicas that this node holds: created, recovered, found, stopped.
+
+use super::index_state::{IndexState, PublishError};
+use super::rebuild::Rebuild;
+use super::replica::{Replica, ReplicaId};
+use super::writer::{Writer, WriterContext};
+use crate::config::cores;
+use crate::source::{Source, Sources};
+use crate::storage::{PartitionMeta, StorageError, WriteSet};
+use cluster_core::apply::StoredVector;
+use cluster_core::collection::Metric;
+use cluster_core::ids::{PartitionId, SourceId};
+use cluster_core::row_key::RowKey;
+use cluster_core::wal_position::WalPosition;
+use index_engine::{IndexError, IndexParams};
+use parking_lot::{Mutex, RwLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("index: {0}")]
+    Index(#[from] IndexError),
+    #[error("no thread for the partition's writer: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+pub struct Replicas {
+    context: WriterContext,
+    sources: Arc<Sources>,
+    held: RwLock<BTreeMap<PartitionId, Arc<Replica>>>,
+    /// Partitions whose very description is corrupt, and why.
+    unreadable: Mutex<BTreeMap<PartitionId, String>>,
+    created: watch::Sender<u64>,
+}
+
+/// A partition's memory as recovery rebuilt it, and what it stumbled over.
+struct Loaded {
+    index: IndexState,
+    pending: BTreeSet<RowKey>,
+    problem: Option<String>,
+}
+
+fn index_params(meta: &PartitionMeta) -> IndexParams {
+    IndexParams {
+        metric: match meta.metric {
+            Metric::L2 => index_engine::Metric::L2,
+            Metric::Cosine => index_engine::Metric::Cosine,
+            Metric::InnerProduct => index_engine::Metric::InnerProduct,
+        },
+        dimensions: meta.dimensions as usize,
+        m: meta.m as usize,
+        ef_construction: meta.ef_construction as usize,
+    }
+}
+
+impl Replicas {
+    pub fn new(context: WriterContext, sources: Arc<Sources>) -> Self {
+        Self {
+            context,
+            sources,
+            held: RwLock::default(),
+            unreadable: Mutex::default(),
+            created: watch::Sender::new(0),
+        }
+    }
+
+    pub fn get(&self, partition: PartitionId) -> Option<Arc<Replica>> {
+        self.held.read().get(&partition).cloned()
+    }
+
+    pub fn all(&self) -> Vec<Arc<Replica>> {
+        self.held.read().values().cloned().collect()
+    }
+
+    pub fn of_source(&self, source: SourceId) -> Vec<Arc<Replica>> {
+        let held = self.held.read();
+        held.values()
+            .filter(|replica| replica.id.source == source)
+            .cloned()
+            .collect()
+    }
+
+    pub fn unreadable(&self) -> BTreeMap<PartitionId, String> {
+        self.unreadable.lock().clone()
+    }
+
+    /// The replica, once the assignment that a caller has seen arrives here too.
+    pub async fn wait_for(&self, partition: PartitionId, wait: Duration) -> Option<Arc<Replica>> {
+        let mut created = self.created.subscribe();
+        let arrives = async {
+            loop {
+                if let Some(replica) = self.get(partition) {
+                    return Some(replica);
+                }
+                created.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(wait, arrives).await.ok().flatten()
+    }
+
+    /// Makes an empty replica, durably. Blocks on the disk.
+    pub fn create(&self, partition: PartitionId, meta: PartitionMeta) -> Result<(), ReplicaError> {
+        let index = IndexState::new(index_params(&meta))?;
+        let source = self.sources.get(meta.source)?;
+        let mut set = WriteSet::default();
+        // What an interrupted removal may have left is not this assignment's.
+        set.drop_partition(partition);
+        set.put_meta(partition, &meta);
+        set.put_watermark(partition, WalPosition::ZERO);
+        self.context.storage.commit(set)?;
+        let loaded = Loaded {
+            index,
+            pending: BTreeSet::new(),
+            problem: None,
+        };
+        self.start(partition, meta, source, WalPosition::ZERO, loaded)
+    }
+
+    /// Loads every partition of the disk, several at once. Blocks. A corrupt one
+    /// is quarantined; the others are served.
+    pub fn recover(&self) -> Result<(), StorageError> {
+        let waiting = Mutex::new(self.context.storage.partition_ids()?);
+        std::thread::scope(|scope| {
+            for _ in 0..cores() {
+                scope.spawn(|| {
+                    // Not `while let`: it would hold the lock during the load.
+                    loop {
+                        let Some(partition) = waiting.lock().pop() else {
+                            return;
+                        };
+                        if let Err(error) = self.recover_one(partition) {
+                            let reason = error.to_string();
+                            tracing::error!(%partition, reason, "partition cannot be read");
+                            self.unreadable.lock().insert(partition, reason);
+                        }
+                    }
+                });
+            }
+        });
+        Ok(())
+    }
+
+    fn recover_one(&self, partition: PartitionId) -> Result<(), ReplicaError> {
+        let corrupt = |what: &str| {
+            let key = partition.0.to_be_bytes();
+            StorageError::Corrupt(crate::storage::Corrupt::new(&key, what))
+        };
+        let meta = self.context.storage.meta(partition)?;
+        let meta = meta.ok_or_else(|| corrupt("the partition's description is missing"))?;
+        let source = self.sources.get(meta.source)?;
+        let watermark = self.context.storage.watermark(partition);
+        let mut loaded = self.load(partition, &meta)?;
+        let watermark = match watermark {
+            Ok(Some(watermark)) => watermark,
+            Ok(None) => {
+                let missing = corrupt("the watermark is missing").to_string();
+                loaded.problem.get_or_insert(missing);
+                WalPosition::ZERO
+            }
+            Err(error) => {
+                loaded.problem.get_or_insert(error.to_string());
+                WalPosition::ZERO
+            }
+        };
+        tracing::info!(%partition, rows = loaded.index.rows(), %watermark, "partition recovered");
+        self.start(partition, meta, source, watermark, loaded)
+    }
+
+    fn load(&self, partition: PartitionId, meta: &PartitionMeta) -> Result<Loaded, IndexError> {
+        let mut loaded = Loaded {
+            index: IndexState::new(index_params(meta))?,
+            pending: BTreeSet::new(),
+            problem: None,
+        };
+        if let Err(error) = self.fill(partition, &mut loaded) {
+            loaded.problem = Some(error.to_string());
+        }
+        Ok(loaded)
+    }
+
+    fn fill(&self, partition: PartitionId, loaded: &mut Loaded) -> Result<(), LoadError> {
+        for entry in self.context.storage.rows(partition) {
+            let (key, row) = entry?;
+            match row.vector {
+                StoredVector::Value(vector) => loaded.index.add_row(key, &vector)?,
+                StoredVector::Pending => drop(loaded.pending.insert(key)),
+            }
+        }
+        for entry in self.context.storage.formers(partition) {
+            let (key, former) = entry?;
+            loaded
+                .index
+                .add_former(key, former.ended, former.ended_xid, &former.vector)?;
+        }
+        Ok(())
+    }
+
+    fn start(
+        &self,
+        partition: PartitionId,
+        meta: PartitionMeta,
+        source: Arc<Source>,
+        watermark: WalPosition,
+        loaded: Loaded,
+    ) -> Result<(), ReplicaError> {
+        let (sender, jobs) = mpsc::channel(self.context.config.queue_max);
+        let id = ReplicaId {
+            partition,
+            generation: meta.generation,
+            collection: meta.collection,
+            source: meta.source,
+            dimensions: meta.dimensions as usize,
+        };
+        let live = loaded.index.live().clone();
+        let tail = live.index().tail_len();
+        let replica = Arc::new(Replica::new(id, source, watermark, live, sender));
+        replica.recovered_rows.store(tail, Ordering::Relaxed);
+        *replica.pending.lock() = loaded.pending;
+        if let Some(problem) = loaded.problem {
+            replica.quarantine(problem);
+        }
+        let writer = Writer {
+            replica: replica.clone(),
+            context: self.context.clone(),
+            meta,
+            index: loaded.index,
+            jobs,
+            rebuild: Rebuild::default(),
+            in_hand: 0,
+        };
+        writer.show_index();
+        std::thread::Builder::new()
+            .name(format!("writer-{}", partition.0))
+            .spawn(move || writer.run())?;
+        self.held.write().insert(partition, replica);
+        self.created.send_modify(|n| *n = n.wrapping_add(1));
+        Ok(())
+    }
+
+    /// Stops a replica and deletes its data. Streams that fed it are superseded:
+    /// what they say next must not count for a later replica of the partition.
+    pub async fn remove(&self, partition: PartitionId) -> Result<(), StorageError> {
+        let removed = self.held.write().remove(&partition);
+        if let Some(replica) = removed {
+            replica.source.next_stream();
+            replica.source.notify();
+            replica.stop().await;
+        }
+        let storage = self.context.storage.clone();
+        let dropped = tokio::task::spawn_blocking(move || {
+            let mut set = WriteSet::default();
+            set.drop_partition(partition);
+            storage.commit(set)
+        });
+        dropped.await.expect("dropping a partition does not panic")?;
+        self.unreadable.lock().remove(&partition);
+        Ok(())
+    }
+
+    /// Ends every writer; what they have committed stays.
+    pub async fn stop_all(&self) {
+        for replica in self.all() {
+            replica.stop().await;
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+}

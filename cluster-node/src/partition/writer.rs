@@ -1,0 +1,331 @@
+//! The one writer of a partition: takes jobs in order, writes, then publishes,
+//! then moves the watermark. It runs on its own thread, apart from the async
+//! runtime, for it computes and waits for the disk.
+//!
+//! A failed write, a corrupt record or a broken assumption quarantines the
+//! partition. The writer then only answers; nothing is retried blindly.
+
+use super::backfill;
+use super::index_state::{IndexState, Now, Publish, PublishError};
+use super::job::{Gap, Job};
+use super::rebuild::Rebuild;
+use super::replica::Replica;
+use super::stage::{Stage, Staged};
+use crate::config::ApplyConfig;
+use crate::metrics::Metrics;
+use crate::storage::{PartitionMeta, Storage, StorageError, WriteSet};
+use cluster_core::apply::{Admission, admit};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Former versions removed by one job.
+const PRUNE_MAX: usize = 10_000;
+/// Rows that may join a tail which recovery left over its limit.
+const RECOVERED_SLACK_ROWS: usize = 1_000;
+const TAIL_POLL: Duration = Duration::from_millis(2);
+
+/// What every writer of the node shares.
+#[derive(Clone)]
+pub struct WriterContext {
+    pub storage: Arc<Storage>,
+    pub metrics: Arc<Metrics>,
+    pub config: ApplyConfig,
+}
+
+pub struct Writer {
+    pub(super) replica: Arc<Replica>,
+    pub(super) context: WriterContext,
+    pub(super) meta: PartitionMeta,
+    pub(super) index: IndexState,
+    pub(super) jobs: mpsc::Receiver<Job>,
+    pub(super) rebuild: Rebuild,
+    /// Jobs of apply streams taken from the queue and not done.
+    pub(super) in_hand: usize,
+}
+
+/// Why a partition must stop.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fatal {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+}
+
+impl Writer {
+    pub fn run(mut self) {
+        let mut next = None;
+        while let Some(job) = next.take().or_else(|| self.jobs.blocking_recv()) {
+            if let Job::Stop { done } = job {
+                drop(self);
+                // Whoever asked may have gone.
+                let _ = done.send(());
+                return;
+            }
+            let step = catch_unwind(AssertUnwindSafe(|| self.step(job, &mut next)));
+            match step {
+                Ok(Ok(())) => {}
+                Ok(Err(fatal)) => self.replica.quarantine(fatal.to_string()),
+                Err(panic) => self.replica.quarantine(panic_message(&*panic)),
+            }
+            self.replica.done(std::mem::take(&mut self.in_hand));
+            self.replica.source.notify();
+        }
+    }
+
+    fn step(&mut self, job: Job, next: &mut Option<Job>) -> Result<(), Fatal> {
+        match job {
+            Job::Apply { .. } | Job::NothingElse { .. } => self.apply(job, next),
+            Job::OpenBackfill { backfill, reply } => {
+                let result = self.refuse_or(|w| backfill::open(w, backfill));
+                answer(reply, result)
+            }
+            Job::Chunk {
+                backfill,
+                chunk,
+                stamp,
+                rows,
+                reply,
+            } => {
+                self.wait_for_folding();
+                let result = self.refuse_or(|w| backfill::chunk(w, backfill, chunk, stamp, rows));
+                answer(reply, result)
+            }
+            Job::CloseBackfill { backfill, reply } => {
+                let result = self.refuse_or(|w| backfill::close(w, backfill));
+                answer(reply, result)
+            }
+            Job::Prune => self.prune(),
+            Job::Rebuilt(rebuilt) => {
+                if let Some(index) = self.rebuild.finish(*rebuilt)? {
+                    self.index = index;
+                    self.show_index();
+                }
+                Ok(())
+            }
+            Job::Stop { .. } => unreachable!("the loop ends at Stop"),
+        }
+    }
+
+    /// A quarantined replica refuses with its reason.
+    fn refuse_or(
+        &mut self,
+        act: impl FnOnce(&mut Self) -> Result<Result<(), String>, Fatal>,
+    ) -> Result<Result<(), String>, Fatal> {
+        match self.replica.problem() {
+            Some(problem) => Ok(Err(format!("quarantined: {problem}"))),
+            None => act(self),
+        }
+    }
+
+    /// Takes the batches that wait and commits them together.
+    fn apply(&mut self, first: Job, next: &mut Option<Job>) -> Result<(), Fatal> {
+        self.in_hand = 1;
+        self.wait_for_folding();
+        let group = self.gather(first, next);
+        if self.replica.is_quarantined() {
+            return Ok(());
+        }
+        let replica = self.replica.clone();
+        let _commit = replica.commit_lock.lock();
+        let partition = replica.id.partition;
+        let storage = self.context.storage.clone();
+        let mut stage = Stage::new(&storage, partition, &self.meta);
+        let mut watermark = replica.progress.applied();
+        let (mut batches, mut rows) = (0, 0);
+        for job in group {
+            match job {
+                Job::Apply { batch, gaps } if !gaps.has(partition) => {
+                    match admit(watermark, batch.previous, batch.to) {
+                        Admission::Duplicate => {}
+                        Admission::Gap => {
+                            self.context.metrics.apply_gaps.inc();
+                            gaps.add(Gap {
+                                partition,
+                                watermark,
+                                previous: batch.previous,
+                            });
+                        }
+                        Admission::Apply => {
+                            for change in batch.changes {
+                                if change.position > watermark {
+                                    stage.change(change)?;
+                                    rows += 1;
+                                }
+                            }
+                            watermark = batch.to;
+                            batches += 1;
+                        }
+                    }
+                }
+                Job::NothingElse { to, gaps } if !gaps.has(partition) => {
+                    watermark = watermark.max(to);
+                }
+                _ => {}
+            }
+        }
+        if batches == 0 {
+            replica.progress.apply_to(watermark);
+            return Ok(());
+        }
+        let mut staged = stage.finish();
+        // A stream that was superseded may have moved the watermark meanwhile.
+        watermark = watermark.max(replica.progress.applied());
+        staged.set.put_watermark(partition, watermark);
+        self.commit(staged)?;
+        replica.progress.apply_to(watermark);
+        replica.progress.durable_to(watermark);
+        self.context.metrics.apply_batches.inc_by(batches);
+        self.context.metrics.apply_rows.inc_by(rows);
+        Ok(())
+    }
+
+    fn gather(&mut self, first: Job, next: &mut Option<Job>) -> Vec<Job> {
+        let changes = |job: &Job| match job {
+            Job::Apply { batch, .. } => batch.changes.len(),
+            _ => 0,
+        };
+        let mut total = changes(&first);
+        let mut group = vec![first];
+        while total < self.context.config.commit_changes_max {
+            match self.jobs.try_recv() {
+                Ok(job @ (Job::Apply { .. } | Job::NothingElse { .. })) => {
+                    total += changes(&job);
+                    group.push(job);
+                    self.in_hand += 1;
+                }
+                Ok(other) => {
+                    *next = Some(other);
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        group
+    }
+
+    /// Writes durably, then makes visible. The caller holds the commit lock.
+    pub(super) fn commit(&mut self, staged: Staged) -> Result<(), Fatal> {
+        self.context.storage.commit(staged.set)?;
+        self.meta = staged.meta;
+        self.publish(staged.publish)
+    }
+
+    fn publish(&mut self, steps: Vec<Publish>) -> Result<(), Fatal> {
+        for step in steps {
+            self.rebuild.record(&step);
+            self.note_pending(&step);
+            let is_reset = matches!(step, Publish::Reset(_));
+            self.index.publish(step)?;
+            if is_reset {
+                self.show_index();
+            }
+        }
+        self.show_counts();
+        self.rebuild.start_if_due(&self.index, &self.replica);
+        Ok(())
+    }
+
+    fn note_pending(&self, step: &Publish) {
+        let mut pending = self.replica.pending.lock();
+        match step {
+            Publish::Reset(rows) => {
+                *pending = rows
+                    .iter()
+                    .filter(|(_, now)| matches!(now, Now::Pending))
+                    .map(|(key, _)| key.clone())
+                    .collect();
+            }
+            Publish::Set { key, now, .. } => match now {
+                Now::Pending => drop(pending.insert(key.clone())),
+                Now::Value(_) | Now::Gone => drop(pending.remove(key)),
+            },
+            Publish::Former { .. } | Publish::Forget { .. } => {}
+        }
+    }
+
+    pub(super) fn show_index(&self) {
+        self.replica.live.store(self.index.live().clone());
+        self.show_counts();
+    }
+
+    fn show_counts(&self) {
+        let rows = self.index.rows() as u64;
+        let formers = self.index.formers().len() as u64;
+        self.replica.rows.store(rows, Ordering::Relaxed);
+        self.replica.formers.store(formers, Ordering::Relaxed);
+    }
+
+    fn prune(&mut self) -> Result<(), Fatal> {
+        if self.replica.is_quarantined() {
+            return Ok(());
+        }
+        self.index.settle();
+        let retention = self.replica.source.retention();
+        let unneeded = self.index.formers().unneeded(retention, PRUNE_MAX);
+        let mut set = WriteSet::default();
+        for (key, ended) in &unneeded {
+            set.delete_former(self.replica.id.partition, key, *ended);
+        }
+        if !set.is_empty() {
+            // A crash brings them back, and the next round removes them again.
+            self.context.storage.commit_lazily(set)?;
+        }
+        self.publish(
+            unneeded
+                .into_iter()
+                .map(|(key, ended)| Publish::Forget { key, ended })
+                .collect(),
+        )
+    }
+
+    /// Pushes back while the tail is full, so that exact scans stay bounded.
+    fn wait_for_folding(&self) {
+        let started = Instant::now();
+        while self.is_tail_full() && !self.replica.is_stopping.load(Ordering::SeqCst) {
+            std::thread::sleep(TAIL_POLL);
+        }
+        let waited_ms = started.elapsed().as_millis() as u64;
+        if waited_ms > 0 {
+            self.context.metrics.tail_wait_ms.inc_by(waited_ms);
+        }
+    }
+
+    fn is_tail_full(&self) -> bool {
+        let tail = self.index.live().index().tail_len();
+        let recovered = &self.replica.recovered_rows;
+        let left = recovered.fetch_min(tail, Ordering::Relaxed).min(tail);
+        let allowance = match left {
+            0 => 0,
+            left => left + RECOVERED_SLACK_ROWS,
+        };
+        tail > self.context.config.tail_rows_max.max(allowance)
+    }
+}
+
+/// Passes the refusal or success on; what is fatal goes to both sides.
+fn answer(
+    reply: super::job::BackfillReply,
+    result: Result<Result<(), String>, Fatal>,
+) -> Result<(), Fatal> {
+    // Whoever asked may have gone; the work stands.
+    match result {
+        Ok(answered) => drop(reply.send(answered)),
+        Err(fatal) => {
+            drop(reply.send(Err(fatal.to_string())));
+            return Err(fatal);
+        }
+    }
+    Ok(())
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("broken assumption: {}", text.unwrap_or("no message"))
+}

@@ -1,0 +1,25 @@
+//! Searches: who may be answered ([`search`]), pages that go on where the last
+//! one ended ([`cursors`]), and threads that compute them ([`pool`]).
+//!
+//! A page belongs to one index of one replica. What a cursor has returned it
+//! never returns again, so its token is good for one page only.
+
+pub mod cursors;
+pub mod pool;
+pub mod search;
+
+use crate::config::SearchConfig;
+
+pub struct Queries {
+    pub cursors: cursors::Cursors,
+    pub pool: pool::Pool,
+}
+
+impl Queries {
+    pub fn new(config: &SearchConfig) -> Self {
+        Self {
+            cursors: cursors::Cursors::new(config),
+            pool: pool::Pool::new(config),
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! One search request on this node: each partition answers for itself, and an
+//! answer says from which watermark it comes.
+
+use super::cursors::OpenCursor;
+use super::pool::PoolError;
+use crate::lease::Standing;
+use crate::node::Node;
+use crate::partition::live_index::LiveCursor;
+use crate::partition::replica::Replica;
+use cluster_core::ids::*;
+use cluster_core::map::ReplicaState;
+use cluster_core::row_key::RowKey;
+use cluster_core::wal_position::{Lsn, WalPosition};
+use cluster_core::xid::FullXid;
+use futures::future::join_all;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// A request names at most this many partitions.
+pub const PARTITIONS_MAX: usize = 1_024;
+
+#[derive(Clone, Debug)]
+pub struct Search {
+    pub epoch: LeaseEpoch,
+    pub source: SourceId,
+    pub collection: CollectionId,
+    pub vector: Box<[f32]>,
+    pub ef: usize,
+    pub page_rows: usize,
+    /// A position to have applied; `None` takes what is there.
+    pub min_lsn: Option<Lsn>,
+    pub snapshot_xmin: FullXid,
+    pub deadline: Duration,
+    pub exact: bool,
+    pub partitions: Vec<PageOf>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct PageOf {
+    pub partition: PartitionId,
+    pub generation: Generation,
+    /// 0 asks for the first page.
+    pub token: u64,
+}
+
+#[derive(Debug)]
+pub struct Page {
+    pub hits: Vec<(RowKey, f64)>,
+    pub bound: f64,
+    pub exhausted: bool,
+    pub token: u64,
+    pub applied: WalPosition,
+    pub tail_rows: usize,
+    pub distances: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PageError {
+    #[error("{0}")]
+    Stale(&'static str),
+    #[error("{0}")]
+    Lagging(String),
+    #[error("{0}")]
+    Unavailable(String),
+    #[error("the search's cursor is gone")]
+    CursorLost,
+    #[error("quarantined: {0}")]
+    Corrupt(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SearchError {
+    #[error("{0}")]
+    Stale(&'static str),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("too many searches wait for a thread")]
+    Throttled,
+}
+
+impl Node {
+    /// Answers for every partition named, in that order.
+    pub async fn search(
+        self: &Arc<Self>,
+        search: Search,
+    ) -> Result<Vec<(PartitionId, Result<Page, PageError>)>, SearchError> {
+        let standing = self.lease.admit(search.epoch);
+        match standing {
+            Standing::StaleRequest => {
+                return Err(SearchError::Stale("the request's epoch is over"));
+            }
+            Standing::Lapsed if search.min_lsn.is_none() => {
+                return Err(SearchError::Stale("the node's lease is over"));
+            }
+            Standing::Lapsed | Standing::Held => {}
+        }
+        let limit = self.config.search.deadline_ms_max;
+        let deadline = Instant::now() + search.deadline.min(Duration::from_millis(limit));
+        let search = Arc::new(search);
+        let pages = search.partitions.iter().map(|page_of| async {
+            let page = self.page(&search, *page_of, standing, deadline).await;
+            (page_of.partition, page)
+        });
+        let mut answers = Vec::with_capacity(search.partitions.len());
+        for (partition, page) in join_all(pages).await {
+            match page {
+                Err(PagingError::Request(error)) => return Err(error),
+                Err(PagingError::Page(error)) => {
+                    if let PageError::Stale(reason) = error {
+                        self.metrics.refused_estale(reason);
+                    }
+                    answers.push((partition, Err(error)));
+                }
+                Ok(page) => answers.push((partition, Ok(page))),
+            }
+        }
+        // What was computed while the lease ran out counts only with a position.
+        if search.min_lsn.is_none() && !self.lease.is_held() {
+            return Err(SearchError::Stale("the node's lease ran out"));
+        }
+        Ok(answers)
+    }
+
+    async fn page(
+        &self,
+        search: &Arc<Search>,
+        of: PageOf,
+        standing: Standing,
+        deadline: Instant,
+    ) -> Result<Page, PagingError> {
+        let replica = self.served(search, of)?;
+        if let Some(lsn) = search.min_lsn {
+            self.reach(&replica, lsn, standing, deadline).await?;
+        }
+        let open = match of.token {
+            0 => None,
+            token => {
+                let kept = self.queries.cursors.take(token, of.partition, of.generation);
+                Some(kept.ok_or(PageError::CursorLost)?)
+            }
+        };
+        let (search, at) = (search.clone(), replica.clone());
+        let compute = move || compute(&search, &at, open);
+        let computed = timeout_at(deadline, self.queries.pool.run(compute)).await;
+        let (mut page, open) = match computed {
+            Ok(Ok(page)) => page?,
+            Ok(Err(PoolError::Full)) => return Err(PagingError::Request(SearchError::Throttled)),
+            Ok(Err(PoolError::Panicked)) => {
+                let message = "the search panicked; see the node's log".to_owned();
+                return Err(PageError::Unavailable(message).into());
+            }
+            Err(_) => {
+                let message = "no thread was free before the deadline".to_owned();
+                return Err(PageError::Unavailable(message).into());
+            }
+        };
+        if let Some(problem) = replica.problem() {
+            return Err(PageError::Corrupt(problem).into());
+        }
+        self.replicas
+            .get(of.partition)
+            .filter(|now| Arc::ptr_eq(now, &replica))
+            .ok_or(PageError::Stale("the partition has left this node"))?;
+        if !page.exhausted {
+            page.token = self.queries.cursors.keep(open);
+        }
+        Ok(page)
+    }
+
+    /// The replica, if the map says that it serves and the caller means this
+    /// assignment of it.
+    fn served(&self, search: &Search, of: PageOf) -> Result<Arc<Replica>, PagingError> {
+        if let Some(problem) = self.replicas.unreadable().remove(&of.partition) {
+            return Err(PageError::Corrupt(problem).into());
+        }
+        let replica = self
+            .replicas
+            .get(of.partition)
+            .ok_or(PageError::Stale("the partition is not served here"))?;
+        if replica.id.generation != of.generation {
+            return Err(PageError::Stale("the assignment's generation differs").into());
+        }
+        if replica.id.collection != search.collection || replica.id.source != search.source {
+            let message = format!("{} is of another collection", of.partition);
+            return Err(PagingError::Request(SearchError::Invalid(message)));
+        }
+        if replica.id.dimensions != search.vector.len() {
+            let (want, got) = (replica.id.dimensions, search.vector.len());
+            let message = format!("expected {want} dimensions, not {got}");
+            return Err(PagingError::Request(SearchError::Invalid(message)));
+        }
+        let map = self.map();
+        let is_serving = map.partitions.get(&of.partition).is_some_and(|partition| {
+            partition.replicas.iter().any(|r| {
+                Some(r.node) == self.id()
+                    && r.generation == of.generation
+                    && r.state == ReplicaState::Serving
+            })
+        });
+        if !is_serving {
+            return Err(PageError::Stale("the map does not let this replica serve").into());
+        }
+        match replica.problem() {
+            Some(problem) => Err(PageError::Corrupt(problem).into()),
+            None => Ok(replica),
+        }
+    }
+
+    /// Waits until the replica has applied the position. Without a lease nothing
+    /// is applied, so that only what is reached already is answered.
+    async fn reach(
+        &self,
+        replica: &Replica,
+        lsn: Lsn,
+        standing: Standing,
+        deadline: Instant,
+    ) -> Result<(), PagingError> {
+        let map = self.map();
+        let source = map.sources.get(&replica.id.source);
+        let source = source.ok_or(PageError::Stale("the map lacks the source"))?;
+        let target = WalPosition::end_of(source.incarnation, lsn);
+        let mut applied = replica.progress.watch_applied();
+        if *applied.borrow() >= target {
+            return Ok(());
+        }
+        if standing != Standing::Held {
+            return Err(PageError::Stale("the node's lease is over").into());
+        }
+        let _waiting = replica.source.wait_guard(target);
+        match timeout_at(deadline, applied.wait_for(|at| *at >= target)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => {
+                let at = replica.progress.applied();
+                let message = format!("{} is at {at}, not at {target}", replica.id.partition);
+                Err(PageError::Lagging(message).into())
+            }
+        }
+    }
+}
+
+/// What spoils one page, or the whole request.
+enum PagingError {
+    Page(PageError),
+    Request(SearchError),
+}
+
+impl From<PageError> for PagingError {
+    fn from(error: PageError) -> Self {
+        Self::Page(error)
+    }
+}
+
+/// Runs on a computing thread.
+fn compute(
+    search: &Search,
+    replica: &Replica,
+    open: Option<OpenCursor>,
+) -> Result<(Page, OpenCursor), PageError> {
+    let mut open = match open {
+        Some(open) => open,
+        None => {
+            // The watermark first: the index is never behind it.
+            let applied = replica.progress.applied();
+            let cursor = first(search, replica)?;
+            OpenCursor {
+                partition: replica.id.partition,
+                generation: replica.id.generation,
+                cursor,
+                applied,
+            }
+        }
+    };
+    let page = open.cursor.next_page(search.page_rows);
+    let hits = page.hits.iter().map(|(id, distance)| {
+        let key = open.cursor.key(*id).cloned();
+        key.map(|key| (key, *distance))
+            .ok_or_else(|| PageError::Unavailable(format!("vector {} has no key", id.0)))
+    });
+    let page = Page {
+        hits: hits.collect::<Result<_, _>>()?,
+        bound: page.bound,
+        exhausted: page.exhausted,
+        token: 0,
+        applied: open.applied,
+        tail_rows: page.tail_rows,
+        distances: page.distances,
+    };
+    Ok((page, open))
+}
+
+fn first(search: &Search, replica: &Replica) -> Result<LiveCursor, PageError> {
+    replica
+        .live()
+        .cursor(
+            &search.vector,
+            search.ef,
+            search.snapshot_xmin,
+            search.exact,
+        )
+        .map_err(|error| PageError::Unavailable(error.to_string()))
+}

@@ -1,0 +1,94 @@
+//! What is written at once or not at all. Later calls win over earlier ones.
+
+use super::format::{self, PartitionMeta};
+use super::keys::{self, Kind};
+use cluster_core::apply::{StoredRow, Tombstone};
+use cluster_core::ids::PartitionId;
+use cluster_core::row_key::RowKey;
+use cluster_core::wal_position::WalPosition;
+use cluster_core::xid::FullXid;
+
+#[derive(Default)]
+pub struct WriteSet {
+    pub(super) batch: rocksdb::WriteBatch,
+}
+
+impl WriteSet {
+    pub fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    pub fn put_meta(&mut self, partition: PartitionId, meta: &PartitionMeta) {
+        let key = keys::prefix(partition, Kind::Meta);
+        self.batch.put(&key, format::encode_meta(&key, meta));
+    }
+
+    pub fn put_watermark(&mut self, partition: PartitionId, watermark: WalPosition) {
+        let key = keys::prefix(partition, Kind::Watermark);
+        self.batch
+            .put(&key, format::encode_watermark(&key, watermark));
+    }
+
+    pub fn put_row(&mut self, partition: PartitionId, row_key: &RowKey, row: &StoredRow) {
+        let key = keys::row(partition, Kind::Row, row_key);
+        self.batch.put(&key, format::encode_row(&key, row));
+    }
+
+    pub fn delete_row(&mut self, partition: PartitionId, row_key: &RowKey) {
+        self.batch.delete(keys::row(partition, Kind::Row, row_key));
+    }
+
+    pub fn put_tombstone(&mut self, partition: PartitionId, row_key: &RowKey, t: Tombstone) {
+        let key = keys::row(partition, Kind::Tombstone, row_key);
+        self.batch.put(&key, format::encode_tombstone(&key, t));
+    }
+
+    pub fn delete_tombstone(&mut self, partition: PartitionId, row_key: &RowKey) {
+        self.batch
+            .delete(keys::row(partition, Kind::Tombstone, row_key));
+    }
+
+    pub fn put_former(
+        &mut self,
+        partition: PartitionId,
+        row_key: &RowKey,
+        ended: WalPosition,
+        ended_xid: FullXid,
+        vector: &[f32],
+    ) {
+        let key = keys::former(partition, row_key, ended);
+        self.batch
+            .put(&key, format::encode_former(&key, ended_xid, vector));
+    }
+
+    pub fn delete_former(&mut self, partition: PartitionId, row_key: &RowKey, ended: WalPosition) {
+        self.batch
+            .delete(keys::former(partition, row_key, ended));
+    }
+
+    /// Deletes every row, tombstone and former version.
+    pub fn clear_rows(&mut self, partition: PartitionId) {
+        for kind in [Kind::Row, Kind::Tombstone, Kind::Former] {
+            self.clear(partition, kind);
+        }
+    }
+
+    pub fn clear_tombstones(&mut self, partition: PartitionId) {
+        self.clear(partition, Kind::Tombstone);
+    }
+
+    /// Deletes everything that is known of the partition.
+    pub fn drop_partition(&mut self, partition: PartitionId) {
+        self.batch.delete_range(
+            keys::partition_start(partition),
+            keys::partition_end(partition),
+        );
+    }
+
+    fn clear(&mut self, partition: PartitionId, kind: Kind) {
+        self.batch.delete_range(
+            keys::prefix(partition, kind),
+            keys::prefix_end(partition, kind),
+        );
+    }
+}
