@@ -1,0 +1,158 @@
+//! `ctl lag`: how far each source is followed, and what its WAL costs.
+
+use super::progress::backfill_text;
+use super::table::{Align, Table, bytes};
+use super::{Ctl, Observed, Report};
+use crate::failure::Failure;
+use cluster_core::ids::CollectionId;
+use cluster_core::map::Source;
+use cluster_core::wal_position::Lsn;
+use proto::v1::SourceProgress;
+use serde::Serialize;
+
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct Lag(Vec<SourceLag>);
+
+#[derive(Serialize)]
+struct SourceLag {
+    source_id: u64,
+    name: String,
+    /// Absent while no consumer reports.
+    progress: Option<Progress>,
+    problem: String,
+}
+
+#[derive(Serialize)]
+struct Progress {
+    server_flush_lsn: String,
+    received_lsn: String,
+    applied_lsn: String,
+    confirmed_lsn: String,
+    /// From the server's flushed position to what all replicas have applied.
+    behind_bytes: u64,
+    retained_wal_bytes: u64,
+    safe_wal_bytes: u64,
+    wal_status: String,
+    backfills: Vec<Backfill>,
+}
+
+#[derive(Serialize)]
+struct Backfill {
+    collection_id: u64,
+    index: String,
+    rows_copied: u64,
+    rows_estimated: u64,
+}
+
+pub async fn lag(ctl: &Ctl) -> Result<Lag, Failure> {
+    let seen = ctl.leader_status().await?;
+    Ok(Lag(seen
+        .map
+        .sources
+        .values()
+        .map(|source| SourceLag::of(&seen, source))
+        .collect()))
+}
+
+impl SourceLag {
+    fn of(seen: &Observed, source: &Source) -> Self {
+        Self {
+            source_id: source.id.0,
+            name: source.name.clone(),
+            progress: seen
+                .source_progress(source.id.0)
+                .map(|progress| Progress::of(seen, progress)),
+            problem: source.problem.clone(),
+        }
+    }
+}
+
+impl Progress {
+    fn of(seen: &Observed, progress: &SourceProgress) -> Self {
+        let lsn = |number: u64| Lsn(number).to_string();
+        let backfills = progress.backfills.iter().map(|backfill| {
+            let collection = seen
+                .map
+                .collections
+                .get(&CollectionId(backfill.collection_id));
+            Backfill {
+                collection_id: backfill.collection_id,
+                index: collection
+                    .map(|c| c.spec.index_name.clone())
+                    .unwrap_or_default(),
+                rows_copied: backfill.rows_copied,
+                rows_estimated: backfill.rows_estimated,
+            }
+        });
+        Self {
+            server_flush_lsn: lsn(progress.server_flush_lsn),
+            received_lsn: lsn(progress.received_lsn),
+            applied_lsn: lsn(progress.applied_lsn),
+            confirmed_lsn: lsn(progress.confirmed_lsn),
+            behind_bytes: progress
+                .server_flush_lsn
+                .saturating_sub(progress.applied_lsn),
+            retained_wal_bytes: progress.retained_wal_bytes,
+            safe_wal_bytes: progress.safe_wal_bytes,
+            wal_status: progress.wal_status.clone(),
+            backfills: backfills.collect(),
+        }
+    }
+}
+
+impl Report for Lag {
+    fn text(&self) -> String {
+        let mut table = Table::new(&[
+            ("source", Align::Left),
+            ("server", Align::Left),
+            ("received", Align::Left),
+            ("applied", Align::Left),
+            ("confirmed", Align::Left),
+            ("behind", Align::Right),
+            ("retained wal", Align::Right),
+            ("wal status", Align::Left),
+        ]);
+        let mut notes = String::new();
+        for source in &self.0 {
+            let Some(progress) = &source.progress else {
+                table.row(
+                    [
+                        source.name.as_str(),
+                        "-",
+                        "-",
+                        "-",
+                        "-",
+                        "?",
+                        "?",
+                        "not followed",
+                    ]
+                    .map(str::to_owned),
+                );
+                notes += &format!("\n! {}: no consumer reports on it\n", source.name);
+                continue;
+            };
+            table.row([
+                source.name.clone(),
+                progress.server_flush_lsn.clone(),
+                progress.received_lsn.clone(),
+                progress.applied_lsn.clone(),
+                progress.confirmed_lsn.clone(),
+                bytes(progress.behind_bytes),
+                bytes(progress.retained_wal_bytes),
+                progress.wal_status.clone(),
+            ]);
+            for backfill in &progress.backfills {
+                let copied = backfill_text(backfill.rows_copied, backfill.rows_estimated);
+                notes += &format!(
+                    "\n{}: backfill of {}: {copied}\n",
+                    source.name, backfill.index
+                );
+            }
+            if !source.problem.is_empty() {
+                notes += &format!("\n! {}: {}\n", source.name, source.problem);
+            }
+        }
+        table.render("no sources: ruvector ctl source add DSN") + &notes
+    }
+}

@@ -1,0 +1,59 @@
+//! `ctl map`: which replica of what lies where.
+
+use super::table::{Align, Table};
+use super::{Ctl, Report};
+use crate::failure::Failure;
+use cluster_core::map::{PartitionMap, ReplicaState};
+use serde::Serialize;
+
+/// As JSON it is the map itself.
+#[derive(Serialize)]
+#[serde(transparent)]
+pub struct MapReport(PartitionMap);
+
+pub async fn map(ctl: &Ctl) -> Result<MapReport, Failure> {
+    Ok(MapReport(ctl.any_status().await?.map))
+}
+
+impl Report for MapReport {
+    fn text(&self) -> String {
+        let map = &self.0;
+        let mut table = Table::new(&[
+            ("partition", Align::Right),
+            ("collection", Align::Right),
+            ("index", Align::Left),
+            ("hash range", Align::Left),
+            ("replicas (node:generation)", Align::Left),
+        ]);
+        for partition in map.partitions.values() {
+            let index = map
+                .collections
+                .get(&partition.collection)
+                .map(|c| c.spec.index_name.clone());
+            let replicas = partition.replicas.iter().map(|replica| {
+                let state = match replica.state {
+                    ReplicaState::Serving => "",
+                    ReplicaState::Learner => " learner",
+                };
+                format!("{}:{}{state}", replica.node.0, replica.generation.0)
+            });
+            table.row([
+                partition.id.0.to_string(),
+                partition.collection.0.to_string(),
+                index.unwrap_or_else(|| "-".to_owned()),
+                // The upper half tells ranges apart; --json has all of it.
+                format!(
+                    "{:08x}… - {:08x}…",
+                    partition.range.lo >> 32,
+                    partition.range.hi >> 32
+                ),
+                replicas.collect::<Vec<_>>().join(", "),
+            ]);
+        }
+        let rows = table.render("no partitions: no collection has been created");
+        format!(
+            "epoch {}   version {}\n\n{rows}",
+            map.epoch.0, map.version.0
+        )
+    }
+}

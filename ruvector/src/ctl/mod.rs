@@ -1,0 +1,185 @@
+//! The operator's view of a running cluster. Each command builds one typed
+//! report, printed as a table or, with `--json`, as it is.
+
+mod collections;
+mod init;
+mod lag;
+mod map;
+mod progress;
+mod source;
+mod status;
+pub mod table;
+
+use crate::failure::{Failure, FailureKind};
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use cluster_client::transport::Transport;
+use cluster_client::{ClientConfig, ClientError, ClusterClient};
+use cluster_core::map::PartitionMap;
+use proto::v1::{GetStatusRequest, GetStatusResponse};
+use serde::Serialize;
+use std::time::Duration;
+
+#[derive(Args)]
+pub struct CtlArgs {
+    /// host:port of the coordinators, separated by commas
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDRS",
+        env = "RUVECTOR_COORDINATORS",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7401"
+    )]
+    coordinators: Vec<String>,
+    /// Answer as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Seconds until a command gives up
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10)]
+    timeout: u64,
+    /// Talk plaintext to coordinators elsewhere than on loopback
+    #[arg(long, global = true)]
+    allow_plaintext_off_loopback: bool,
+    #[command(subcommand)]
+    command: CtlCommand,
+}
+
+#[derive(Subcommand)]
+enum CtlCommand {
+    /// Give a new cluster its id and its first coordinators, once
+    Init(init::InitArgs),
+    /// Coordinators, nodes, consumers and sources
+    Status,
+    /// The partition map
+    Map,
+    /// Collections: state, rows, unfolded tail
+    Collections,
+    /// How far each source is followed
+    Lag,
+    /// The Postgres databases that the cluster follows
+    #[command(subcommand)]
+    Source(source::SourceCommand),
+}
+
+/// What a command found out.
+trait Report: Serialize {
+    fn text(&self) -> String;
+}
+
+pub fn run(args: CtlArgs) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let json = args.json;
+    let text = runtime.block_on(async move {
+        let ctl = Ctl::new(&args);
+        match args.command {
+            CtlCommand::Init(init) => show(&init::init(&ctl, init).await?, json),
+            CtlCommand::Status => show(&status::status(&ctl).await?, json),
+            CtlCommand::Map => show(&map::map(&ctl).await?, json),
+            CtlCommand::Collections => show(&collections::collections(&ctl).await?, json),
+            CtlCommand::Lag => show(&lag::lag(&ctl).await?, json),
+            CtlCommand::Source(command) => source::run(&ctl, command, json).await,
+        }
+    })?;
+    print!("{text}");
+    Ok(())
+}
+
+fn show(report: &impl Report, json: bool) -> Result<String, Failure> {
+    if !json {
+        return Ok(report.text());
+    }
+    let text = serde_json::to_string_pretty(report).context("cannot print the answer as JSON")?;
+    Ok(text + "\n")
+}
+
+/// The cluster, as one command sees it.
+struct Ctl {
+    client: ClusterClient,
+    timeout: Duration,
+}
+
+impl Ctl {
+    fn new(args: &CtlArgs) -> Self {
+        let transport = Transport {
+            allow_plaintext_off_loopback: args.allow_plaintext_off_loopback,
+            ..Transport::default()
+        };
+        let timeout = Duration::from_secs(args.timeout);
+        let client = ClusterClient::new(ClientConfig {
+            coordinators: args.coordinators.clone(),
+            transport,
+            call_timeout: timeout,
+            ..ClientConfig::default()
+        });
+        Self { client, timeout }
+    }
+
+    /// What the leader knows.
+    async fn leader_status(&self) -> Result<Observed, Failure> {
+        let status = self
+            .client
+            .leader(|mut leader| async move { leader.get_status(GetStatusRequest {}).await })
+            .await
+            .map_err(failure)?;
+        Observed::new(status)
+    }
+
+    /// What any coordinator knows, for when there is no leader.
+    async fn any_status(&self) -> Result<Observed, Failure> {
+        let mut last = None;
+        for address in &self.client.config().coordinators {
+            let mut coordinator = self.client.coordinator(address).map_err(failure)?;
+            let asking = coordinator.get_status(GetStatusRequest {});
+            match tokio::time::timeout(self.timeout.min(Duration::from_secs(2)), asking).await {
+                Ok(Ok(answer)) => return Observed::new(answer.into_inner()),
+                Ok(Err(status)) => last = Some(format!("{address}: {}", status.message())),
+                Err(_) => last = Some(format!("{address}: no answer in time")),
+            }
+        }
+        Err(unreachable(
+            &last.unwrap_or_else(|| "none was named".to_owned()),
+        ))
+    }
+}
+
+/// A status with its map decoded.
+struct Observed {
+    status: GetStatusResponse,
+    map: PartitionMap,
+}
+
+impl Observed {
+    fn new(mut status: GetStatusResponse) -> Result<Self, Failure> {
+        let map = match status.map.take() {
+            None => PartitionMap::default(),
+            Some(map) => PartitionMap::try_from(map).map_err(|problem| {
+                let message = format!("the coordinator's answer does not decode: {problem}; do its version and this one differ?");
+                Failure::new(FailureKind::Failed, message)
+            })?,
+        };
+        Ok(Self { status, map })
+    }
+}
+
+fn unreachable(why: &str) -> Failure {
+    let message = format!(
+        "no coordinator answers ({why})\n\
+         Is the cluster running? --coordinators, or RUVECTOR_COORDINATORS, says where."
+    );
+    Failure::new(FailureKind::Unreachable, message)
+}
+
+fn failure(error: ClientError) -> Failure {
+    match error {
+        ClientError::Refused(status) => Failure::new(
+            FailureKind::Refused,
+            format!("the cluster refused: {}", status.message()),
+        ),
+        ClientError::Unavailable { last, .. } => unreachable(&last),
+        other => Failure::new(FailureKind::Failed, other.to_string()),
+    }
+}

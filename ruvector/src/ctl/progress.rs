@@ -1,0 +1,70 @@
+//! What the nodes' and consumers' reports add up to.
+
+use super::Observed;
+use cluster_core::ids::{CollectionId, PartitionId};
+use cluster_core::map::Partition;
+use proto::v1::{BackfillProgress, PartitionReport, SourceProgress};
+
+impl Observed {
+    /// The reports of a partition's replicas, with the node that each is from.
+    pub fn replica_reports(
+        &self,
+        partition: PartitionId,
+    ) -> impl Iterator<Item = (u64, &PartitionReport)> {
+        self.status.nodes.iter().flat_map(move |node| {
+            let reports = node.report.iter().flat_map(|report| &report.partitions);
+            let of_partition = reports.filter(move |report| report.partition_id == partition.0);
+            of_partition.map(|report| (node.node_id, report))
+        })
+    }
+
+    /// The fullest report of a replica that the map knows: replicas differ only
+    /// by how far they are.
+    pub fn partition_report(&self, partition: &Partition) -> Option<&PartitionReport> {
+        self.replica_reports(partition.id)
+            .filter(|(node, report)| {
+                let is_assigned = |replica: &cluster_core::map::Replica| {
+                    replica.node.0 == *node && replica.generation.0 == report.generation
+                };
+                partition.replicas.iter().any(is_assigned)
+            })
+            .map(|(_, report)| report)
+            .max_by_key(|report| report.rows)
+    }
+
+    pub fn source_progress(&self, source: u64) -> Option<&SourceProgress> {
+        let all = self
+            .status
+            .consumers
+            .iter()
+            .flat_map(|consumer| &consumer.sources);
+        all.filter(|progress| progress.source_id == source)
+            .max_by_key(|progress| progress.received_lsn)
+    }
+
+    pub fn backfill(&self, collection: CollectionId) -> Option<&BackfillProgress> {
+        let all = self
+            .status
+            .consumers
+            .iter()
+            .flat_map(|consumer| &consumer.sources);
+        all.flat_map(|progress| &progress.backfills)
+            .filter(|backfill| backfill.collection_id == collection.0)
+            .max_by_key(|backfill| backfill.backfill_id)
+    }
+}
+
+/// `1,200 of about 60,000 (2 %)`.
+pub fn backfill_text(copied: u64, estimated: u64) -> String {
+    use super::table::count;
+    if estimated == 0 {
+        return format!("{} rows copied", count(copied));
+    }
+    let percent = copied.saturating_mul(100) / estimated;
+    format!(
+        "{} of about {} ({} %)",
+        count(copied),
+        count(estimated),
+        percent.min(99)
+    )
+}

@@ -1,0 +1,328 @@
+//! `ctl status`: who is there, and what is wrong.
+
+use super::table::{Align, Table, ago, bytes, count, or_dash};
+use super::{Ctl, Observed, Report};
+use crate::failure::{Failure, FailureKind};
+use serde::Serialize;
+
+#[derive(Serialize)]
+pub struct Status {
+    cluster_id: String,
+    is_initialised: bool,
+    leader_id: Option<u64>,
+    epoch: u64,
+    map_version: u64,
+    is_plaintext: bool,
+    coordinators: Vec<CoordinatorLine>,
+    nodes: Vec<NodeLine>,
+    consumers: Vec<ConsumerLine>,
+    sources: Vec<SourceLine>,
+    /// Everything that somebody should look at, in sentences.
+    problems: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct CoordinatorLine {
+    id: u64,
+    address: String,
+    is_leader: bool,
+}
+
+#[derive(Serialize)]
+struct NodeLine {
+    id: u64,
+    address: String,
+    zone: String,
+    renewed_ms_ago: Option<u64>,
+    replicas: u64,
+    rows: u64,
+    tail_rows: u64,
+    memory_bytes: u64,
+    disk_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct ConsumerLine {
+    id: u64,
+    renewed_ms_ago: Option<u64>,
+    sources: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct SourceLine {
+    id: u64,
+    name: String,
+    incarnation: u64,
+    consumer_id: Option<u64>,
+    slot: String,
+    collections: usize,
+    problem: String,
+}
+
+pub async fn status(ctl: &Ctl) -> Result<Status, Failure> {
+    // Any coordinator first: it answers at once, leader or not.
+    let seen = ctl.any_status().await?;
+    if !seen.status.is_initialised || seen.status.leader_id == 0 {
+        return Ok(Status::of(&seen, None));
+    }
+    match ctl.leader_status().await {
+        Ok(known) => Ok(Status::of(&known, None)),
+        Err(failure) if failure.is(FailureKind::Unreachable) => Ok(Status::of(
+            &seen,
+            Some("the leader does not answer; this is what another coordinator knows"),
+        )),
+        Err(failure) => Err(failure),
+    }
+}
+
+impl Status {
+    fn of(seen: &Observed, problem: Option<&str>) -> Self {
+        let (status, map) = (&seen.status, &seen.map);
+        let has_leader = status.leader_id != 0;
+        let mut lines = Self {
+            cluster_id: map.cluster_id.clone(),
+            is_initialised: status.is_initialised,
+            leader_id: has_leader.then_some(status.leader_id),
+            epoch: map.epoch.0,
+            map_version: map.version.0,
+            is_plaintext: status.is_plaintext,
+            coordinators: Vec::new(),
+            nodes: map
+                .nodes
+                .values()
+                .map(|node| NodeLine::of(seen, node))
+                .collect(),
+            consumers: status
+                .consumers
+                .iter()
+                .map(|c| ConsumerLine::of(seen, c))
+                .collect(),
+            sources: map
+                .sources
+                .values()
+                .map(|source| SourceLine::of(seen, source))
+                .collect(),
+            problems: Vec::new(),
+        };
+        for coordinator in &status.coordinators {
+            lines.coordinators.push(CoordinatorLine {
+                id: coordinator.coordinator_id,
+                address: coordinator.address.clone(),
+                is_leader: coordinator.is_leader,
+            });
+        }
+        lines.problems = lines.find_problems(seen, problem);
+        lines
+    }
+
+    fn find_problems(&self, seen: &Observed, problem: Option<&str>) -> Vec<String> {
+        let mut problems: Vec<String> = problem.into_iter().map(str::to_owned).collect();
+        if !self.is_initialised {
+            problems.push(
+                "the cluster is not initialised: ruvector ctl init --members 1=host:port,…"
+                    .to_owned(),
+            );
+            return problems;
+        }
+        if self.leader_id.is_none() {
+            problems.push(
+                "there is no leader: fewer than half of the coordinators reach each other"
+                    .to_owned(),
+            );
+        }
+        if self.nodes.is_empty() {
+            problems.push(
+                "no node has joined: start one with ruvector node --coordinators …".to_owned(),
+            );
+        }
+        for source in self
+            .sources
+            .iter()
+            .filter(|source| !source.problem.is_empty())
+        {
+            problems.push(format!(
+                "source {} ({}): {}",
+                source.id, source.name, source.problem
+            ));
+        }
+        for collection in seen.map.collections.values() {
+            if let cluster_core::collection::CollectionState::Failed { reason } = &collection.state
+            {
+                problems.push(format!(
+                    "collection {} ({}): {reason}",
+                    collection.id.0, collection.spec.index_name
+                ));
+            }
+        }
+        for partition in seen.map.partitions.values() {
+            for (node, report) in seen.replica_reports(partition.id) {
+                if !report.problem.is_empty() {
+                    problems.push(format!(
+                        "partition {} on node {node}: {}",
+                        partition.id.0, report.problem
+                    ));
+                }
+            }
+        }
+        problems
+    }
+}
+
+impl NodeLine {
+    fn of(seen: &Observed, node: &cluster_core::map::Node) -> Self {
+        let known = seen
+            .status
+            .nodes
+            .iter()
+            .find(|status| status.node_id == node.id.0);
+        let report = known
+            .and_then(|status| status.report.clone())
+            .unwrap_or_default();
+        Self {
+            id: node.id.0,
+            address: node.address.clone(),
+            zone: node.zone.clone(),
+            renewed_ms_ago: known.and_then(|status| status.renewed_ms_ago),
+            replicas: report.partitions.len() as u64,
+            rows: report
+                .partitions
+                .iter()
+                .map(|partition| partition.rows)
+                .sum(),
+            tail_rows: report
+                .partitions
+                .iter()
+                .map(|partition| partition.tail_rows)
+                .sum(),
+            memory_bytes: report.memory_bytes,
+            disk_bytes: report.disk_bytes,
+        }
+    }
+}
+
+impl ConsumerLine {
+    fn of(seen: &Observed, consumer: &proto::v1::ConsumerStatus) -> Self {
+        let followed = seen.map.sources.values().filter(|source| {
+            source
+                .consumer
+                .is_some_and(|id| id.0 == consumer.consumer_id)
+        });
+        Self {
+            id: consumer.consumer_id,
+            renewed_ms_ago: consumer.renewed_ms_ago,
+            sources: followed.map(|source| source.name.clone()).collect(),
+        }
+    }
+}
+
+impl SourceLine {
+    fn of(seen: &Observed, source: &cluster_core::map::Source) -> Self {
+        let collections = seen
+            .map
+            .collections
+            .values()
+            .filter(|c| c.spec.source == source.id);
+        Self {
+            id: source.id.0,
+            name: source.name.clone(),
+            incarnation: source.incarnation.0,
+            consumer_id: source.consumer.map(|id| id.0),
+            slot: source.slot_name.clone(),
+            collections: collections.count(),
+            problem: source.problem.clone(),
+        }
+    }
+}
+
+impl Report for Status {
+    fn text(&self) -> String {
+        let security = if self.is_plaintext {
+            "PLAINTEXT (no TLS)"
+        } else {
+            "TLS"
+        };
+        let mut text = format!(
+            "cluster {}   epoch {}   map version {}   {security}\n\n",
+            or_dash(&self.cluster_id),
+            self.epoch,
+            self.map_version
+        );
+        let mut coordinators = Table::new(&[
+            ("coordinator", Align::Right),
+            ("address", Align::Left),
+            ("role", Align::Left),
+        ]);
+        for line in &self.coordinators {
+            let role = if line.is_leader { "leader" } else { "follower" };
+            coordinators.row([line.id.to_string(), line.address.clone(), role.to_owned()]);
+        }
+        text += &coordinators.render("no coordinator is known");
+
+        let mut nodes = Table::new(&[
+            ("node", Align::Right),
+            ("address", Align::Left),
+            ("zone", Align::Left),
+            ("lease renewed", Align::Right),
+            ("replicas", Align::Right),
+            ("rows", Align::Right),
+            ("tail", Align::Right),
+            ("memory", Align::Right),
+            ("disk", Align::Right),
+        ]);
+        for line in &self.nodes {
+            nodes.row([
+                line.id.to_string(),
+                line.address.clone(),
+                or_dash(&line.zone),
+                ago(line.renewed_ms_ago),
+                count(line.replicas),
+                count(line.rows),
+                count(line.tail_rows),
+                bytes(line.memory_bytes),
+                bytes(line.disk_bytes),
+            ]);
+        }
+        text += &format!("\n{}", nodes.render("no nodes"));
+
+        let mut consumers = Table::new(&[
+            ("consumer", Align::Right),
+            ("lease renewed", Align::Right),
+            ("follows", Align::Left),
+        ]);
+        for line in &self.consumers {
+            consumers.row([
+                line.id.to_string(),
+                ago(line.renewed_ms_ago),
+                or_dash(&line.sources.join(", ")),
+            ]);
+        }
+        text += &format!("\n{}", consumers.render("no consumers"));
+
+        let mut sources = Table::new(&[
+            ("source", Align::Right),
+            ("name", Align::Left),
+            ("incarnation", Align::Right),
+            ("consumer", Align::Right),
+            ("slot", Align::Left),
+            ("collections", Align::Right),
+        ]);
+        for line in &self.sources {
+            sources.row([
+                line.id.to_string(),
+                line.name.clone(),
+                line.incarnation.to_string(),
+                line.consumer_id.map_or("-".to_owned(), |id| id.to_string()),
+                or_dash(&line.slot),
+                count(line.collections as u64),
+            ]);
+        }
+        text += &format!(
+            "\n{}",
+            sources.render("no sources: ruvector ctl source add DSN")
+        );
+        for problem in &self.problems {
+            text += &format!("\n! {problem}\n");
+        }
+        text
+    }
+}
