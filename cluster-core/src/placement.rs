@@ -12,6 +12,7 @@ use crate::map::{HashRange, PartitionMap};
 use crate::ring::Ring;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::hash::Hash;
 
 /// At most this many partitions per collection, however many nodes there are.
 pub const PARTITIONS_PER_COLLECTION_MAX: u32 = 1024;
@@ -38,7 +39,7 @@ impl Default for PlacementPolicy {
 pub fn place_collection(
     map: &PartitionMap,
     policy: PlacementPolicy,
-    seed: u64,
+    seed: impl Hash + Copy,
 ) -> Vec<PlacedPartition> {
     if map.nodes.is_empty() {
         return Vec::new();

@@ -1,0 +1,228 @@
+//! Every tunable of a coordinator, with its default, in one place.
+
+use cluster_client::transport::Transport;
+use cluster_core::control::CoordinatorMember;
+use cluster_core::lease::LeaseTerms;
+use cluster_core::placement::PlacementPolicy;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// This coordinator's number among its peers, from 1; never reused.
+    pub id: u64,
+    pub listen: String,
+    /// `host:port` by which others reach this coordinator; by default its entry
+    /// among `peers`, then `listen`.
+    pub advertise: Option<String>,
+    pub data_dir: PathBuf,
+    /// Every coordinator, this one included; empty for a single one.
+    pub peers: Vec<CoordinatorMember>,
+    pub transport: Transport,
+    pub leases: LeaseTerms,
+    /// Copies of each partition, as far as there are nodes.
+    pub replication_factor: u32,
+    /// Partitions of a new collection per node.
+    pub partitions_per_node: u32,
+    /// How long a change may wait for its commit before the caller is told that
+    /// its outcome is unknown.
+    pub propose_timeout_ms: u64,
+    /// How long a lease renewal may wait for the quorum's word.
+    pub read_index_timeout_ms: u64,
+    /// How long GetMap waits for the map that was asked for.
+    pub map_wait_ms: u64,
+    /// How often the leader looks for sources without a living consumer.
+    pub duties_every_ms: u64,
+    pub raft: RaftTuning,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RaftTuning {
+    pub heartbeat_ms: u64,
+    pub election_timeout_min_ms: u64,
+    pub election_timeout_max_ms: u64,
+    /// A snapshot is taken after this many log entries.
+    pub snapshot_every_entries: u64,
+    /// Entries kept behind a snapshot, for followers that lag a little.
+    pub log_entries_kept: u64,
+    pub snapshot_timeout_ms: u64,
+    pub snapshot_chunk_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let placement = PlacementPolicy::default();
+        Self {
+            id: 1,
+            listen: "127.0.0.1:7401".to_owned(),
+            advertise: None,
+            data_dir: PathBuf::from("coordinator"),
+            peers: Vec::new(),
+            transport: Transport::default(),
+            leases: LeaseTerms::default(),
+            replication_factor: placement.replication_factor,
+            partitions_per_node: placement.partitions_per_node,
+            propose_timeout_ms: 5_000,
+            read_index_timeout_ms: 2_000,
+            map_wait_ms: 2_000,
+            duties_every_ms: 500,
+            raft: RaftTuning::default(),
+        }
+    }
+}
+
+impl Default for RaftTuning {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: 200,
+            election_timeout_min_ms: 800,
+            election_timeout_max_ms: 1_600,
+            snapshot_every_entries: 1_000,
+            log_entries_kept: 200,
+            snapshot_timeout_ms: 10_000,
+            snapshot_chunk_bytes: 1 << 20,
+        }
+    }
+}
+
+/// A configuration that cannot work, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("coordinator id 0: ids count from 1")]
+    ZeroId,
+    #[error("coordinator {0} is not among its own peers")]
+    NotAmongPeers(u64),
+    #[error("peers name an id or an address twice")]
+    PeersRepeat,
+    #[error("{0} must be at least {1}")]
+    TooSmall(&'static str, u64),
+    #[error("lease renewal every {renew} ms cannot keep a lease of {ttl} ms")]
+    RenewalTooSlow { renew: u64, ttl: u64 },
+}
+
+impl Config {
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.id == 0 || self.peers.iter().any(|peer| peer.id == 0) {
+            return Err(ConfigError::ZeroId);
+        }
+        if !self.peers.is_empty() && !self.peers.iter().any(|peer| peer.id == self.id) {
+            return Err(ConfigError::NotAmongPeers(self.id));
+        }
+        let ids: BTreeSet<_> = self.peers.iter().map(|peer| peer.id).collect();
+        let addresses: BTreeSet<_> = self.peers.iter().map(|peer| &peer.address).collect();
+        if ids.len() != self.peers.len() || addresses.len() != self.peers.len() {
+            return Err(ConfigError::PeersRepeat);
+        }
+        let at_least_one = [
+            ("replication_factor", u64::from(self.replication_factor)),
+            ("partitions_per_node", u64::from(self.partitions_per_node)),
+            ("propose_timeout_ms", self.propose_timeout_ms),
+            ("read_index_timeout_ms", self.read_index_timeout_ms),
+            ("duties_every_ms", self.duties_every_ms),
+            (
+                "raft.snapshot_every_entries",
+                self.raft.snapshot_every_entries,
+            ),
+            ("raft.snapshot_chunk_bytes", self.raft.snapshot_chunk_bytes),
+        ];
+        if let Some((name, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError::TooSmall(name, 1));
+        }
+        let (renew, ttl) = (self.leases.renew_every_ms, self.leases.ttl_ms);
+        if renew == 0 || renew >= ttl {
+            return Err(ConfigError::RenewalTooSlow { renew, ttl });
+        }
+        Ok(())
+    }
+
+    /// `host:port` by which others reach this coordinator.
+    pub fn advertised(&self) -> String {
+        let own_entry = self.peers.iter().find(|peer| peer.id == self.id);
+        self.advertise
+            .clone()
+            .or_else(|| own_entry.map(|peer| peer.address.clone()))
+            .unwrap_or_else(|| self.listen.clone())
+    }
+
+    /// Every coordinator, ascending; this one alone when no peers are named.
+    pub fn members(&self) -> Vec<CoordinatorMember> {
+        let mut members = self.peers.clone();
+        if members.is_empty() {
+            members.push(CoordinatorMember {
+                id: self.id,
+                address: self.advertised(),
+            });
+        }
+        members.sort_by_key(|member| member.id);
+        members
+    }
+
+    pub fn placement(&self) -> PlacementPolicy {
+        PlacementPolicy {
+            partitions_per_node: self.partitions_per_node,
+            replication_factor: self.replication_factor,
+        }
+    }
+
+    pub fn propose_timeout(&self) -> Duration {
+        Duration::from_millis(self.propose_timeout_ms)
+    }
+
+    pub fn read_index_timeout(&self) -> Duration {
+        Duration::from_millis(self.read_index_timeout_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(id: u64, port: u16) -> CoordinatorMember {
+        CoordinatorMember {
+            id,
+            address: format!("127.0.0.1:{port}"),
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_name() {
+        let with = |peers: Vec<_>| Config {
+            peers,
+            ..Config::default()
+        };
+        assert_eq!(Config::default().check(), Ok(()));
+        assert_eq!(
+            with(vec![peer(2, 1)]).check(),
+            Err(ConfigError::NotAmongPeers(1))
+        );
+        let repeated = with(vec![peer(1, 1), peer(2, 1)]);
+        assert_eq!(repeated.check(), Err(ConfigError::PeersRepeat));
+        let zero = Config {
+            replication_factor: 0,
+            ..Config::default()
+        };
+        assert_eq!(
+            zero.check(),
+            Err(ConfigError::TooSmall("replication_factor", 1))
+        );
+    }
+
+    #[test]
+    fn a_coordinator_without_peers_is_its_only_member() {
+        let alone = Config {
+            advertise: Some("h:1".to_owned()),
+            ..Config::default()
+        };
+        assert_eq!(
+            alone.members(),
+            [CoordinatorMember {
+                id: 1,
+                address: "h:1".to_owned()
+            }]
+        );
+    }
+}

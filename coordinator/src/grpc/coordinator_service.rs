@@ -1,0 +1,431 @@
+//! The service `Coordinator`: wire to commands and back.
+
+use super::initialise::initialise;
+use super::refusal::{bad_message, refused};
+use super::status::status_of;
+use super::watch::{map_at_least, maps};
+use crate::coordinator::Coordinator;
+use crate::leases::ReignOver;
+use crate::metrics::{CONSUMER, HolderLabel, NODE};
+use cluster_core::control::{Command, Refusal, Response as Applied};
+use cluster_core::ids::*;
+use cluster_core::placement::place_collection;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use proto::error::not_leader;
+use proto::v1;
+use proto::v1::coordinator_server::Coordinator as Service;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+/// Names, addresses and connection strings are no longer than this.
+const TEXT_BYTES_MAX: usize = 8 << 10;
+
+pub struct CoordinatorService {
+    coordinator: Arc<Coordinator>,
+    shutdown: CancellationToken,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn answer<T>(message: T) -> Answer<T> {
+    Ok(Response::new(message))
+}
+
+fn unexpected(response: Applied) -> Status {
+    Status::internal(format!("the state machine answered {response:?}"))
+}
+
+fn check_text(what: &str, text: &str) -> Result<(), Status> {
+    if text.len() > TEXT_BYTES_MAX {
+        let message = format!("{what} has {} bytes, at most {TEXT_BYTES_MAX}", text.len());
+        return Err(Status::invalid_argument(message));
+    }
+    Ok(())
+}
+
+impl CoordinatorService {
+    pub fn new(coordinator: Arc<Coordinator>, shutdown: CancellationToken) -> Self {
+        Self {
+            coordinator,
+            shutdown,
+        }
+    }
+
+    async fn done(&self, command: Command) -> Result<(), Status> {
+        match self.coordinator.propose(command).await? {
+            Applied::Done => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    fn refuse(&self, refusal: Refusal) -> Status {
+        self.coordinator
+            .state
+            .read(|state| refused(&refusal, state.map()))
+    }
+
+    fn cluster_id(&self) -> String {
+        self.coordinator
+            .state
+            .read(|state| state.map().cluster_id.clone())
+    }
+
+    fn counted<T>(&self, holder: &HolderLabel, outcome: Answer<T>) -> Answer<T> {
+        let metrics = &self.coordinator.metrics;
+        match &outcome {
+            Ok(_) => metrics.lease_renewals.get_or_create(holder).inc(),
+            Err(_) => metrics.lease_refusals.get_or_create(holder).inc(),
+        };
+        outcome
+    }
+
+    async fn renew_node(
+        &self,
+        request: v1::RenewNodeLeaseRequest,
+    ) -> Answer<v1::RenewNodeLeaseResponse> {
+        let received = Instant::now();
+        let node = NodeId(request.node_id);
+        let (reign, epoch) = self.coordinator.confirm_reign().await?;
+        let (known, version) = self.coordinator.state.read(|state| {
+            let map = state.map();
+            (
+                map.nodes.get(&node).map(|n| n.disk_uuid.clone()),
+                map.version,
+            )
+        });
+        let known = known.ok_or_else(|| self.refuse(Refusal::UnknownNode { node }))?;
+        if known != request.disk_uuid {
+            let given = request.disk_uuid;
+            let explanation = "two processes claim one id, or a disk was swapped".to_owned();
+            let refusal = Refusal::DiskMismatch {
+                node,
+                known,
+                given,
+                explanation,
+            };
+            return Err(self.refuse(refusal));
+        }
+        let report = request.report.unwrap_or_default();
+        let leases = &self.coordinator.leases;
+        leases
+            .renew_node(reign, node, received, report)
+            .map_err(|ReignOver| not_leader(None))?;
+        let terms = leases.terms();
+        answer(v1::RenewNodeLeaseResponse {
+            epoch: epoch.0,
+            ttl_ms: terms.ttl_ms,
+            renew_every_ms: terms.renew_every_ms,
+            map_version: version.0,
+        })
+    }
+
+    async fn renew_consumer(
+        &self,
+        request: v1::RenewConsumerLeaseRequest,
+    ) -> Answer<v1::RenewConsumerLeaseResponse> {
+        let received = Instant::now();
+        let consumer = ConsumerId(request.consumer_id);
+        let (reign, epoch) = self.coordinator.confirm_reign().await?;
+        if !self
+            .coordinator
+            .state
+            .read(|state| state.consumers().contains_key(&consumer))
+        {
+            return Err(self.refuse(Refusal::UnknownConsumer { consumer }));
+        }
+        let leases = &self.coordinator.leases;
+        // Recorded first, read second: what is taken from here on was silent
+        // for a whole lease after this renewal.
+        let handing_over = leases
+            .renew_consumer(reign, consumer, received, Some(request.progress))
+            .map_err(|ReignOver| not_leader(None))?;
+        let assignments = self.coordinator.state.read(|state| {
+            let held = state.held_by(consumer);
+            held.filter(|source| handing_over.get(&source.id) != Some(&source.consumer_epoch))
+                .map(|source| v1::ConsumerAssignment {
+                    source_id: source.id.0,
+                    consumer_epoch: source.consumer_epoch.0,
+                })
+                .collect()
+        });
+        let terms = leases.terms();
+        answer(v1::RenewConsumerLeaseResponse {
+            epoch: epoch.0,
+            ttl_ms: terms.ttl_ms,
+            renew_every_ms: terms.renew_every_ms,
+            assignments,
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Service for CoordinatorService {
+    async fn initialise(
+        &self,
+        request: Request<v1::InitialiseRequest>,
+    ) -> Answer<v1::InitialiseResponse> {
+        let request = request.into_inner();
+        check_text("the cluster's id", &request.cluster_id)?;
+        answer(initialise(&self.coordinator, request).await?)
+    }
+
+    async fn get_status(
+        &self,
+        _request: Request<v1::GetStatusRequest>,
+    ) -> Answer<v1::GetStatusResponse> {
+        answer(status_of(&self.coordinator))
+    }
+
+    async fn join_node(
+        &self,
+        request: Request<v1::JoinNodeRequest>,
+    ) -> Answer<v1::JoinNodeResponse> {
+        let request = request.into_inner();
+        check_text("the disk's uuid", &request.disk_uuid)?;
+        check_text("the node's address", &request.address)?;
+        check_text("the node's zone", &request.zone)?;
+        let command = Command::JoinNode {
+            disk_uuid: request.disk_uuid,
+            known_as: request.node_id.map(NodeId),
+            address: request.address,
+            zone: request.zone,
+        };
+        match self.coordinator.propose(command).await? {
+            Applied::NodeJoined { node } => answer(v1::JoinNodeResponse {
+                node_id: node.0,
+                cluster_id: self.cluster_id(),
+            }),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    async fn renew_node_lease(
+        &self,
+        request: Request<v1::RenewNodeLeaseRequest>,
+    ) -> Answer<v1::RenewNodeLeaseResponse> {
+        self.counted(&NODE, self.renew_node(request.into_inner()).await)
+    }
+
+    async fn join_consumer(
+        &self,
+        request: Request<v1::JoinConsumerRequest>,
+    ) -> Answer<v1::JoinConsumerResponse> {
+        let received = Instant::now();
+        let request = request.into_inner();
+        check_text("the process's uuid", &request.process_uuid)?;
+        check_text("the consumer's address", &request.address)?;
+        let (reign, _) = self.coordinator.reigning()?;
+        let command = Command::JoinConsumer {
+            process_uuid: request.process_uuid,
+            address: request.address,
+        };
+        match self.coordinator.propose(command).await? {
+            Applied::ConsumerJoined { consumer } => {
+                // It lives, so it can be given sources; the commit was a quorum's
+                // word. Should the reign be over, the next leader will see.
+                let _alive = self
+                    .coordinator
+                    .leases
+                    .renew_consumer(reign, consumer, received, None);
+                self.coordinator.wake_duties();
+                let cluster_id = self.cluster_id();
+                answer(v1::JoinConsumerResponse {
+                    consumer_id: consumer.0,
+                    cluster_id,
+                })
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+
+    async fn renew_consumer_lease(
+        &self,
+        request: Request<v1::RenewConsumerLeaseRequest>,
+    ) -> Answer<v1::RenewConsumerLeaseResponse> {
+        self.counted(&CONSUMER, self.renew_consumer(request.into_inner()).await)
+    }
+
+    async fn get_map(&self, request: Request<v1::GetMapRequest>) -> Answer<v1::PartitionMap> {
+        let v1::GetMapRequest { epoch, version } = request.into_inner();
+        let map = map_at_least(&self.coordinator, LeaseEpoch(epoch), MapVersion(version)).await?;
+        answer(map.as_ref().into())
+    }
+
+    type WatchMapStream = BoxStream<'static, Result<v1::PartitionMap, Status>>;
+
+    async fn watch_map(
+        &self,
+        _request: Request<v1::WatchMapRequest>,
+    ) -> Answer<Self::WatchMapStream> {
+        answer(maps(&self.coordinator, self.shutdown.clone()).boxed())
+    }
+
+    async fn add_source(
+        &self,
+        request: Request<v1::AddSourceRequest>,
+    ) -> Answer<v1::AddSourceResponse> {
+        let v1::AddSourceRequest { name, dsn } = request.into_inner();
+        check_text("the source's name", &name)?;
+        check_text("the connection string", &dsn)?;
+        match self
+            .coordinator
+            .propose(Command::AddSource { name, dsn })
+            .await?
+        {
+            Applied::SourceAdded { source } => {
+                self.coordinator.wake_duties();
+                answer(v1::AddSourceResponse {
+                    source_id: source.0,
+                })
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+
+    async fn remove_source(
+        &self,
+        request: Request<v1::RemoveSourceRequest>,
+    ) -> Answer<v1::RemoveSourceResponse> {
+        let source = SourceId(request.into_inner().source_id);
+        self.done(Command::RemoveSource { source }).await?;
+        answer(v1::RemoveSourceResponse {})
+    }
+
+    async fn get_source_credentials(
+        &self,
+        request: Request<v1::GetSourceCredentialsRequest>,
+    ) -> Answer<v1::GetSourceCredentialsResponse> {
+        let source = SourceId(request.into_inner().source_id);
+        self.coordinator.confirm_reign().await?;
+        let dsn = self
+            .coordinator
+            .state
+            .read(|state| state.dsn(source).map(str::to_owned));
+        let dsn = dsn.ok_or_else(|| self.refuse(Refusal::UnknownSource { of: source }))?;
+        answer(v1::GetSourceCredentialsResponse { dsn })
+    }
+
+    async fn report_source(
+        &self,
+        request: Request<v1::ReportSourceRequest>,
+    ) -> Answer<v1::ReportSourceResponse> {
+        let request = request.into_inner();
+        check_text("the problem", &request.problem)?;
+        self.done(Command::ReportSource {
+            source: SourceId(request.source_id),
+            token: ConsumerEpoch(request.consumer_epoch),
+            slot: request.slot.map(Into::into),
+            problem: request.problem,
+        })
+        .await?;
+        answer(v1::ReportSourceResponse {})
+    }
+
+    async fn create_collection(
+        &self,
+        request: Request<v1::CreateCollectionRequest>,
+    ) -> Answer<v1::CreateCollectionResponse> {
+        let request = request.into_inner();
+        let token = ConsumerEpoch(request.consumer_epoch);
+        let spec = request
+            .spec
+            .ok_or_else(|| Status::invalid_argument("no collection spec"))?;
+        for name in [
+            &spec.schema_name,
+            &spec.table_name,
+            &spec.index_name,
+            &spec.column_name,
+        ] {
+            check_text("a name", name)?;
+        }
+        let spec = cluster_core::collection::CollectionSpec::try_from(spec).map_err(bad_message)?;
+
+        self.coordinator.reigning()?;
+        let _placing = self.coordinator.placing.lock().await;
+        let seed = (spec.source, spec.index_oid, spec.definition_generation);
+        let policy = self.coordinator.config.placement();
+        let placement = self
+            .coordinator
+            .state
+            .read(|state| place_collection(state.map(), policy, seed));
+        let command = Command::CreateCollection {
+            token,
+            spec,
+            placement,
+        };
+        match self.coordinator.propose(command).await? {
+            Applied::CollectionCreated { collection } => answer(v1::CreateCollectionResponse {
+                collection_id: collection.0,
+            }),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    async fn drop_collection(
+        &self,
+        request: Request<v1::DropCollectionRequest>,
+    ) -> Answer<v1::DropCollectionResponse> {
+        let request = request.into_inner();
+        self.done(Command::DropCollection {
+            token: ConsumerEpoch(request.consumer_epoch),
+            source: SourceId(request.source_id),
+            index_oid: request.index_oid,
+            definition_generation: request.definition_generation,
+        })
+        .await?;
+        answer(v1::DropCollectionResponse {})
+    }
+
+    async fn begin_backfill(
+        &self,
+        request: Request<v1::BeginBackfillRequest>,
+    ) -> Answer<v1::BeginBackfillResponse> {
+        let request = request.into_inner();
+        let command = Command::BeginBackfill {
+            token: ConsumerEpoch(request.consumer_epoch),
+            collection: CollectionId(request.collection_id),
+        };
+        match self.coordinator.propose(command).await? {
+            Applied::BackfillBegun { backfill } => answer(v1::BeginBackfillResponse {
+                backfill_id: backfill.0,
+            }),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    async fn finish_backfill(
+        &self,
+        request: Request<v1::FinishBackfillRequest>,
+    ) -> Answer<v1::FinishBackfillResponse> {
+        let request = request.into_inner();
+        let snapshot = request
+            .snapshot
+            .ok_or_else(|| Status::invalid_argument("no backfill snapshot"))?;
+        self.done(Command::FinishBackfill {
+            token: ConsumerEpoch(request.consumer_epoch),
+            collection: CollectionId(request.collection_id),
+            backfill: BackfillId(request.backfill_id),
+            snapshot: snapshot.into(),
+        })
+        .await?;
+        answer(v1::FinishBackfillResponse {})
+    }
+
+    async fn fail_collection(
+        &self,
+        request: Request<v1::FailCollectionRequest>,
+    ) -> Answer<v1::FailCollectionResponse> {
+        let request = request.into_inner();
+        check_text("the reason", &request.reason)?;
+        self.done(Command::FailCollection {
+            token: ConsumerEpoch(request.consumer_epoch),
+            collection: CollectionId(request.collection_id),
+            reason: request.reason,
+        })
+        .await?;
+        answer(v1::FailCollectionResponse {})
+    }
+}

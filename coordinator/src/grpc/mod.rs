@@ -1,0 +1,7 @@
+//! The services `Coordinator` and `Raft`. Protobuf stops here.
+
+pub mod coordinator_service;
+mod initialise;
+pub mod refusal;
+mod status;
+mod watch;

@@ -1,0 +1,58 @@
+//! What a coordinator knows of the cluster, for `ctl status` and monitoring.
+
+use crate::coordinator::Coordinator;
+use openraft::ServerState;
+use proto::v1;
+use std::time::{Duration, Instant};
+
+pub fn status_of(coordinator: &Coordinator) -> v1::GetStatusResponse {
+    let raft = coordinator.raft.metrics().borrow().clone();
+    let now = Instant::now();
+    let leader_id = raft.current_leader.unwrap_or(0);
+    let (map, consumer_ids, is_initialised) = coordinator.state.read(|state| {
+        let consumers: Vec<_> = state.consumers().keys().copied().collect();
+        (state.map().clone(), consumers, state.is_initialised())
+    });
+
+    let members = raft.membership_config.membership();
+    let coordinators = members.nodes().map(|(id, node)| v1::CoordinatorStatus {
+        coordinator_id: *id,
+        address: node.addr.clone(),
+        is_leader: *id == leader_id,
+    });
+    let nodes = map.nodes.keys().map(|id| {
+        let known = coordinator.leases.node(*id, now);
+        v1::NodeStatus {
+            node_id: id.0,
+            renewed_ms_ago: known.as_ref().map(|(ago, _)| ms(*ago)),
+            report: known.map(|(_, report)| report),
+        }
+    });
+    let consumers = consumer_ids.into_iter().map(|id| {
+        let known = coordinator.leases.consumer(id, now);
+        v1::ConsumerStatus {
+            consumer_id: id.0,
+            renewed_ms_ago: known.as_ref().map(|(ago, _)| ms(*ago)),
+            sources: known.map(|(_, progress)| progress).unwrap_or_default(),
+        }
+    });
+    v1::GetStatusResponse {
+        coordinator_id: coordinator.config.id,
+        leader_id: match raft.state {
+            ServerState::Leader => coordinator.config.id,
+            _ => leader_id,
+        },
+        term: raft.current_term,
+        last_applied_index: raft.last_applied.map_or(0, |id| id.index),
+        is_initialised,
+        coordinators: coordinators.collect(),
+        nodes: nodes.collect(),
+        consumers: consumers.collect(),
+        is_plaintext: coordinator.config.transport.is_plaintext(),
+        map: Some((&map).into()),
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

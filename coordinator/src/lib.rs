@@ -1,0 +1,135 @@
+//! A coordinator: what the cluster agrees on, over Raft.
+//!
+//! In reading order: [`config`], [`raft`] (log, state machine, peers),
+//! [`leases`] (the leader's memory of who renewed), [`coordinator`] (how changes
+//! are proposed and a reign is confirmed), [`driver`] (the leader's duties),
+//! [`grpc`]. What the commands mean is decided in `cluster_core::control`.
+//!
+//! Never: decides by a clock who leads; answers a lease renewal without a quorum
+//! that spoke after it arrived; initialises because a disk is empty.
+
+pub mod config;
+mod coordinator;
+mod driver;
+mod grpc;
+mod leases;
+pub mod metrics;
+mod raft;
+
+pub use config::{Config, ConfigError, RaftTuning};
+
+use anyhow::Context;
+use cluster_client::transport::listen_address;
+use coordinator::Coordinator;
+use grpc::coordinator_service::CoordinatorService;
+use metrics::Metrics;
+use prometheus_client::registry::Registry;
+use proto::v1::coordinator_server::CoordinatorServer;
+use proto::v1::raft_server::RaftServer;
+use raft::disk::Disk;
+use raft::log_store::LogStore;
+use raft::network::{Network, RaftService};
+use raft::state_machine::StateMachine;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+/// Starts a coordinator; it is bound and serves when this returns. The handle
+/// ends after `shutdown` is cancelled, or with the error that made it stop.
+pub async fn start(
+    config: Config,
+    registry: &mut Registry,
+    shutdown: CancellationToken,
+) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
+    config.check()?;
+    config.transport.check_listen(&config.listen)?;
+    let address = listen_address(&config.listen)?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))?;
+
+    let coordinator = Arc::new(open(config, Metrics::register(registry)).await?);
+    let server = tokio::spawn(serve(coordinator.clone(), listener, shutdown.clone()));
+    Ok(tokio::spawn(supervise(coordinator, server, shutdown)))
+}
+
+async fn open(config: Config, metrics: Metrics) -> anyhow::Result<Coordinator> {
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("cannot make {}", config.data_dir.display()))?;
+    let disk = Disk::open(&config.data_dir, config.id)
+        .with_context(|| format!("cannot open {}", config.data_dir.display()))?;
+    let state = StateMachine::open(disk.clone())?;
+    let raft_config = Arc::new(raft::raft_config(&config.raft)?);
+    let network = Network::new(config.transport.clone());
+    let raft = raft::Raft::new(
+        config.id,
+        raft_config,
+        network,
+        LogStore::new(disk),
+        state.clone(),
+    )
+    .await?;
+    Ok(Coordinator {
+        raft,
+        state,
+        leases: leases::Leases::new(config.leases),
+        metrics,
+        duties: tokio::sync::Notify::new(),
+        placing: tokio::sync::Mutex::new(()),
+        config,
+    })
+}
+
+async fn serve(
+    coordinator: Arc<Coordinator>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health
+        .set_serving::<CoordinatorServer<CoordinatorService>>()
+        .await;
+
+    let raft = RaftServer::new(RaftService::new(
+        coordinator.config.id,
+        coordinator.raft.clone(),
+    ))
+    .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
+    .max_encoding_message_size(proto::MESSAGE_BYTES_MAX);
+    let service = CoordinatorService::new(coordinator.clone(), shutdown.clone());
+    let service = CoordinatorServer::new(service)
+        .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(proto::MESSAGE_BYTES_MAX);
+    Server::builder()
+        .tcp_nodelay(true)
+        .add_service(health_service)
+        .add_service(raft)
+        .add_service(service)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled())
+        .await
+        .context("the gRPC server failed")
+}
+
+/// Runs the leader's duties beside the server; when one of them ends, so does
+/// the other, and the coordinator.
+async fn supervise(
+    coordinator: Arc<Coordinator>,
+    server: JoinHandle<anyhow::Result<()>>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut server = server;
+    let outcome = tokio::select! {
+        duties = driver::run(coordinator.clone(), shutdown.clone()) => duties,
+        served = &mut server => served.context("the gRPC server panicked").flatten(),
+    };
+    coordinator.leases.end_reign();
+    if let Err(error) = coordinator.raft.shutdown().await {
+        tracing::warn!(%error, "Raft did not stop cleanly");
+    }
+    // A connection that stays open must not hold the process.
+    server.abort();
+    outcome
+}

@@ -1,0 +1,46 @@
+//! Raft: openraft, a log on RocksDB ([`disk`], [`log_store`]), the cluster's
+//! state with its snapshots ([`state_machine`]), and the peers ([`network`]).
+
+pub mod disk;
+pub mod log_store;
+pub mod network;
+pub mod state_machine;
+
+use crate::config::RaftTuning;
+use cluster_core::control::{Command, Response};
+use std::io::Cursor;
+
+openraft::declare_raft_types!(
+    pub TypeConfig:
+        D = Command,
+        R = Response,
+        NodeId = u64,
+        Node = openraft::BasicNode,
+        Entry = openraft::Entry<TypeConfig>,
+        SnapshotData = Cursor<Vec<u8>>,
+        AsyncRuntime = openraft::TokioRuntime,
+);
+
+pub type Raft = openraft::Raft<TypeConfig>;
+pub type LogId = openraft::LogId<u64>;
+pub type Vote = openraft::Vote<u64>;
+pub type StorageError = openraft::StorageError<u64>;
+pub type StoredMembership = openraft::StoredMembership<u64, openraft::BasicNode>;
+pub type SnapshotMeta = openraft::SnapshotMeta<u64, openraft::BasicNode>;
+pub type Snapshot = openraft::Snapshot<TypeConfig>;
+pub type Metrics = openraft::RaftMetrics<u64, openraft::BasicNode>;
+
+pub fn raft_config(tuning: &RaftTuning) -> Result<openraft::Config, openraft::ConfigError> {
+    openraft::Config {
+        cluster_name: "ruvector".to_owned(),
+        heartbeat_interval: tuning.heartbeat_ms,
+        election_timeout_min: tuning.election_timeout_min_ms,
+        election_timeout_max: tuning.election_timeout_max_ms,
+        install_snapshot_timeout: tuning.snapshot_timeout_ms,
+        snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(tuning.snapshot_every_entries),
+        max_in_snapshot_log_to_keep: tuning.log_entries_kept,
+        snapshot_max_chunk_size: tuning.snapshot_chunk_bytes,
+        ..openraft::Config::default()
+    }
+    .validate()
+}
