@@ -1,0 +1,166 @@
+//! Fills new collections beside the stream. In reading order: one collection's
+//! life ([`attempt`]), its table ([`table`]), the rows as COPY sends them
+//! ([`copy`]), the way to the nodes ([`links`]), and rows read again by key
+//! ([`reread`]).
+//!
+//! Any failure starts the collection over under a new backfill id, which voids
+//! the earlier one.
+
+mod attempt;
+pub mod copy;
+mod links;
+pub mod reread;
+pub mod table;
+
+use crate::feed::progress::{Progress, RunEnd};
+use crate::retry::Backoff;
+use crate::source::{SourceContext, coordination};
+use attempt::{Attempt, Outcome};
+use cluster_core::collection::CollectionState;
+use cluster_core::ids::CollectionId;
+use cluster_core::wal_position::WalPosition;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
+use tokio_postgres::Config;
+use tokio_util::sync::CancellationToken;
+use crate::tasks::Tasks;
+
+/// Asks the stream where it stands, once it is between two transactions and
+/// everything before has been sent.
+pub struct Barrier {
+    answer: oneshot::Sender<WalPosition>,
+}
+
+impl Barrier {
+    pub fn pass(self, at: WalPosition) {
+        let _ = self.answer.send(at);
+    }
+}
+
+/// What every backfill of a run shares.
+#[derive(Clone)]
+pub struct Shared {
+    pub context: SourceContext,
+    pub postgres: Config,
+    pub slot_name: String,
+    pub publication: String,
+    pub progress: Arc<Progress>,
+    barriers: mpsc::Sender<Barrier>,
+    /// One ALTER PUBLICATION at a time: taking a table out must not cross with
+    /// another collection's putting it in.
+    pub publication_lock: Arc<Mutex<()>>,
+    turns: Arc<Semaphore>,
+}
+
+impl Shared {
+    pub async fn barrier(&self) -> Result<WalPosition, RunEnd> {
+        let (answer, position) = oneshot::channel();
+        let gone = |_| RunEnd::Cancelled;
+        self.barriers.send(Barrier { answer }).await.map_err(|_| RunEnd::Cancelled)?;
+        position.await.map_err(gone)
+    }
+}
+
+pub struct Backfills {
+    shared: Shared,
+    cancel: CancellationToken,
+    tasks: Tasks,
+    running: BTreeMap<CollectionId, CancellationToken>,
+}
+
+impl Backfills {
+    pub fn new(
+        context: SourceContext,
+        postgres: Config,
+        slot_name: String,
+        publication: String,
+        progress: Arc<Progress>,
+        barriers: mpsc::Sender<Barrier>,
+        (cancel, tasks): (CancellationToken, Tasks),
+    ) -> Self {
+        let turns = Arc::new(Semaphore::new(context.config.backfills_max.max(1)));
+        let shared = Shared {
+            context,
+            postgres,
+            slot_name,
+            publication,
+            progress,
+            barriers,
+            publication_lock: Arc::default(),
+            turns,
+        };
+        Self { shared, cancel, tasks, running: BTreeMap::new() }
+    }
+
+    pub fn start(&mut self, id: CollectionId) {
+        let cancel = self.cancel.child_token();
+        if let Some(former) = self.running.insert(id, cancel.clone()) {
+            former.cancel();
+        }
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            cancel.run_until_cancelled(fill(&shared, id)).await;
+            shared.context.standing.update(|s| {
+                s.backfills.remove(&id);
+            });
+        });
+    }
+
+    pub fn stop(&mut self, id: CollectionId) {
+        if let Some(cancel) = self.running.remove(&id) {
+            cancel.cancel();
+        }
+    }
+
+    /// Takes a table out of the publication once no collection needs it.
+    pub fn unpublish_if_unused(&self, table_oid: u32) {
+        let shared = self.shared.clone();
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            let mut backoff = Backoff::new(&shared.context.config);
+            let trying = async {
+                while let Err(problem) = table::unpublish_if_unused(&shared, table_oid).await {
+                    tracing::warn!(source = %shared.context.source, table_oid, problem = format!("{problem:#}"), "table stays in the publication for now");
+                    backoff.pause().await;
+                }
+            };
+            cancel.run_until_cancelled(trying).await;
+        });
+    }
+}
+
+/// Until the collection is ready, failed or gone.
+async fn fill(shared: &Shared, id: CollectionId) {
+    let context = &shared.context;
+    let mut backoff = Backoff::new(&context.config);
+    loop {
+        let is_building = |map: &cluster_core::map::PartitionMap| {
+            let state = map.collections.get(&id).map(|c| &c.state);
+            matches!(state, Some(CollectionState::Building { .. }))
+        };
+        if !is_building(&context.client.map()) {
+            return;
+        }
+        let outcome = {
+            let Ok(_turn) = shared.turns.acquire().await else { return };
+            Attempt::run(shared, id).await
+        };
+        match outcome {
+            Ok(()) => {
+                tracing::info!(source = %context.source, collection = %id, "backfill finished");
+                return;
+            }
+            Err(Outcome::Failed(reason)) => {
+                if coordination::fail_collection(context, id, &reason).await.is_ok() {
+                    return;
+                }
+            }
+            Err(Outcome::Retry(problem)) => {
+                context.metrics.restarted(context.source, "backfill");
+                tracing::warn!(source = %context.source, collection = %id, problem = format!("{problem:#}"), "backfill starts over");
+            }
+        }
+        backoff.pause().await;
+    }
+}

@@ -1,0 +1,190 @@
+//! The table of a collection: whether it can be followed, and its membership in
+//! the publication.
+//!
+//! A table without a usable replica identity is never published: its owner's
+//! UPDATE and DELETE would fail from then on (LESSONS 12).
+
+use super::Shared;
+use crate::feed::router;
+use crate::source::sql::{self, identifier};
+use anyhow::Context;
+use cluster_core::collection::CollectionSpec;
+use tokio_postgres::Client;
+use tokio_postgres::types::Oid;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// The collection cannot be kept. The text is for the table's owner.
+    #[error("{0}")]
+    Unusable(String),
+    /// The table is gone; the stream will say that the index is, too.
+    #[error("table {0} is gone")]
+    Gone(String),
+    /// Not now: a lock, a connection.
+    #[error(transparent)]
+    Retry(#[from] anyhow::Error),
+}
+
+#[derive(Debug, Clone)]
+pub struct KeyColumn {
+    pub name: String,
+    pub type_oid: Oid,
+    /// Without a binary format its text output stands in row keys.
+    pub has_binary: bool,
+}
+
+impl KeyColumn {
+    pub fn selected(&self) -> String {
+        let name = identifier(&self.name);
+        if self.has_binary { name } else { format!("{name}::text") }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// Quoted, with its schema.
+    pub name: String,
+    /// In attribute-number order.
+    pub keys: Vec<KeyColumn>,
+    /// Quoted.
+    pub vector: String,
+    pub rows_estimated: u64,
+}
+
+const LOOK: &str = "
+SELECT c.relkind::text AS kind, c.relpersistence::text AS persistence,
+       c.relreplident::text AS identity, n.nspname::text AS schema, c.relname::text AS name,
+       greatest(c.reltuples, 0)::int8 AS rows,
+       (SELECT a.attname::text FROM pg_attribute a
+         WHERE a.attrelid = c.oid AND a.attnum = $2 AND NOT a.attisdropped
+           AND a.attgenerated = '') AS vector
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1";
+
+/// The key columns of the index that identifies rows in the stream (of the
+/// primary key under FULL), if it is valid and immediate.
+const KEYS: &str = "
+SELECT a.attnum, a.attname::text AS name, a.atttypid AS type_oid,
+       t.typsend::oid <> 0 AS has_binary
+  FROM pg_class c
+  JOIN pg_index i ON i.indrelid = c.oid
+   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident
+                           WHEN 'n' THEN false ELSE i.indisprimary END
+  JOIN pg_attribute a ON a.attrelid = c.oid
+   AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+  JOIN pg_type t ON t.oid = a.atttypid
+ WHERE c.oid = $1 AND i.indisvalid AND i.indimmediate AND i.indisunique
+ ORDER BY a.attnum";
+
+pub async fn look(client: &Client, spec: &CollectionSpec) -> Result<Table, TableError> {
+    let error = |e: tokio_postgres::Error| TableError::Retry(anyhow::Error::new(e));
+    let row = client
+        .query_opt(LOOK, &[&spec.table_oid, &spec.column_attnum])
+        .await
+        .map_err(error)?
+        .ok_or_else(|| TableError::Gone(spec.table_name.clone()))?;
+    let schema: String = row.try_get("schema").map_err(error)?;
+    let name: String = row.try_get("name").map_err(error)?;
+    let shown = format!("{schema}.{name}");
+    let unusable = |why: &str| TableError::Unusable(format!("table {shown} {why}"));
+    let kind: String = row.try_get("kind").map_err(error)?;
+    if kind != "r" {
+        return Err(unusable("is not an ordinary table"));
+    }
+    if row.try_get::<_, String>("persistence").map_err(error)? != "p" {
+        return Err(unusable("is unlogged or temporary: its changes are not in the WAL"));
+    }
+    let vector: Option<String> = row.try_get("vector").map_err(error)?;
+    let vector = vector.ok_or_else(|| unusable("has no such column, or it is generated"))?;
+    let mut attnums = Vec::new();
+    let mut keys = Vec::new();
+    for row in client.query(KEYS, &[&spec.table_oid]).await.map_err(error)? {
+        attnums.push(row.try_get::<_, i16>("attnum").map_err(error)?);
+        keys.push(KeyColumn {
+            name: row.try_get("name").map_err(error)?,
+            type_oid: row.try_get("type_oid").map_err(error)?,
+            has_binary: row.try_get("has_binary").map_err(error)?,
+        });
+    }
+    if keys.is_empty() {
+        return Err(unusable(
+            "has no usable replica identity: it needs a primary key that is not deferrable",
+        ));
+    }
+    let mut expected = spec.key_attnums.clone();
+    expected.sort_unstable();
+    if attnums != expected {
+        let index = &spec.index_name;
+        return Err(unusable(&format!("has another replica identity than when {index} was created; REINDEX it")));
+    }
+    let rows: i64 = row.try_get("rows").map_err(error)?;
+    Ok(Table {
+        name: format!("{}.{}", identifier(&schema), identifier(&name)),
+        keys,
+        vector: identifier(&vector),
+        rows_estimated: u64::try_from(rows).unwrap_or(0),
+    })
+}
+
+const IS_PUBLISHED: &str = "
+SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+ WHERE p.pubname = $1 AND r.prrelid = $2";
+
+/// Puts the table into the publication, in a short transaction that waits for
+/// no lock for long, and looks again while it holds the table's lock.
+pub async fn publish(shared: &Shared, spec: &CollectionSpec) -> Result<Table, TableError> {
+    let _one_at_a_time = shared.publication_lock.lock().await;
+    let client = sql::connect(&shared.postgres).await?;
+    let error = |e: tokio_postgres::Error| TableError::Retry(anyhow::Error::new(e));
+    let table = look(&client, spec).await?;
+    let published = client
+        .query_opt(IS_PUBLISHED, &[&shared.publication, &spec.table_oid])
+        .await
+        .map_err(error)?;
+    if published.is_some() {
+        return Ok(table);
+    }
+    let alter = format!(
+        "BEGIN; SET LOCAL lock_timeout = {}; ALTER PUBLICATION {} ADD TABLE ONLY {}",
+        shared.context.config.publication_lock_timeout_ms,
+        identifier(&shared.publication),
+        table.name
+    );
+    client.batch_execute(&alter).await.context("adding the table to the publication")?;
+    // Dropping the client rolls back.
+    let table = look(&client, spec).await?;
+    client.batch_execute("COMMIT").await.context("adding the table to the publication")?;
+    Ok(table)
+}
+
+pub async fn unpublish_if_unused(shared: &Shared, table_oid: u32) -> anyhow::Result<()> {
+    let _one_at_a_time = shared.publication_lock.lock().await;
+    let map = shared.context.client.map();
+    let source = shared.context.source;
+    let is_used = map
+        .collections
+        .values()
+        .any(|c| c.spec.table_oid == table_oid && router::is_fed(&map, source, c.id));
+    if is_used {
+        return Ok(());
+    }
+    let client = sql::connect(&shared.postgres).await?;
+    let found = client
+        .query_opt(
+            "SELECT n.nspname::text, c.relname::text FROM pg_publication_rel r \
+             JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid \
+             JOIN pg_namespace n ON n.oid = c.relnamespace \
+             WHERE p.pubname = $1 AND c.oid = $2",
+            &[&shared.publication, &table_oid],
+        )
+        .await?;
+    let Some(row) = found else { return Ok(()) };
+    let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+    let alter = format!(
+        "BEGIN; SET LOCAL lock_timeout = {}; ALTER PUBLICATION {} DROP TABLE ONLY {}.{}; COMMIT",
+        shared.context.config.publication_lock_timeout_ms,
+        identifier(&shared.publication),
+        identifier(&schema),
+        identifier(&name)
+    );
+    client.batch_execute(&alter).await.context("taking the table out of the publication")
+}

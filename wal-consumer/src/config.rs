@@ -1,0 +1,99 @@
+//! Everything that can be set, with every default in one place.
+
+use cluster_client::ClientConfig;
+use cluster_client::transport::Transport;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// gRPC health only.
+    pub listen: String,
+    /// `host:port` under which others reach `listen`; `listen` when absent.
+    pub advertise: Option<String>,
+    pub data_dir: PathBuf,
+    pub transport: Transport,
+    pub coordinators: Vec<String>,
+    /// A transaction beyond this is spilled to a temporary file.
+    pub transaction_memory_bytes: usize,
+    /// Received from the server and not yet decoded, per source.
+    pub receive_buffer_bytes: usize,
+    /// Sent to nodes and not yet durable there, per source, shared evenly.
+    pub node_queue_bytes: usize,
+    pub batch_bytes_max: usize,
+    pub batch_changes_max: usize,
+    /// "Nothing else up to P" goes to a node at most this often.
+    pub nothing_else_every_ms: u64,
+    /// The slot is told the confirmed position at least this often.
+    pub status_every_ms: u64,
+    /// While a search waits, the server is asked this often where it is.
+    pub wanted_every_ms: u64,
+    /// How often the oldest snapshot and the next transaction id are read.
+    pub oldest_xmin_every_ms: u64,
+    /// A connected node that makes nothing durable for this long with a full
+    /// queue is no longer waited for.
+    pub node_stall_ms: u64,
+    pub publication_lock_timeout_ms: u64,
+    /// Creating a slot waits for running transactions at most this long.
+    pub slot_lock_timeout_ms: u64,
+    pub backfill_chunk_rows: usize,
+    pub backfill_chunk_bytes: usize,
+    pub backfill_in_flight_bytes: usize,
+    pub backfills_max: usize,
+    pub retry_min_ms: u64,
+    pub retry_max_ms: u64,
+    /// How often a server is asked for what it lacks (extension, wal_level).
+    pub preflight_every_ms: u64,
+    /// One call to a node, or one catalog query to Postgres.
+    pub call_timeout_ms: u64,
+    /// Vectors remembered to resolve key changes within one transaction.
+    pub key_change_memory_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7601".to_owned(),
+            advertise: None,
+            data_dir: PathBuf::from("data/consumer"),
+            transport: Transport::default(),
+            coordinators: vec!["127.0.0.1:7401".to_owned()],
+            transaction_memory_bytes: 64 << 20,
+            receive_buffer_bytes: 16 << 20,
+            node_queue_bytes: 256 << 20,
+            batch_bytes_max: 4 << 20,
+            batch_changes_max: 2_000,
+            nothing_else_every_ms: 10,
+            status_every_ms: 1_000,
+            wanted_every_ms: 20,
+            oldest_xmin_every_ms: 1_000,
+            node_stall_ms: 30_000,
+            publication_lock_timeout_ms: 2_000,
+            slot_lock_timeout_ms: 60_000,
+            backfill_chunk_rows: 1_000,
+            backfill_chunk_bytes: 2 << 20,
+            backfill_in_flight_bytes: 32 << 20,
+            backfills_max: 2,
+            retry_min_ms: 200,
+            retry_max_ms: 15_000,
+            preflight_every_ms: 5_000,
+            call_timeout_ms: 10_000,
+            key_change_memory_bytes: 32 << 20,
+        }
+    }
+}
+
+impl Config {
+    pub fn client(&self) -> ClientConfig {
+        ClientConfig {
+            coordinators: self.coordinators.clone(),
+            transport: self.transport.clone(),
+            ..ClientConfig::default()
+        }
+    }
+
+    pub fn advertised(&self) -> String {
+        self.advertise.clone().unwrap_or_else(|| self.listen.clone())
+    }
+}

@@ -1,0 +1,262 @@
+//! Joins the cluster, renews the lease, and follows the sources that it
+//! assigns. The lease counts from the sending of its renewal; when it ends,
+//! every replication connection is closed before anything else.
+
+use crate::clock::boot_ms;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::retry::Backoff;
+use crate::source::{self, SourceContext, Standing};
+use anyhow::Context;
+use cluster_client::ClusterClient;
+use cluster_core::ids::{ConsumerEpoch, ConsumerId, LeaseEpoch, SourceId};
+use cluster_core::lease::HeldLease;
+use proto::v1;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// How often the lease is looked at.
+const WATCH_EVERY: Duration = Duration::from_millis(50);
+/// Until the first answer names another interval.
+const RENEW_EVERY_FIRST: Duration = Duration::from_secs(1);
+/// A lease is worth nothing if its renewal takes longer.
+const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
+
+struct Assigned {
+    token: ConsumerEpoch,
+    cancel: CancellationToken,
+    task: JoinHandle<()>,
+    standing: Arc<Standing>,
+}
+
+pub struct Consumer {
+    config: Arc<Config>,
+    client: ClusterClient,
+    metrics: Metrics,
+    process_uuid: String,
+    lease: HeldLease,
+    assigned: BTreeMap<SourceId, Assigned>,
+}
+
+struct Renewal {
+    sent_at: u64,
+    answer: v1::RenewConsumerLeaseResponse,
+}
+
+impl Consumer {
+    pub fn new(config: Arc<Config>, client: ClusterClient, metrics: Metrics) -> anyhow::Result<Self> {
+        let process_uuid = process_uuid(&config.data_dir)?;
+        Ok(Self {
+            config,
+            client,
+            metrics,
+            process_uuid,
+            lease: HeldLease::default(),
+            assigned: BTreeMap::new(),
+        })
+    }
+
+    pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        while let Some(id) = shutdown.run_until_cancelled(self.join()).await {
+            if self.hold(id, &shutdown).await {
+                break;
+            }
+        }
+        self.stop_all().await;
+        Ok(())
+    }
+
+    async fn join(&self) -> ConsumerId {
+        let request = v1::JoinConsumerRequest {
+            process_uuid: self.process_uuid.clone(),
+            address: self.config.advertised(),
+        };
+        let mut backoff = Backoff::new(&self.config);
+        loop {
+            let joining = self.client.leader(|mut c| {
+                let request = request.clone();
+                async move { c.join_consumer(request).await }
+            });
+            match joining.await {
+                Ok(answer) => {
+                    tracing::info!(consumer = answer.consumer_id, cluster = answer.cluster_id, "joined");
+                    return ConsumerId(answer.consumer_id);
+                }
+                Err(problem) => tracing::warn!(%problem, "cannot join yet"),
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// Whether the end is a shutdown; otherwise the cluster forgot us.
+    async fn hold(&mut self, id: ConsumerId, shutdown: &CancellationToken) -> bool {
+        let mut renew_at = tokio::time::Instant::now();
+        let mut renew_every = RENEW_EVERY_FIRST;
+        let mut renewing: Option<JoinHandle<Result<Renewal, String>>> = None;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return true,
+                () = tokio::time::sleep(WATCH_EVERY) => {}
+                () = tokio::time::sleep_until(renew_at), if renewing.is_none() => {
+                    renewing = Some(tokio::spawn(renew(self.client.clone(), self.request(id))));
+                    renew_at = tokio::time::Instant::now() + renew_every;
+                }
+                renewed = wait(&mut renewing) => {
+                    renewing = None;
+                    match renewed {
+                        Ok(renewal) => {
+                            let answer = renewal.answer;
+                            if answer.renew_every_ms > 0 {
+                                renew_every = Duration::from_millis(answer.renew_every_ms);
+                            }
+                            let epoch = LeaseEpoch(answer.epoch);
+                            self.lease.granted(epoch, renewal.sent_at, answer.ttl_ms, boot_ms());
+                            if self.lease.is_held(boot_ms()) {
+                                self.assign(&answer.assignments).await;
+                            }
+                        }
+                        Err(problem) if problem.is_empty() => return false,
+                        Err(problem) => {
+                            tracing::warn!(problem, "lease not renewed");
+                            renew_at = tokio::time::Instant::now() + RENEW_EVERY_FIRST.min(renew_every);
+                        }
+                    }
+                }
+            }
+            if !self.lease.is_held(boot_ms()) && !self.assigned.is_empty() {
+                tracing::error!("the lease has ended: no source is followed until it is renewed");
+                self.stop_all().await;
+            }
+        }
+    }
+
+    fn request(&self, id: ConsumerId) -> v1::RenewConsumerLeaseRequest {
+        let progress = self.assigned.iter().map(|(source, a)| a.standing.report(*source));
+        v1::RenewConsumerLeaseRequest { consumer_id: id.0, progress: progress.collect() }
+    }
+
+    async fn assign(&mut self, assignments: &[v1::ConsumerAssignment]) {
+        let assignments: BTreeMap<SourceId, ConsumerEpoch> = assignments
+            .iter()
+            .map(|a| (SourceId(a.source_id), ConsumerEpoch(a.consumer_epoch)))
+            .collect();
+        let ended: Vec<SourceId> = self
+            .assigned
+            .iter()
+            .filter(|(source, a)| assignments.get(source) != Some(&a.token) || a.task.is_finished())
+            .map(|(source, _)| *source)
+            .collect();
+        for source in ended {
+            self.stop(source).await;
+        }
+        for (source, token) in assignments {
+            if self.assigned.contains_key(&source) {
+                continue;
+            }
+            let cancel = CancellationToken::new();
+            let standing = Arc::new(Standing::default());
+            let context = SourceContext {
+                config: self.config.clone(),
+                client: self.client.clone(),
+                source,
+                token,
+                metrics: self.metrics.clone(),
+                standing: standing.clone(),
+                cancel: cancel.clone(),
+            };
+            tracing::info!(%source, token = token.0, "assigned");
+            let task = tokio::spawn(source::follow(context));
+            self.assigned.insert(source, Assigned { token, cancel, task, standing });
+        }
+    }
+
+    async fn stop(&mut self, source: SourceId) {
+        if let Some(assigned) = self.assigned.remove(&source) {
+            assigned.cancel.cancel();
+            if let Err(problem) = assigned.task.await {
+                tracing::error!(%source, %problem, "source's task failed");
+            }
+        }
+    }
+
+    /// All are cancelled before the first is waited for.
+    async fn stop_all(&mut self) {
+        for assigned in self.assigned.values() {
+            assigned.cancel.cancel();
+        }
+        for source in self.assigned.keys().copied().collect::<Vec<_>>() {
+            self.stop(source).await;
+        }
+    }
+}
+
+/// An empty error: the cluster does not know this consumer (any more).
+async fn renew(
+    client: ClusterClient,
+    request: v1::RenewConsumerLeaseRequest,
+) -> Result<Renewal, String> {
+    let sent_at = boot_ms();
+    let calling = client.leader(|mut c| {
+        let request = request.clone();
+        async move { c.renew_consumer_lease(request).await }
+    });
+    match tokio::time::timeout(RENEW_TIMEOUT, calling).await {
+        Ok(Ok(answer)) => Ok(Renewal { sent_at, answer }),
+        Ok(Err(cluster_client::ClientError::Refused(status)))
+            if status.code() == tonic::Code::NotFound =>
+        {
+            Err(String::new())
+        }
+        Ok(Err(problem)) => Err(problem.to_string()),
+        Err(_) => Err("no answer in time".to_owned()),
+    }
+}
+
+async fn wait(
+    renewing: &mut Option<JoinHandle<Result<Renewal, String>>>,
+) -> Result<Renewal, String> {
+    match renewing {
+        Some(task) => task.await.unwrap_or_else(|e| Err(e.to_string())),
+        None => std::future::pending().await,
+    }
+}
+
+/// Drawn once, kept with the data: a restarted process is the same consumer.
+fn process_uuid(data_dir: &Path) -> anyhow::Result<String> {
+    std::fs::create_dir_all(data_dir)
+        .with_context(|| format!("creating {}", data_dir.display()))?;
+    let path = data_dir.join("process_uuid");
+    if let Ok(uuid) = std::fs::read_to_string(&path) {
+        let uuid = uuid.trim();
+        anyhow::ensure!(!uuid.is_empty(), "{} is empty", path.display());
+        return Ok(uuid.to_owned());
+    }
+    let bits: u128 = rand::random();
+    let hex = format!("{bits:032x}");
+    let uuid =
+        format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    let mut file = tempfile::NamedTempFile::new_in(data_dir)?;
+    std::io::Write::write_all(&mut file, uuid.as_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(&path).with_context(|| format!("writing {}", path.display()))?;
+    std::fs::File::open(data_dir)?.sync_all()?;
+    Ok(uuid)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_restarted_process_is_the_same_consumer() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = process_uuid(&dir.path().join("new")).unwrap();
+        assert_eq!(process_uuid(&dir.path().join("new")).unwrap(), first);
+        assert_ne!(process_uuid(dir.path()).unwrap(), first);
+    }
+}

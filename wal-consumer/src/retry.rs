@@ -1,0 +1,29 @@
+//! Pauses between attempts: doubling, jittered, bounded.
+
+use crate::config::Config;
+use std::time::Duration;
+
+pub struct Backoff {
+    min: Duration,
+    max: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    pub fn new(config: &Config) -> Self {
+        let min = Duration::from_millis(config.retry_min_ms.max(1));
+        let max = Duration::from_millis(config.retry_max_ms).max(min);
+        Self { min, max, next: min }
+    }
+
+    pub fn reset(&mut self) {
+        self.next = self.min;
+    }
+
+    /// Sleeps between half and the whole of the present pause.
+    pub async fn pause(&mut self) {
+        let whole = self.next;
+        self.next = (whole * 2).min(self.max);
+        tokio::time::sleep(rand::random_range(whole / 2..=whole)).await;
+    }
+}

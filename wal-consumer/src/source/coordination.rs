@@ -1,0 +1,202 @@
+//! What a source's consumer asks of the coordinators: idempotent, fenced by the
+//! token, repeated until done. A refusal is final for the present run.
+
+use super::SourceContext;
+use crate::feed::progress::RunEnd;
+use crate::retry::Backoff;
+use cluster_client::ClientError;
+use cluster_core::collection::{BackfillSnapshot, CollectionSpec};
+use cluster_core::ids::{BackfillId, CollectionId};
+use cluster_core::map::{PartitionMap, Slot};
+use proto::v1;
+use proto::v1::coordinator_client::CoordinatorClient;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+
+/// How long one fetch of a map that must show a change is given.
+const MAP_POLL: Duration = Duration::from_millis(50);
+
+/// Calls the leader until it answers; only a refusal is an error.
+async fn ask<T, F, Fut>(context: &SourceContext, what: &str, call: F) -> Result<T, Status>
+where
+    F: Fn(CoordinatorClient<Channel>) -> Fut,
+    Fut: Future<Output = Result<Response<T>, Status>>,
+{
+    let mut backoff = Backoff::new(&context.config);
+    let asking = async {
+        loop {
+            match context.client.leader(&call).await {
+                Ok(answer) => return Ok(answer),
+                Err(ClientError::Refused(status)) => return Err(status),
+                Err(problem) => {
+                    tracing::warn!(source = %context.source, %problem, "waiting for the coordinators to {what}");
+                    backoff.pause().await;
+                }
+            }
+        }
+    };
+    let cancelled = || Err(Status::cancelled("the lease ended"));
+    context.cancel.run_until_cancelled(asking).await.unwrap_or_else(cancelled)
+}
+
+fn refused(what: &str, status: &Status) -> RunEnd {
+    match status.code() {
+        Code::Cancelled => RunEnd::Cancelled,
+        _ => RunEnd::restart("refused", format!("{what}: {}", status.message())),
+    }
+}
+
+pub async fn credentials(context: &SourceContext) -> Result<String, RunEnd> {
+    let request = v1::GetSourceCredentialsRequest { source_id: context.source.0 };
+    ask(context, "give the connection string", |mut c| async move {
+        c.get_source_credentials(request).await
+    })
+    .await
+    .map(|answer| answer.dsn)
+    .map_err(|status| refused("reading the connection string", &status))
+}
+
+pub async fn report(
+    context: &SourceContext,
+    slot: Option<&Slot>,
+    problem: &str,
+) -> Result<(), RunEnd> {
+    let request = v1::ReportSourceRequest {
+        source_id: context.source.0,
+        consumer_epoch: context.token.0,
+        slot: slot.map(Into::into),
+        problem: problem.to_owned(),
+    };
+    ask(context, "take a report", |mut c| {
+        let request = request.clone();
+        async move { c.report_source(request).await }
+    })
+    .await
+    .map(|_| ())
+    .map_err(|status| refused("reporting the source", &status))
+}
+
+/// `None`: the definition is one that the cluster cannot keep.
+pub async fn create_collection(
+    context: &SourceContext,
+    spec: &CollectionSpec,
+) -> Result<Option<CollectionId>, RunEnd> {
+    let request = v1::CreateCollectionRequest {
+        consumer_epoch: context.token.0,
+        spec: Some(spec.into()),
+    };
+    let answer = ask(context, "create a collection", |mut c| {
+        let request = request.clone();
+        async move { c.create_collection(request).await }
+    })
+    .await;
+    match answer {
+        Ok(answer) => Ok(Some(CollectionId(answer.collection_id))),
+        Err(status) if status.code() == Code::InvalidArgument => {
+            tracing::error!(source = %context.source, index = spec.index_name, reason = status.message(), "index cannot be kept in the cluster");
+            Ok(None)
+        }
+        Err(status) => Err(refused("creating a collection", &status)),
+    }
+}
+
+pub async fn drop_collection(
+    context: &SourceContext,
+    index_oid: u32,
+    definition_generation: u64,
+) -> Result<(), RunEnd> {
+    let request = v1::DropCollectionRequest {
+        consumer_epoch: context.token.0,
+        source_id: context.source.0,
+        index_oid,
+        definition_generation,
+    };
+    ask(context, "drop a collection", |mut c| async move { c.drop_collection(request).await })
+        .await
+        .map(|_| ())
+        .map_err(|status| refused("dropping a collection", &status))
+}
+
+pub async fn begin_backfill(
+    context: &SourceContext,
+    collection: CollectionId,
+) -> Result<BackfillId, RunEnd> {
+    let request = v1::BeginBackfillRequest {
+        consumer_epoch: context.token.0,
+        collection_id: collection.0,
+    };
+    ask(context, "begin a backfill", |mut c| async move { c.begin_backfill(request).await })
+        .await
+        .map(|answer| BackfillId(answer.backfill_id))
+        .map_err(|status| refused("beginning a backfill", &status))
+}
+
+pub async fn finish_backfill(
+    context: &SourceContext,
+    collection: CollectionId,
+    backfill: BackfillId,
+    snapshot: &BackfillSnapshot,
+) -> Result<(), RunEnd> {
+    let request = v1::FinishBackfillRequest {
+        consumer_epoch: context.token.0,
+        collection_id: collection.0,
+        backfill_id: backfill.0,
+        snapshot: Some(snapshot.into()),
+    };
+    ask(context, "finish a backfill", |mut c| {
+        let request = request.clone();
+        async move { c.finish_backfill(request).await }
+    })
+    .await
+    .map(|_| ())
+    .map_err(|status| refused("finishing a backfill", &status))
+}
+
+/// The collection is void; the source goes on. One that is gone needs nothing.
+pub async fn fail_collection(
+    context: &SourceContext,
+    collection: CollectionId,
+    reason: &str,
+) -> Result<(), RunEnd> {
+    let request = v1::FailCollectionRequest {
+        consumer_epoch: context.token.0,
+        collection_id: collection.0,
+        reason: reason.to_owned(),
+    };
+    tracing::error!(source = %context.source, %collection, reason, "collection cannot be kept");
+    let answer = ask(context, "fail a collection", |mut c| {
+        let request = request.clone();
+        async move { c.fail_collection(request).await }
+    })
+    .await;
+    match answer {
+        Err(status) if status.code() != Code::NotFound => {
+            Err(refused("failing a collection", &status))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Waits until the map is such, by watching and by asking.
+pub async fn wait_for_map(
+    context: &SourceContext,
+    is_such: impl Fn(&PartitionMap) -> bool,
+) -> Result<Arc<PartitionMap>, RunEnd> {
+    let mut watch = context.client.watch_map();
+    let waiting = async {
+        loop {
+            let map = context.client.map();
+            if is_such(&map) {
+                return map;
+            }
+            let newer = (map.epoch, map.version.next());
+            tokio::select! {
+                _ = watch.changed() => {}
+                _ = context.client.refresh_map(newer) => tokio::time::sleep(MAP_POLL).await,
+            }
+        }
+    };
+    context.cancel.run_until_cancelled(waiting).await.ok_or(RunEnd::Cancelled)
+}

@@ -1,0 +1,126 @@
+//! One source: attempts at following it, one after the other, until the lease
+//! ends. In reading order: what must be so before ([`preflight`]), one run
+//! ([`run`]), what a transaction does ([`commit`], [`key_change`]), and the
+//! parties: Postgres ([`sql`], [`xmin`]), the coordinators ([`coordination`]),
+//! the table that lists the collections ([`definitions`]).
+
+pub mod commit;
+pub mod coordination;
+pub mod definitions;
+pub mod key_change;
+pub mod preflight;
+pub mod run;
+pub mod sql;
+pub mod xmin;
+
+use crate::config::Config;
+use crate::feed::progress::RunEnd;
+use crate::metrics::Metrics;
+use crate::retry::Backoff;
+use cluster_client::ClusterClient;
+use cluster_core::ids::{CollectionId, ConsumerEpoch, SourceId};
+use cluster_core::wal_position::Lsn;
+use parking_lot::Mutex;
+use proto::v1;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// A run that lasted this long was a success: the next pause is short again.
+const SETTLED_AFTER: Duration = Duration::from_secs(30);
+
+/// What one assignment of a source needs.
+#[derive(Clone)]
+pub struct SourceContext {
+    pub config: Arc<Config>,
+    pub client: ClusterClient,
+    pub source: SourceId,
+    /// Fences every other consumer of the source.
+    pub token: ConsumerEpoch,
+    pub metrics: Metrics,
+    pub standing: Arc<Standing>,
+    /// Ends with the lease.
+    pub cancel: CancellationToken,
+}
+
+/// Where a source stands, for the lease's reports.
+#[derive(Default)]
+pub struct Standing {
+    state: Mutex<StandingState>,
+}
+
+#[derive(Clone, Default)]
+pub struct StandingState {
+    pub received: Lsn,
+    pub applied: Lsn,
+    pub confirmed: Lsn,
+    pub server_flush: Lsn,
+    pub retained_wal_bytes: u64,
+    pub safe_wal_bytes: u64,
+    pub wal_status: String,
+    /// By collection: backfill id, rows estimated, rows copied.
+    pub backfills: BTreeMap<CollectionId, (u64, u64, u64)>,
+}
+
+impl Standing {
+    pub fn update(&self, change: impl FnOnce(&mut StandingState)) {
+        change(&mut self.state.lock());
+    }
+
+    pub fn report(&self, source: SourceId) -> v1::SourceProgress {
+        let state = self.state.lock().clone();
+        let backfills = state.backfills.iter().map(|(id, (backfill, estimated, copied))| {
+            v1::BackfillProgress {
+                collection_id: id.0,
+                backfill_id: *backfill,
+                rows_estimated: *estimated,
+                rows_copied: *copied,
+            }
+        });
+        v1::SourceProgress {
+            source_id: source.0,
+            received_lsn: state.received.0,
+            applied_lsn: state.applied.0,
+            confirmed_lsn: state.confirmed.0,
+            server_flush_lsn: state.server_flush.0,
+            retained_wal_bytes: state.retained_wal_bytes,
+            safe_wal_bytes: state.safe_wal_bytes,
+            wal_status: state.wal_status,
+            backfills: backfills.collect(),
+        }
+    }
+}
+
+/// Follows the source until cancelled. One faulty source stops nobody else.
+pub async fn follow(context: SourceContext) {
+    let mut backoff = Backoff::new(&context.config);
+    let mut reported = None;
+    loop {
+        let began = Instant::now();
+        let end = run::run(&context, &mut reported).await;
+        context.standing.update(|s| s.backfills.clear());
+        match end {
+            RunEnd::Cancelled => return,
+            RunEnd::Restart { label, detail } => {
+                context.metrics.restarted(context.source, label);
+                tracing::warn!(source = %context.source, reason = label, detail, "source starts over");
+            }
+            RunEnd::Problem(problem) => {
+                context.metrics.restarted(context.source, "problem");
+                if reported.as_ref() != Some(&problem) {
+                    tracing::error!(source = %context.source, problem, "source is not followed");
+                    if coordination::report(&context, None, &problem).await.is_ok() {
+                        reported = Some(problem);
+                    }
+                }
+            }
+        }
+        if began.elapsed() > SETTLED_AFTER {
+            backoff.reset();
+        }
+        if context.cancel.run_until_cancelled(backoff.pause()).await.is_none() {
+            return;
+        }
+    }
+}

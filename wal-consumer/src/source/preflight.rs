@@ -1,0 +1,358 @@
+//! What must be so before a source is streamed, each failing by its own name;
+//! and the slot, made or taken over.
+//!
+//! Takeover: the token goes to the nodes first, then the former walsender is
+//! ended, then the slot is compared with the replicas. A slot above a complete
+//! replica's durable watermark fails closed: what lies between is lost there.
+
+use super::coordination::{self, wait_for_map};
+use super::{SourceContext, definitions, sql};
+use crate::feed::progress::{Following, RunEnd};
+use crate::replication::connection::Connection;
+use crate::replication::slot::{self, Lifetime, SystemIdentity};
+use anyhow::Context;
+use cluster_core::collection::CollectionState;
+use cluster_core::ids::{NodeId, PartitionId};
+use cluster_core::map::{PartitionMap, Slot, Source};
+use cluster_core::wal_position::{Lsn, WalPosition};
+use proto::v1;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio_postgres::{Client, Config};
+
+/// How long an ended walsender may take to let go of the slot.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A source that can be streamed.
+pub struct Prepared {
+    pub postgres: Config,
+    pub sql: Client,
+    pub slot_name: String,
+    pub publication: String,
+    pub following: Following,
+}
+
+struct SlotRow {
+    active_pid: Option<i32>,
+    confirmed: Option<Lsn>,
+    wal_status: Option<String>,
+    is_ours: bool,
+}
+
+pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
+    let dsn = coordination::credentials(context).await?;
+    let postgres: Config =
+        dsn.parse().map_err(|e| RunEnd::Problem(format!("the connection string is not one: {e}")))?;
+    let sql = sql::connect(&postgres).await?;
+    let has_source = |map: &PartitionMap| map.sources.contains_key(&context.source);
+    let map = wait_for_map(context, has_source).await?;
+    let source = &map.sources[&context.source];
+    slot::check_name(&source.slot_name)?;
+    slot::check_name(&source.publication_name)?;
+
+    let database_oid = check_server(&sql).await?;
+    let mut connection = Connection::connect(&postgres, "").await?;
+    let system = slot::identify_system(&mut connection).await?;
+    drop(connection);
+    check_identity(source, system, database_oid)?;
+    ensure_publication(&sql, source).await?;
+
+    let known = match &source.slot {
+        Some(slot) => slot.clone(),
+        None => {
+            let consistent_point = make_slot(context, &postgres, &sql, source, &map).await?;
+            let slot = Slot {
+                system_identifier: system.system_identifier,
+                database_oid,
+                timeline: system.timeline,
+                consistent_point,
+            };
+            coordination::report(context, Some(&slot), "").await?;
+            slot
+        }
+    };
+    let floors = install_token(context).await?;
+    let confirmed = take_over(&sql, source).await?;
+    let following = Following {
+        source: source.id,
+        token: context.token,
+        incarnation: source.incarnation,
+        start: confirmed.max(known.consistent_point),
+    };
+    check_floors(&context.client.map(), &floors, following.end_of(confirmed))?;
+    Ok(Prepared {
+        postgres,
+        sql,
+        slot_name: source.slot_name.clone(),
+        publication: source.publication_name.clone(),
+        following,
+    })
+}
+
+/// Answers the database's OID.
+async fn check_server(sql: &Client) -> Result<u32, RunEnd> {
+    let query = "SELECT current_setting('wal_level') AS wal_level, pg_is_in_recovery() AS standby, \
+                 (SELECT oid FROM pg_database WHERE datname = current_database()) AS database_oid, \
+                 to_regclass('ruvector.collections') IS NOT NULL AS has_table, \
+                 current_database()::text AS database";
+    let row = sql.query_one(query, &[]).await.context("looking at the server")?;
+    let field = |e: tokio_postgres::Error| RunEnd::from(anyhow::Error::new(e));
+    let wal_level: String = row.try_get("wal_level").map_err(field)?;
+    if row.try_get("standby").map_err(field)? {
+        return Err(RunEnd::Problem(
+            "the server is a standby: Postgres 15 cannot decode there; register the primary".into(),
+        ));
+    }
+    if wal_level != "logical" {
+        return Err(RunEnd::Problem(format!(
+            "wal_level is {wal_level}: set wal_level = logical and restart the server"
+        )));
+    }
+    if !row.try_get::<_, bool>("has_table").map_err(field)? {
+        let database: String = row.try_get("database").map_err(field)?;
+        return Err(RunEnd::Problem(format!(
+            "extension ruvector is not in database {database}: run CREATE EXTENSION ruvector"
+        )));
+    }
+    row.try_get("database_oid").map_err(field)
+}
+
+fn check_identity(
+    source: &Source,
+    system: SystemIdentity,
+    database_oid: u32,
+) -> Result<(), RunEnd> {
+    let Some(known) = &source.slot else { return Ok(()) };
+    let found = (system.system_identifier, database_oid, system.timeline);
+    let expected = (known.system_identifier, known.database_oid, known.timeline);
+    if found == expected {
+        return Ok(());
+    }
+    Err(RunEnd::Problem(format!(
+        "another history: system {}, database {}, timeline {} instead of system {}, database {}, \
+         timeline {}; not followed, so that nothing wrong is served. Remove the source and add it again",
+        found.0, found.1, found.2, expected.0, expected.1, expected.2
+    )))
+}
+
+async fn ensure_publication(client: &Client, source: &Source) -> Result<(), RunEnd> {
+    let name = sql::identifier(&source.publication_name);
+    let exists = client
+        .query_opt("SELECT 1 FROM pg_publication WHERE pubname = $1", &[&source.publication_name])
+        .await
+        .context("looking for the publication")?
+        .is_some();
+    if !exists {
+        if source.slot.is_some() {
+            return Err(RunEnd::Problem(format!(
+                "publication {name} is gone, and what was published meanwhile is unknown; remove the source and add it again"
+            )));
+        }
+        let create = format!("CREATE PUBLICATION {name} FOR TABLE ruvector.collections");
+        client.batch_execute(&create).await.context("creating the publication")?;
+        return Ok(());
+    }
+    let listed = client
+        .query_opt(
+            "SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid \
+             WHERE p.pubname = $1 AND r.prrelid = 'ruvector.collections'::regclass",
+            &[&source.publication_name],
+        )
+        .await
+        .context("looking into the publication")?
+        .is_some();
+    match (listed, &source.slot) {
+        (true, _) => Ok(()),
+        (false, None) => {
+            let add = format!("ALTER PUBLICATION {name} ADD TABLE ruvector.collections");
+            Ok(client.batch_execute(&add).await.context("completing the publication")?)
+        }
+        (false, Some(_)) => Err(RunEnd::Problem(format!(
+            "ruvector.collections left publication {name}: was the extension created again? Remove the source and add it again"
+        ))),
+    }
+}
+
+/// Creates the slot, and every collection that its snapshot lists. The slot
+/// counts only once it was reported: one that a crash left behind is replaced.
+async fn make_slot(
+    context: &SourceContext,
+    postgres: &Config,
+    client: &Client,
+    source: &Source,
+    map: &PartitionMap,
+) -> Result<Lsn, RunEnd> {
+    if let Some(left_over) = read_slot(client, &source.slot_name).await? {
+        release(client, &source.slot_name, left_over).await?;
+        client
+            .execute("SELECT pg_drop_replication_slot($1)", &[&source.slot_name])
+            .await
+            .context("dropping a slot that was never used")?;
+    }
+    let options = format!("-c lock_timeout={}", context.config.slot_lock_timeout_ms);
+    let mut connection = Connection::connect(postgres, &options).await?;
+    let created = slot::create(&mut connection, &source.slot_name, Lifetime::Permanent).await?;
+    let reading = sql::connect(postgres).await?;
+    begin_at_snapshot(&reading, &created.snapshot).await?;
+    let specs = definitions::read_all(&reading, source.id).await?;
+    drop(connection);
+    for spec in &specs {
+        coordination::create_collection(context, spec).await?;
+    }
+    for collection in map.collections.values().filter(|c| c.spec.source == source.id) {
+        let spec = &collection.spec;
+        let is_listed = specs.iter().any(|s| {
+            (s.index_oid, s.definition_generation) == (spec.index_oid, spec.definition_generation)
+        });
+        if !is_listed {
+            let generation = spec.definition_generation;
+            coordination::drop_collection(context, spec.index_oid, generation).await?;
+        }
+    }
+    for spec in &specs {
+        // A drop above takes every lower generation with it; a refused one is void.
+        if let Some(id) = coordination::create_collection(context, spec).await? {
+            wait_for_map(context, |map| map.collections.contains_key(&id)).await?;
+        }
+    }
+    tracing::info!(source = %source.id, slot = source.slot_name, consistent_point = %created.consistent_point, collections = specs.len(), "slot created");
+    Ok(created.consistent_point)
+}
+
+pub async fn begin_at_snapshot(client: &Client, snapshot: &str) -> anyhow::Result<()> {
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+        sql::literal(snapshot)
+    );
+    client.batch_execute(&begin).await.context("taking the slot's snapshot")
+}
+
+async fn read_slot(client: &Client, name: &str) -> anyhow::Result<Option<SlotRow>> {
+    let row = client
+        .query_opt(
+            "SELECT active_pid, confirmed_flush_lsn::text AS confirmed, wal_status, \
+             plugin = 'pgoutput' AND database = current_database() AS is_ours \
+             FROM pg_replication_slots WHERE slot_name = $1",
+            &[&name],
+        )
+        .await
+        .context("looking for the slot")?;
+    let Some(row) = row else { return Ok(None) };
+    let confirmed: Option<String> = row.try_get("confirmed")?;
+    Ok(Some(SlotRow {
+        active_pid: row.try_get("active_pid")?,
+        confirmed: confirmed.map(|text| text.parse()).transpose()?,
+        wal_status: row.try_get("wal_status")?,
+        is_ours: row.try_get::<_, Option<bool>>("is_ours")?.unwrap_or(false),
+    }))
+}
+
+/// Ends the walsender that holds the slot, and answers what it had confirmed.
+async fn take_over(client: &Client, source: &Source) -> Result<Lsn, RunEnd> {
+    let name = &source.slot_name;
+    let lost = |why: &str| {
+        RunEnd::Problem(format!(
+            "slot {name} {why}: changes may be missing, so nothing is followed. Remove the source and add it again"
+        ))
+    };
+    let Some(found) = read_slot(client, name).await? else { return Err(lost("is gone")) };
+    release(client, name, found).await?;
+    let Some(slot) = read_slot(client, name).await? else { return Err(lost("is gone")) };
+    if !slot.is_ours {
+        return Err(lost("belongs to another database or plugin"));
+    }
+    if slot.wal_status.as_deref() == Some("lost") {
+        return Err(lost("has lost its WAL (max_slot_wal_keep_size)"));
+    }
+    slot.confirmed.ok_or_else(|| lost("has no confirmed position"))
+}
+
+async fn release(client: &Client, name: &str, mut slot: SlotRow) -> Result<(), RunEnd> {
+    let give_up_at = tokio::time::Instant::now() + RELEASE_TIMEOUT;
+    while let Some(pid) = slot.active_pid {
+        tracing::info!(slot = name, pid, "ending the slot's former walsender");
+        client
+            .execute("SELECT pg_terminate_backend($1)", &[&pid])
+            .await
+            .context("ending the former walsender")?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if tokio::time::Instant::now() >= give_up_at {
+            return Err(RunEnd::restart("slot_busy", format!("process {pid} keeps slot {name}")));
+        }
+        match read_slot(client, name).await? {
+            Some(now) => slot = now,
+            None => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+/// A node's durable watermarks, by partition.
+type Floors = Vec<(NodeId, PartitionId, WalPosition)>;
+
+/// Stores the token durably on every node that holds a replica. One that does
+/// not answer is fenced when its stream is opened, which bears the token too;
+/// until it answers it holds the slot.
+async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
+    let map = context.client.map();
+    let of_source = |p: &cluster_core::map::Partition| {
+        map.collections.get(&p.collection).is_some_and(|c| c.spec.source == context.source)
+    };
+    let nodes: BTreeSet<NodeId> = map
+        .partitions
+        .values()
+        .filter(|p| of_source(p))
+        .flat_map(|p| p.replicas.iter().map(|r| r.node))
+        .collect();
+    let request = v1::InstallConsumerRequest {
+        source_id: context.source.0,
+        consumer_epoch: context.token.0,
+    };
+    let call_timeout = Duration::from_millis(context.config.call_timeout_ms);
+    let calls = nodes.into_iter().map(|node| async move {
+        let answer = match context.client.node(node) {
+            Ok(mut client) => {
+                tokio::time::timeout(call_timeout, client.install_consumer(request)).await
+            }
+            Err(problem) => Ok(Err(tonic::Status::unavailable(problem.to_string()))),
+        };
+        (node, answer)
+    });
+    let mut floors = Floors::new();
+    for (node, answer) in futures::future::join_all(calls).await {
+        match answer {
+            Ok(Ok(answer)) => {
+                for partition in answer.into_inner().partitions {
+                    let durable = partition.durable.map_or(WalPosition::ZERO, Into::into);
+                    floors.push((node, PartitionId(partition.partition_id), durable));
+                }
+            }
+            Ok(Err(status)) if proto::error::is_estale(&status) => {
+                let hint = proto::error::estale_hint(&status);
+                if let Some(hint) = hint {
+                    let _ = context.client.refresh_map(hint).await;
+                }
+                return Err(RunEnd::restart("fenced", format!("{node}: {}", status.message())));
+            }
+            Ok(Err(status)) => {
+                tracing::warn!(%node, problem = status.message(), "node did not take the consumer's token");
+            }
+            Err(_) => tracing::warn!(%node, "node did not take the consumer's token in time"),
+        }
+    }
+    Ok(floors)
+}
+
+fn check_floors(map: &PartitionMap, floors: &Floors, confirmed: WalPosition) -> Result<(), RunEnd> {
+    for (node, partition, durable) in floors {
+        let collection = map.partitions.get(partition).and_then(|p| map.collections.get(&p.collection));
+        let is_complete =
+            collection.is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }));
+        if is_complete && *durable < confirmed {
+            return Err(RunEnd::Problem(format!(
+                "the slot was confirmed up to {confirmed}, but the replica of {partition} on {node} holds everything up to {durable} only: rows are missing there; recreate the index"
+            )));
+        }
+    }
+    Ok(())
+}

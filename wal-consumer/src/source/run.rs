@@ -1,0 +1,354 @@
+//! One run of a source: from the slot's confirmed position on, transaction by
+//! transaction, until something ends it. The one task that decides order; node
+//! streams, status updates and backfills run beside it.
+
+use super::commit::Tables;
+use super::preflight::{self, Prepared};
+use super::xmin::XidReading;
+use super::{SourceContext, coordination, sql};
+use crate::backfill::{Backfills, Barrier};
+use crate::feed::progress::{Progress, RunEnd};
+use crate::feed::router::{self, Router};
+use crate::feed::stream::NodeFeed;
+use crate::replication::connection::Connection;
+use crate::replication::slot;
+use crate::replication::stream::{Received, StreamTimes, WalEvent, WalStream};
+use crate::transaction::Assembler;
+use anyhow::Context;
+use cluster_core::collection::CollectionState;
+use cluster_core::ids::CollectionId;
+use cluster_core::map::PartitionMap;
+use cluster_core::wal_position::Lsn;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+use crate::tasks::Tasks;
+
+const BARRIERS_QUEUED: usize = 16;
+
+pub struct Run {
+    pub(super) context: SourceContext,
+    pub(super) sql: Client,
+    pub(super) progress: Arc<Progress>,
+    pub(super) router: Router,
+    pub(super) tables: Tables,
+    pub(super) xids: watch::Receiver<XidReading>,
+    pub(super) backfills: Backfills,
+    assembler: Assembler,
+    /// Ends with the run.
+    cancel: CancellationToken,
+    tasks: Tasks,
+    /// Everything up to here has been received and routed.
+    complete: Lsn,
+    told: Told,
+}
+
+/// What the nodes were last told, and when.
+struct Told {
+    end: Lsn,
+    at: Instant,
+    oldest_xmin: Option<u64>,
+    confirmed: Lsn,
+}
+
+pub async fn run(context: &SourceContext, reported: &mut Option<String>) -> RunEnd {
+    let preparing = preflight::prepare(context);
+    let prepared = match context.cancel.run_until_cancelled(preparing).await {
+        None => return RunEnd::Cancelled,
+        Some(Err(end)) => return end,
+        Some(Ok(prepared)) => prepared,
+    };
+    let cancel = context.cancel.child_token();
+    let tasks = Tasks::default();
+    let ending = stream(context, prepared, reported, &cancel, &tasks);
+    let end = match context.cancel.run_until_cancelled(ending).await {
+        None => RunEnd::Cancelled,
+        Some(Err(end)) => end,
+    };
+    cancel.cancel();
+    tasks.wait().await;
+    end
+}
+
+async fn stream(
+    context: &SourceContext,
+    prepared: Prepared,
+    reported: &mut Option<String>,
+    cancel: &CancellationToken,
+    tasks: &Tasks,
+) -> Result<Infallible, RunEnd> {
+    let Prepared { postgres, sql, slot_name, publication, following } = prepared;
+    let first = XidReading::take(&sql).await?;
+    let (xid_sender, xids) = watch::channel(first);
+    let (progress, mut ended) = Progress::new(following);
+    let (barriers, mut barrier_requests) = mpsc::channel(BARRIERS_QUEUED);
+    let backfills = Backfills::new(
+        context.clone(),
+        postgres.clone(),
+        slot_name.clone(),
+        publication.clone(),
+        progress.clone(),
+        barriers,
+        (cancel.clone(), tasks.clone()),
+    );
+    let reading = sql::connect(&postgres).await?;
+    let polling = poll_server(context.clone(), reading, slot_name.clone(), xid_sender, progress.clone());
+    spawn_until(cancel, tasks, polling);
+
+    let mut run = Run {
+        context: context.clone(),
+        sql,
+        progress: progress.clone(),
+        router: Router::new(context.config.clone(), progress.clone()),
+        tables: Tables::default(),
+        xids,
+        backfills,
+        assembler: Assembler::new(context.config.transaction_memory_bytes),
+        cancel: cancel.clone(),
+        tasks: tasks.clone(),
+        complete: following.start,
+        told: Told { end: Lsn(0), at: Instant::now(), oldest_xmin: None, confirmed: Lsn(0) },
+    };
+    run.add_known_collections()?;
+
+    let connection = Connection::connect(&postgres, "-c wal_sender_timeout=60s").await?;
+    let halves = slot::start(connection, &slot_name, &publication, following.start).await?;
+    let times = StreamTimes {
+        status_every: Duration::from_millis(context.config.status_every_ms.max(1)),
+        wanted_every: Duration::from_millis(context.config.wanted_every_ms.max(1)),
+    };
+    let buffer_bytes = context.config.receive_buffer_bytes;
+    let feedback = progress.feedback.clone();
+    let mut wal = WalStream::spawn(halves, feedback, times, buffer_bytes, cancel);
+    tracing::info!(source = %context.source, start = %following.start, token = following.token.0, "following");
+    let had_problem = context
+        .client
+        .map()
+        .sources
+        .get(&context.source)
+        .is_some_and(|s| !s.problem.is_empty());
+    if had_problem || reported.is_some() {
+        coordination::report(context, None, "").await?;
+        *reported = None;
+    }
+    let end = run.work(&mut wal, &mut ended, &mut barrier_requests).await;
+    // The replication connection goes before anything else.
+    wal.close().await;
+    end
+}
+
+fn spawn_until(
+    cancel: &CancellationToken,
+    tasks: &Tasks,
+    work: impl Future<Output = ()> + Send + 'static,
+) {
+    let cancel = cancel.clone();
+    tasks.spawn(async move {
+        cancel.run_until_cancelled(work).await;
+    });
+}
+
+impl Run {
+    async fn work(
+        &mut self,
+        wal: &mut WalStream,
+        ended: &mut mpsc::Receiver<RunEnd>,
+        barriers: &mut mpsc::Receiver<Barrier>,
+    ) -> Result<Infallible, RunEnd> {
+        let mut map_watch = self.context.client.watch_map();
+        let every = Duration::from_millis(self.context.config.nothing_else_every_ms);
+        let mut refresh = tokio::time::interval(Duration::from_millis(
+            self.context.config.oldest_xmin_every_ms.max(1),
+        ));
+        loop {
+            let due = tokio::time::Instant::from_std(self.told.at + every);
+            let owes = self.complete > self.told.end;
+            let WalStream { events, ended: wal_ended, .. } = wal;
+            let step = async {
+                tokio::select! {
+                    Some(received) = events.recv() => self.take(received).await?,
+                    () = tokio::time::sleep_until(due), if owes => {}
+                    _ = refresh.tick() => self.refresh(),
+                    _ = map_watch.changed() => self.follow_map()?,
+                    Some(barrier) = barriers.recv() => {
+                        self.tell().await;
+                        barrier.pass(self.progress.following.end_of(self.complete));
+                    }
+                }
+                if self.complete > self.told.end && self.told.at.elapsed() >= every {
+                    self.tell().await;
+                }
+                Ok::<(), RunEnd>(())
+            };
+            // Whatever a step waits for, the run can be ended.
+            tokio::select! {
+                biased;
+                Some(end) = ended.recv() => return Err(end),
+                Some(error) = wal_ended.recv() => {
+                    return Err(RunEnd::restart("stream", format!("{error:#}")));
+                }
+                done = step => done?,
+            }
+        }
+    }
+
+    async fn take(&mut self, received: Received) -> Result<(), RunEnd> {
+        match received.event {
+            WalEvent::Data { at, payload } => {
+                let transaction = self.assembler.take(at, payload).map_err(anyhow::Error::new)?;
+                if let Some(transaction) = transaction {
+                    let end = transaction.end_lsn;
+                    self.commit(transaction).await?;
+                    self.complete = self.complete.max(end);
+                }
+                self.context.standing.update(|s| s.received = s.received.max(at));
+            }
+            WalEvent::Keepalive { wal_end } => {
+                if !self.assembler.is_within_transaction() {
+                    self.complete = self.complete.max(wal_end);
+                    self.context.standing.update(|s| s.received = s.received.max(wal_end));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what is buffered, then "nothing else".
+    async fn tell(&mut self) {
+        let end = self.complete;
+        self.router.flush(end).await;
+        let oldest_xmin = self.xids.borrow().oldest_xmin;
+        self.router.nothing_else(end, oldest_xmin);
+        let confirmed = self.progress.confirmed();
+        self.told = Told { end, at: Instant::now(), oldest_xmin, confirmed };
+    }
+
+    /// An idle source's nodes still learn what they may forget.
+    fn refresh(&mut self) {
+        let oldest_xmin = self.xids.borrow().oldest_xmin;
+        let confirmed = self.progress.confirmed();
+        let is_news = (oldest_xmin, confirmed) != (self.told.oldest_xmin, self.told.confirmed);
+        if is_news && self.complete == self.told.end {
+            self.router.nothing_else(self.complete, oldest_xmin);
+            self.told.oldest_xmin = oldest_xmin;
+            self.told.confirmed = confirmed;
+        }
+        let applied = self.progress.lowest_durable().map_or(self.told.end, |p| p.commit_end);
+        self.context.standing.update(|s| {
+            s.applied = applied;
+            s.confirmed = confirmed;
+        });
+        self.context.metrics.positions(self.context.source, &self.context.standing);
+    }
+
+    fn add_known_collections(&mut self) -> Result<(), RunEnd> {
+        let map = self.context.client.map();
+        for id in map.collections.keys() {
+            if router::is_fed(&map, self.context.source, *id) {
+                self.add_collection(&map, *id);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_collection(&mut self, map: &PartitionMap, id: CollectionId) {
+        if self.router.collections().contains_key(&id) {
+            return;
+        }
+        for feed in self.router.add_collection(map, id) {
+            let client = self.context.client.clone();
+            let config = self.context.config.clone();
+            self.tasks.spawn(NodeFeed::run(feed, client, config, self.cancel.clone()));
+        }
+        let state = map.collections.get(&id).map(|c| &c.state);
+        if matches!(state, Some(CollectionState::Building { .. })) {
+            self.backfills.start(id);
+        }
+    }
+
+    pub(super) fn remove_collection(&mut self, id: CollectionId) {
+        let table = self.router.collections().get(&id).map(|c| c.spec.table_oid);
+        self.router.remove_collection(id);
+        self.tables.forget_collection(id);
+        self.backfills.stop(id);
+        if let Some(table) = table {
+            self.backfills.unpublish_if_unused(table);
+        }
+    }
+
+    fn follow_map(&mut self) -> Result<(), RunEnd> {
+        let map = self.context.client.map();
+        let source = self.context.source;
+        if !map.sources.contains_key(&source) {
+            return Err(RunEnd::Cancelled);
+        }
+        let gone: Vec<CollectionId> = self
+            .router
+            .collections()
+            .keys()
+            .filter(|id| !router::is_fed(&map, source, **id))
+            .copied()
+            .collect();
+        for id in gone {
+            self.remove_collection(id);
+        }
+        self.router.follow_map(&map, source).map_err(|id| {
+            RunEnd::restart("map_changed", format!("the replicas of {id} changed"))
+        })
+    }
+}
+
+/// Reads what only the server knows, every second.
+async fn poll_server(
+    context: SourceContext,
+    client: Client,
+    slot_name: String,
+    xids: watch::Sender<XidReading>,
+    progress: Arc<Progress>,
+) {
+    let every = Duration::from_millis(context.config.oldest_xmin_every_ms.max(1));
+    loop {
+        let polling = async {
+            xids.send_replace(XidReading::take(&client).await?);
+            read_slot_standing(&context, &client, &slot_name).await
+        };
+        let polled = tokio::time::timeout(Duration::from_millis(context.config.call_timeout_ms), polling);
+        match polled.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return progress.end(RunEnd::restart("sql", format!("{error:#}"))),
+            Err(_) => return progress.end(RunEnd::restart("sql", "Postgres does not answer")),
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+async fn read_slot_standing(
+    context: &SourceContext,
+    client: &Client,
+    slot_name: &str,
+) -> anyhow::Result<()> {
+    let row = client
+        .query_opt(
+            "SELECT pg_current_wal_flush_lsn()::text AS flush, wal_status, safe_wal_size, \
+             pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 AS retained \
+             FROM pg_replication_slots WHERE slot_name = $1",
+            &[&slot_name],
+        )
+        .await
+        .context("looking at the slot")?;
+    let Some(row) = row else { anyhow::bail!("slot {slot_name} is gone") };
+    let flush: Lsn = row.try_get::<_, String>("flush")?.parse()?;
+    let retained = row.try_get::<_, Option<i64>>("retained")?.unwrap_or(0);
+    let safe = row.try_get::<_, Option<i64>>("safe_wal_size")?.unwrap_or(0);
+    let wal_status = row.try_get::<_, Option<String>>("wal_status")?.unwrap_or_default();
+    context.standing.update(|s| {
+        s.server_flush = flush;
+        s.retained_wal_bytes = u64::try_from(retained).unwrap_or(0);
+        s.safe_wal_bytes = u64::try_from(safe).unwrap_or(0);
+        s.wal_status = wal_status;
+    });
+    Ok(())
+}
