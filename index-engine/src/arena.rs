@@ -154,7 +154,7 @@ impl VectorArena {
     /// the rest.
     #[inline]
     pub(crate) fn prefetch(&self, row: u32) {
-        const LINES: usize = 8;
+        const LINES: usize = 4;
         for lane in self.get(row).iter().take(LINES) {
             prefetch(lane);
         }

@@ -122,6 +122,16 @@ impl Cursor {
         }
     }
 
+    /// What an open cursor costs: it remembers what it met. Grows with paging, at
+    /// most to about forty bytes per vector of the index.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Self>()
+            + size_of_val(&*self.target)
+            + self.visited.memory_bytes()
+            + self.walk.memory_bytes()
+            + self.scanned.capacity() * size_of::<Candidate>()
+    }
+
     /// Brings the nearest rows within reach: walks on, and sweeps once the walk has
     /// met all that it can. False if there is no more to meet.
     fn advance(&mut self, index: &PartitionIndex, rows: usize, distances: &mut usize) -> bool {

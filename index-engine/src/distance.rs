@@ -45,12 +45,12 @@ fn sum_lanes<const FUSED: bool>(
     assert_eq!(a.len(), b.len(), "vectors of one index have one length");
     let mut sums = [[0f32; Lane::WIDTH]; UNROLL];
     let add = |sum: &mut [f32; Lane::WIDTH], x: &Lane, y: &Lane| {
-        for i in 0..Lane::WIDTH {
-            let (p, q) = term(x.0[i], y.0[i]);
-            sum[i] = if FUSED {
-                p.mul_add(q, sum[i])
+        for (sum, (x, y)) in sum.iter_mut().zip(x.0.iter().zip(&y.0)) {
+            let (p, q) = term(*x, *y);
+            *sum = if FUSED {
+                p.mul_add(q, *sum)
             } else {
-                p * q + sum[i]
+                p * q + *sum
             };
         }
     };
@@ -61,14 +61,21 @@ fn sum_lanes<const FUSED: bool>(
             add(&mut sums[k], &x[k], &y[k]);
         }
     }
-    for (k, (x, y)) in a_rest.iter().zip(b_rest).enumerate() {
-        add(&mut sums[k], x, y);
+    // Into one fixed sum: an index known only at run time would put all on the stack.
+    for (x, y) in a_rest.iter().zip(b_rest) {
+        add(&mut sums[0], x, y);
     }
     let mut total = [0f32; Lane::WIDTH];
     for i in 0..Lane::WIDTH {
         total[i] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
     }
-    total.iter().sum()
+    // By halves: sixteen additions in a row would each wait for the one before.
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            total[i] += total[i + half];
+        }
+    }
+    total[0]
 }
 
 #[inline(always)]

@@ -208,3 +208,55 @@ pub(crate) fn level_of(level_hash: u64, m: usize) -> u8 {
     }
     level
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_level_holds_one_in_m_of_the_one_below() {
+        for m in [2usize, 16, 100] {
+            let rows = 200_000u64;
+            let raised = (0..rows).filter(|h| level_of(*h, m) > 0).count();
+            let expected = rows as f64 / m as f64;
+            assert!(
+                (raised as f64 / expected - 1.0).abs() < 0.1,
+                "m {m}: {raised}"
+            );
+            assert!((0..rows).all(|h| level_of(h, m) <= LEVEL_MAX));
+        }
+    }
+
+    #[test]
+    fn lists_of_all_levels_are_apart() {
+        let graph = Graph::new(3);
+        for id in 0..2_000u32 {
+            graph.reserve(id, (id % 5) as u8);
+        }
+        for id in 0..2_000u32 {
+            assert_eq!(graph.level(id), (id % 5) as u8);
+            for level in 0..=graph.level(id) {
+                graph.set(id, level, [id, u32::from(level)]);
+                assert!(graph.push(id, level, 7));
+                assert_eq!(graph.push(id, level, 8), level == 0);
+            }
+        }
+        for id in 0..2_000u32 {
+            for level in 0..=graph.level(id) {
+                let list: Vec<u32> = graph.neighbours(id, level).take(3).collect();
+                assert_eq!(list, [id, u32::from(level), 7]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_entry_only_rises() {
+        let graph = Graph::new(4);
+        assert_eq!(graph.entry(), None);
+        assert!(graph.found(1, 5) && !graph.found(3, 6));
+        for (level, id, expected) in [(1, 7, (1, 5)), (3, 8, (3, 8)), (2, 9, (3, 8))] {
+            graph.raise(level, id);
+            assert_eq!(graph.entry(), Some(expected));
+        }
+    }
+}

@@ -32,8 +32,7 @@ impl Hnsw {
     }
 
     /// Passes each neighbour that was not met before to `each`. Memory latency is
-    /// most of a search's time: all neighbours are asked for before the first is
-    /// looked at.
+    /// most of a search's time: the next neighbours are asked for while one is ranked.
     #[inline]
     pub(crate) fn expand(
         &self,
@@ -50,7 +49,7 @@ impl Hnsw {
                 fresh.push(neighbour);
             }
         }
-        const AHEAD: usize = 2;
+        const AHEAD: usize = 3;
         for id in fresh.iter().take(AHEAD) {
             self.vectors.prefetch(*id);
         }

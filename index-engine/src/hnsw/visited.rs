@@ -67,6 +67,10 @@ impl Visited {
         new
     }
 
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.marks.words.capacity() * size_of::<u64>()
+    }
+
     /// Made by this pool?
     pub(crate) fn is_of(&self, pool: &Arc<VisitedPool>) -> bool {
         Arc::ptr_eq(&self.pool, pool)

@@ -126,6 +126,15 @@ impl Walk {
         later.into_iter().chain(unordered).min().copied()
     }
 
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let candidates = self.frontier.capacity()
+            + self.best.capacity()
+            + self.evicted.capacity()
+            + self.aside.capacity()
+            + self.later.capacity();
+        candidates * size_of::<Candidate>()
+    }
+
     /// Every row met has been given out, and none is left to meet.
     pub(crate) fn is_spent(&self) -> bool {
         self.best.is_empty()
