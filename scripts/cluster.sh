@@ -44,10 +44,10 @@ any_alive() {
 # processes: the names of all that this mode has, in the order of starting.
 processes() {
   local kind file
-  [ -d "$(home)/postgres" ] && echo postgres
+  if [ -d "$(home)/postgres" ]; then echo postgres; fi
   for kind in dev coordinator node consumer; do
     for file in "$(home)/config/$kind".toml "$(home)/config/$kind"-*.toml; do
-      [ -f "$file" ] && basename "$file" .toml
+      if [ -f "$file" ]; then basename "$file" .toml; fi
     done | sort -V
   done
 }
@@ -178,7 +178,9 @@ start() {
     return
   fi
   config=$(home)/config/$name.toml
-  [ -n "$(mode)" ] && [ -f "$config" ] || die "there is no process '$name'; there are: $(processes | paste -sd' ')"
+  if [ -z "$(mode)" ] || [ ! -f "$config" ]; then
+    die "there is no process '$name'; there are: $(processes | paste -sd' ' | sed 's/^$/none yet (make quickstart, or make up)/')"
+  fi
   [ -x "$BINARY" ] || die "$BINARY is not there: make build"
   rm -f "$pid_file"
   setsid "$BINARY" "${name%%-*}" --config "$config" --pid-file "$pid_file" >>"$LOGS/$name.log" 2>&1 </dev/null &
@@ -234,7 +236,7 @@ down() {
 
 status() {
   local name
-  [ -n "$(mode)" ] || die "nothing has been started here yet: make quickstart, or make up"
+  [ -n "$(processes)" ] || die "nothing has been started here yet: make quickstart, or make up"
   for name in $(processes); do
     if is_alive "$PIDS/$name.pid"; then
       printf '  %-16s runs, pid %s\n' "$name" "$(head -n 1 "$PIDS/$name.pid")"
@@ -248,13 +250,15 @@ status() {
 
 # connect_postgres: the extension, and the cluster's knowledge of this database.
 connect_postgres() {
-  local dsn
+  local dsn sources
   "$SCRIPTS/postgres.sh" create-database
   dsn=$("$SCRIPTS/postgres.sh" dsn)
   "$PG_BIN/psql" -XAtq -v ON_ERROR_STOP=1 "$dsn" \
     -c 'SET client_min_messages = warning' -c 'CREATE EXTENSION IF NOT EXISTS ruvector'
-  if ! "$BINARY" ctl --coordinators "$(coordinators)" source list --json | grep -q '"name": *"local"'; then
-    "$BINARY" ctl --coordinators "$(coordinators)" source add "$dsn" --name local
+  sources=$("$BINARY" ctl --coordinators "$(coordinators)" --timeout 30 source list --json)
+  if [[ $sources != *'"name": "local"'* ]]; then
+    # By standard input: the process list shows arguments to everybody.
+    "$BINARY" ctl --coordinators "$(coordinators)" --timeout 30 source add - --name local <<<"$dsn"
   fi
 }
 

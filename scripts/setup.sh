@@ -17,7 +17,7 @@ PACKAGES=(
 install_packages() {
   local missing=() package
   for package in "${PACKAGES[@]}"; do
-    dpkg -s "$package" 2>/dev/null | grep -q '^Status: .* installed$' || missing+=("$package")
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
   done
   [ ${#missing[@]} = 0 ] && return
   command -v apt-get >/dev/null || die "missing: ${missing[*]}; install them with your system's package manager"
