@@ -1,0 +1,331 @@
+//! The worker's side that talks to the cluster, on runtime threads. It must never
+//! call Postgres.
+
+use super::codec::{IndexName, Open, PAGE_BYTES, ROW_BYTES, Request, Response};
+use super::segment::{Claim, RESPONSE_BYTES, Segment};
+use super::view::{self, IndexView, ViewState};
+use super::{PageStats, ScanFailure, ScanPage, status};
+use cluster_client::{
+    ClientConfig, ClusterClient, Consistency, Scan, ScanError, ScanErrorKind, ScanSpec,
+};
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Scans kept at one time; the one that has been idle longest makes room.
+const SCANS_MAX: usize = 1024;
+/// A cursor may stand open for long; nodes forget theirs much sooner, and the
+/// scan then restarts there without the keys that it has given.
+const SCAN_IDLE_MAX: Duration = Duration::from_secs(15 * 60);
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+const HEARTBEAT_EVERY: Duration = Duration::from_millis(250);
+
+pub struct Service {
+    segment: &'static Segment,
+    system_identifier: u64,
+    connection: Mutex<Connection>,
+    scans: Mutex<HashMap<u64, LiveScan>>,
+    /// Scan ids carry the worker's start, so that one of a former worker is unknown.
+    next_scan: AtomicU64,
+    /// One writer of the table at a time, across reconnects.
+    table: Mutex<()>,
+}
+
+struct Connection {
+    client: ClusterClient,
+    stop: CancellationToken,
+}
+
+/// A scan between two calls.
+struct LiveScan {
+    index: IndexName,
+    scan: Scan,
+    /// Rows that did not fit into the last answer, and what is true after them.
+    leftover: VecDeque<(Vec<u8>, f64)>,
+    bound: f64,
+    exhausted: bool,
+    idle_since: Instant,
+}
+
+impl Service {
+    /// Inside the runtime.
+    pub fn start(
+        segment: &'static Segment,
+        system_identifier: u64,
+        start: u64,
+        coordinators: Vec<String>,
+    ) -> Arc<Self> {
+        let stop = CancellationToken::new();
+        let client = client(coordinators);
+        let service = Arc::new(Self {
+            segment,
+            system_identifier,
+            connection: Mutex::new(Connection { client: client.clone(), stop: stop.clone() }),
+            scans: Mutex::default(),
+            next_scan: AtomicU64::new((start << 32) + 1),
+            table: Mutex::default(),
+        });
+        service.clone().follow(client, stop);
+        tokio::spawn(service.clone().sweep());
+        service
+    }
+
+    /// Goes to other coordinators. Open scans end with the connection that they
+    /// were opened on.
+    pub fn reconnect(self: &Arc<Self>, coordinators: Vec<String>) {
+        let (client, stop) = (client(coordinators), CancellationToken::new());
+        let connection = Connection { client: client.clone(), stop: stop.clone() };
+        let old = std::mem::replace(&mut *self.connection.lock(), connection);
+        old.stop.cancel();
+        self.clone().follow(client, stop);
+    }
+
+    /// Answers one request into its slot. The latch to set comes back, unless the
+    /// backend has left.
+    pub async fn serve(
+        self: Arc<Self>,
+        claim: Claim,
+        request: Vec<u8>,
+        is_abandoned: CancellationToken,
+    ) -> Option<*mut pgrx::pg_sys::Latch> {
+        let work = self.answer(&request);
+        let Some(response) = is_abandoned.run_until_cancelled(work).await else {
+            self.segment.release(claim);
+            return None;
+        };
+        let Some(response) = response else {
+            // A notification: nobody waits.
+            self.segment.release(claim);
+            return None;
+        };
+        let opened = match &response {
+            Response::Page { scan, .. } => Some(*scan),
+            _ => None,
+        };
+        let latch = self.segment.answer(claim, &response.encode());
+        if latch.is_none() && let Some(scan) = opened {
+            self.close(scan);
+        }
+        latch
+    }
+
+    async fn answer(&self, request: &[u8]) -> Option<Response> {
+        let answer = match Request::decode(request) {
+            Ok(Request::Open(open)) => self.open(open).await,
+            Ok(Request::Next { scan, timeout_ms }) => self.next(scan, timeout_ms).await,
+            Ok(Request::Status { index, timeout_ms }) => self.status(index, timeout_ms).await,
+            Ok(Request::Close { scan }) => {
+                self.close(scan);
+                return None;
+            }
+            Err(_) => Err(ScanFailure::Invalid("the request does not decode".to_owned())),
+        };
+        Some(answer.unwrap_or_else(Response::Failure))
+    }
+
+    async fn open(&self, open: Open) -> Result<Response, ScanFailure> {
+        let view = self.known(open.index)?;
+        let spec = ScanSpec {
+            source: view.source,
+            collection: view.collection,
+            query: open.query,
+            ef_search: open.ef_search,
+            page_rows: open.page_rows,
+            consistency: match open.min_lsn {
+                0 => Consistency::Eventual,
+                _ => Consistency::Position,
+            },
+            min_lsn: open.min_lsn,
+            snapshot_xmin: open.snapshot_xmin,
+            deadline: Instant::now() + Duration::from_millis(open.timeout_ms),
+            exact: open.exact,
+        };
+        let client = self.client();
+        let (scan, page) = client.open_scan(spec).await.map_err(scan_failure)?;
+        let id = self.next_scan.fetch_add(1, Ordering::Relaxed);
+        let live = LiveScan {
+            index: open.index,
+            scan,
+            leftover: VecDeque::new(),
+            bound: f64::NEG_INFINITY,
+            exhausted: false,
+            idle_since: Instant::now(),
+        };
+        Ok(self.give(id, live, page))
+    }
+
+    async fn next(&self, id: u64, timeout_ms: u64) -> Result<Response, ScanFailure> {
+        let Some(mut live) = self.scans.lock().remove(&id) else {
+            let text = "the scan was forgotten: the worker restarted, or it was idle too long";
+            return Err(ScanFailure::Unavailable(text.to_owned()));
+        };
+        // A collection that is gone, or is rebuilt, is not read on.
+        self.known(live.index)?;
+        if !live.leftover.is_empty() || live.exhausted {
+            let page = cluster_client::ScanPage {
+                rows: Vec::new(),
+                bound: live.bound,
+                exhausted: live.exhausted,
+                stats: Default::default(),
+            };
+            return Ok(self.give(id, live, page));
+        }
+        let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+        match live.scan.next_page(deadline).await {
+            Ok(page) => Ok(self.give(id, live, page)),
+            Err(error) => {
+                live.scan.close();
+                Err(scan_failure(error))
+            }
+        }
+    }
+
+    /// Answers with as many rows as fit, and keeps the scan for the rest.
+    fn give(&self, id: u64, mut live: LiveScan, page: cluster_client::ScanPage) -> Response {
+        live.bound = page.bound;
+        live.exhausted = page.exhausted;
+        live.leftover.extend(page.rows.into_iter().map(|(key, d)| (key.to_vec(), d)));
+        let mut room = RESPONSE_BYTES - PAGE_BYTES;
+        let mut rows = Vec::with_capacity(live.leftover.len());
+        while let Some((key, _)) = live.leftover.front()
+            && ROW_BYTES + key.len() <= room
+        {
+            room -= ROW_BYTES + key.len();
+            rows.extend(live.leftover.pop_front());
+        }
+        let exhausted = live.exhausted && live.leftover.is_empty();
+        let bound = live.leftover.front().map_or(live.bound, |(_, distance)| *distance);
+        if exhausted {
+            live.scan.close();
+        } else {
+            live.idle_since = Instant::now();
+            self.keep(id, live);
+        }
+        let stats = PageStats {
+            partitions: page.stats.partitions,
+            tail_rows: page.stats.tail_rows,
+            distances: page.stats.distances,
+            retries: page.stats.retries,
+            hedges: page.stats.hedges,
+        };
+        Response::Page { scan: id, page: ScanPage { rows, bound, exhausted, stats } }
+    }
+
+    fn keep(&self, id: u64, live: LiveScan) {
+        let mut scans = self.scans.lock();
+        let evicted = if scans.len() >= SCANS_MAX {
+            let idlest = scans.iter().min_by_key(|(_, live)| live.idle_since).map(|(id, _)| *id);
+            idlest.and_then(|id| scans.remove(&id))
+        } else {
+            None
+        };
+        scans.insert(id, live);
+        drop(scans);
+        if let Some(evicted) = evicted {
+            evicted.scan.close();
+        }
+    }
+
+    fn close(&self, id: u64) {
+        let live = self.scans.lock().remove(&id);
+        if let Some(live) = live {
+            live.scan.close();
+        }
+    }
+
+    async fn status(&self, index: IndexName, timeout_ms: u64) -> Result<Response, ScanFailure> {
+        let client = self.client();
+        let view = self.known(index)?;
+        let fetch = status::fetch(&client);
+        match timeout(Duration::from_millis(timeout_ms), fetch).await {
+            Ok(Ok(status)) => {
+                Ok(Response::Status(status::of_collection(&client, view.collection, &status)))
+            }
+            Ok(Err(problem)) => Err(ScanFailure::Unavailable(problem.to_string())),
+            Err(_) => Err(ScanFailure::Unavailable("no coordinator answered in time".to_owned())),
+        }
+    }
+
+    /// What the table says of the index, if it has a collection.
+    fn known(&self, index: IndexName) -> Result<IndexView, ScanFailure> {
+        let IndexName { database_oid, index_oid, definition_generation } = index;
+        let view = self.segment.table.read(database_oid, index_oid, definition_generation);
+        match view.state {
+            ViewState::Unknown => Err(ScanFailure::Unavailable(match view.reason.as_str() {
+                "" => "the cluster does not have the collection".to_owned(),
+                reason => reason.to_owned(),
+            })),
+            _ => Ok(view),
+        }
+    }
+
+    fn client(&self) -> ClusterClient {
+        self.connection.lock().client.clone()
+    }
+
+    /// Keeps the table as new as the map.
+    fn follow(self: Arc<Self>, client: ClusterClient, stop: CancellationToken) {
+        client.spawn_map_watch(stop.clone());
+        tokio::spawn(async move {
+            let mut maps = client.watch_map();
+            let follow = async {
+                let mut heartbeat = tokio::time::interval(HEARTBEAT_EVERY);
+                loop {
+                    tokio::select! {
+                        Ok(()) = maps.changed() => {
+                            let map = maps.borrow_and_update().clone();
+                            let _one_writer = self.table.lock();
+                            if !stop.is_cancelled() {
+                                self.segment.table.write(&map, self.system_identifier);
+                                self.segment.table.note_heard(view::boot_ms());
+                            }
+                        }
+                        _ = heartbeat.tick() => {
+                            if client.is_watch_connected() {
+                                self.segment.table.note_heard(view::boot_ms());
+                            }
+                        }
+                    }
+                }
+            };
+            stop.run_until_cancelled(follow).await;
+        });
+    }
+
+    async fn sweep(self: Arc<Self>) {
+        let mut every = tokio::time::interval(SWEEP_EVERY);
+        loop {
+            every.tick().await;
+            let idle: Vec<_> = {
+                let mut scans = self.scans.lock();
+                scans.extract_if(|_, live| live.idle_since.elapsed() > SCAN_IDLE_MAX).collect()
+            };
+            for (_, live) in idle {
+                live.scan.close();
+            }
+        }
+    }
+}
+
+fn client(coordinators: Vec<String>) -> ClusterClient {
+    ClusterClient::new(ClientConfig { coordinators, ..ClientConfig::default() })
+}
+
+fn scan_failure(error: ScanError) -> ScanFailure {
+    let text = error.message;
+    match error.kind {
+        ScanErrorKind::Estale => ScanFailure::Estale(text),
+        ScanErrorKind::Lagging => ScanFailure::Lagging(text),
+        ScanErrorKind::Throttled => ScanFailure::Throttled(text),
+        ScanErrorKind::Corrupt => ScanFailure::Corrupt(text),
+        ScanErrorKind::Invalid => ScanFailure::Invalid(text),
+        ScanErrorKind::CursorLost
+        | ScanErrorKind::Unavailable
+        | ScanErrorKind::Gated
+        | ScanErrorKind::NotAuthorised => ScanFailure::Unavailable(text),
+    }
+}
