@@ -30,6 +30,7 @@ pgrx::pg_module_magic!();
 #[pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     settings::register();
+    hide_backtraces();
     // SAFETY: Postgres calls this once, when it loads the library.
     unsafe {
         access_method::options::register();
@@ -39,5 +40,17 @@ pub extern "C-unwind" fn _PG_init() {
             scan::exact_slots::register();
             worker::init();
         }
+        // A misspelt setting is an error, not a setting that does nothing.
+        pg_sys::MarkGUCPrefixReserved(c"ruvector".as_ptr());
+    }
+}
+
+/// Whatever the server's environment says, a user's error carries no stack of
+/// ours; RUST_LIB_BACKTRACE=1 still asks for one.
+fn hide_backtraces() {
+    const VARIABLE: &str = "RUST_LIB_BACKTRACE";
+    if std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: a backend has one thread, and the worker has not started any.
+        unsafe { std::env::set_var(VARIABLE, "0") };
     }
 }

@@ -6,6 +6,7 @@
 use super::definition::Definition;
 use super::metapage::{INVALID_SUBTRANSACTION, Metapage};
 use crate::catalog::collections::{self, Registered};
+use crate::catalog::prerequisites;
 use crate::error::{SqlError, SqlState, guard};
 use crate::scan::own_writes;
 use crate::worker::{self, ViewState};
@@ -79,7 +80,7 @@ unsafe fn register(definition: &Definition) -> u64 {
             let was_known = collections::remove(definition.index_oid);
             if definition_is_new(definition) || was_known {
                 warn_exact(definition, reason)
-                    .hint("Give the table a primary key and REINDEX; until then the index is not used.")
+                    .hint("Remove the cause and REINDEX; until then the index is not used.")
                     .warn();
             }
             return 0;
@@ -112,14 +113,8 @@ fn warn_exact(definition: &Definition, reason: &str) -> SqlError {
 }
 
 unsafe fn warn_if_unreachable(definition: &Definition, generation: u64) {
-    if !crate::catalog::prerequisites::wal_is_logical() {
-        warn_exact(definition, "wal_level is not logical")
-            .hint("Set wal_level = logical and restart the server; the cluster then copies the table.")
-            .warn();
-    } else if !worker::is_preloaded() {
-        warn_exact(definition, "ruvector is not in shared_preload_libraries")
-            .hint("Set shared_preload_libraries = 'ruvector' and restart the server.")
-            .warn();
+    if let Some(missing) = prerequisites::missing() {
+        warn_exact(definition, missing.reason).hint(missing.remedy).warn();
     } else {
         let view = worker::index_view(
             pg_sys::MyDatabaseId.to_u32(),

@@ -2,6 +2,7 @@
 //! for the network.
 
 use super::metapage::Metapage;
+use crate::catalog::prerequisites;
 use crate::error::guard;
 use crate::settings;
 use crate::worker::{self, ViewState};
@@ -49,7 +50,7 @@ pub unsafe extern "C-unwind" fn amcostestimate(
 /// outage keeps the plan: the scan then decides between a bounded exact scan and
 /// an error, where a plan without the index would read every table whole.
 unsafe fn can_answer(index_oid: pg_sys::Oid) -> bool {
-    if !worker::is_preloaded() || pg_sys::RecoveryInProgress() {
+    if prerequisites::missing().is_some() || pg_sys::RecoveryInProgress() {
         return false;
     }
     let index = pg_sys::index_open(index_oid, pg_sys::NoLock as i32);

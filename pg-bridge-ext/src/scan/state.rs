@@ -231,8 +231,8 @@ unsafe fn followed_key<'a>(
     if pg_sys::RecoveryInProgress() {
         return Err(Refusal::structural("the server is a standby"));
     }
-    if let Some(problem) = prerequisites::problem() {
-        return Err(Refusal::structural(problem));
+    if let Some(missing) = prerequisites::missing() {
+        return Err(Refusal::structural(missing.reason));
     }
     let key = definition.key.as_ref().map_err(|reason| Refusal::structural(reason.as_str()))?;
     if metapage.definition_generation == 0 {

@@ -25,7 +25,7 @@ sql_functions! {
     pg_finfo_ruvector_index_status for ruvector_index_status(call) {
         let index_oid = pg_sys::Oid::from_u32(call.datum(0).value() as u32);
         let mut local = local(index_oid);
-        let remote = if prerequisites::problem().is_none() && local.definition_generation != 0 {
+        let remote = if prerequisites::missing().is_none() && local.definition_generation != 0 {
             remote(index_oid, &mut local)
         } else {
             None
@@ -89,8 +89,8 @@ unsafe fn judge(definition: &Definition, metapage: &Metapage) -> (&'static str, 
     if let Err(reason) = &definition.key {
         return ("exact", reason.clone());
     }
-    if let Some(problem) = prerequisites::problem() {
-        return ("exact", problem.to_owned());
+    if let Some(missing) = prerequisites::missing() {
+        return ("exact", missing.reason.to_owned());
     }
     if pg_sys::RecoveryInProgress() {
         return ("exact", "the server is a standby".to_owned());
