@@ -16,4 +16,7 @@ fi
 with_progress "Building ruvector" "$RUN_DIR/logs/build.log" cargo build --release --locked -p ruvector
 cp "$CARGO_TARGET_DIR/release/ruvector" "$RUN_DIR/bin/ruvector.new"
 mv "$RUN_DIR/bin/ruvector.new" "$RUN_DIR/bin/ruvector"
-with_progress "Building the extension" "$RUN_DIR/logs/build-extension.log" "$SCRIPTS/install-extension.sh"
+with_progress "Building the extension" "$RUN_DIR/logs/build-extension.log" \
+  env CARGO_TARGET_DIR="$EXTENSION_TARGET_DIR" cargo build --release --locked --manifest-path pg-bridge-ext/Cargo.toml
+# In the foreground, for sudo may ask for a password.
+SKIP_BUILD=1 CARGO_TARGET_DIR=$EXTENSION_TARGET_DIR "$SCRIPTS/install-extension.sh"

@@ -7,13 +7,11 @@ set -euo pipefail
 . "$(dirname "$0")/env.sh"
 
 cd "$ROOT"
-prepare_run_dir
-with_progress "Building ruvector" "$RUN_DIR/logs/build.log" cargo build --release --locked -p ruvector
-with_progress "Building the extension" "$RUN_DIR/logs/build-extension.log" "$SCRIPTS/install-extension.sh"
+"$SCRIPTS/build.sh"
 with_progress "Building the tests" "$RUN_DIR/logs/build-tests.log" \
   cargo test --release --locked -p integration-tests --no-run
 
-export PREBUILT=$CARGO_TARGET_DIR/release/ruvector
+export PREBUILT=$RUN_DIR/bin/ruvector
 export RUVECTOR_TEST_RUN_DIR=${TMPDIR:-/var/tmp}/ruvector-test-shared-$$
 # The tests' run folders are not this clone's.
 RUN_LINK=

@@ -29,7 +29,7 @@ unit() {
 
 extension() {
   say "== Extension: regression tests in a private Postgres"
-  "$SCRIPTS/install-extension.sh"
+  CARGO_TARGET_DIR=$EXTENSION_TARGET_DIR "$SCRIPTS/install-extension.sh"
   "$ROOT/pg-bridge-ext/tests/run.sh"
 }
 
