@@ -10,7 +10,8 @@ prepare_run_dir
 cd "$ROOT"
 if [ -n "${PREBUILT:-}" ]; then
   # The tests build once and start many clusters.
-  cp "$PREBUILT" "$RUN_DIR/bin/ruvector"
+  cp "$PREBUILT" "$RUN_DIR/bin/ruvector.new"
+  mv "$RUN_DIR/bin/ruvector.new" "$RUN_DIR/bin/ruvector"
   exit 0
 fi
 with_progress "Building ruvector" "$RUN_DIR/logs/build.log" cargo build --release --locked -p ruvector

@@ -12,7 +12,7 @@ with_progress "Building the tests" "$RUN_DIR/logs/build-tests.log" \
   cargo test --release --locked -p integration-tests --no-run
 
 export PREBUILT=$RUN_DIR/bin/ruvector
-export RUVECTOR_TEST_RUN_DIR=${TMPDIR:-/var/tmp}/ruvector-test-shared-$$
+export RUVECTOR_TEST_RUN_DIR=/var/tmp/ruvector-test-shared-$$
 # The tests' run folders are not this clone's.
 RUN_LINK=
 
