@@ -49,6 +49,8 @@ pub struct ApplyConfig {
     pub fold_threads: usize,
     /// Jobs that may wait for a partition's writer.
     pub queue_max: usize,
+    /// Batches of all partitions that wait may take this much memory together.
+    pub waiting_bytes_max: usize,
     /// Changes that one commit takes together when several batches wait.
     pub commit_changes_max: usize,
     /// How late a watermark that moved without rows may become durable.
@@ -63,6 +65,7 @@ impl Default for ApplyConfig {
             tail_rows_max: 200_000,
             fold_threads: 0,
             queue_max: 64,
+            waiting_bytes_max: 256 << 20,
             commit_changes_max: 10_000,
             durable_every_ms: 50,
             prune_every_ms: 1_000,

@@ -21,6 +21,8 @@ pub mod partition;
 pub mod query;
 pub mod source;
 pub mod storage;
+#[cfg(test)]
+mod testing;
 
 pub use config::Config;
 
@@ -139,7 +141,9 @@ pub fn spawn_workers(node: &Arc<Node>, stop: &CancellationToken) -> std::io::Res
                 if gauged.elapsed() >= GAUGES_EVERY {
                     gauged = Instant::now();
                     housekeeping::refresh_gauges(&node.replicas, &node.metrics);
-                    node.metrics.cursors.set(node.queries.cursors.len() as i64);
+                    node.metrics
+                        .cursors
+                        .set(node.queries.cursors.count() as i64);
                 }
             }
         })?;

@@ -14,7 +14,7 @@ use cluster_core::map::PartitionMap;
 use parking_lot::RwLock;
 use proto::v1;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tonic::Status;
 
 pub struct Node {
@@ -25,10 +25,34 @@ pub struct Node {
     pub replicas: Arc<Replicas>,
     pub lease: Lease,
     pub queries: Queries,
+    apply_memory: ApplyMemory,
     /// Absent in tests, which hand the map in.
     pub client: Option<ClusterClient>,
     map: watch::Receiver<Arc<PartitionMap>>,
     identity: RwLock<Option<Identity>>,
+}
+
+/// The memory of batches that wait, counted in KiB.
+struct ApplyMemory {
+    free: Arc<Semaphore>,
+    total: u32,
+}
+
+impl ApplyMemory {
+    fn new(bytes_max: usize) -> Self {
+        let total = u32::try_from(bytes_max / 1024).unwrap_or(u32::MAX).max(1);
+        Self {
+            free: Arc::new(Semaphore::new(total as usize)),
+            total,
+        }
+    }
+
+    /// A batch larger than the whole waits until it is alone.
+    async fn take(&self, bytes: usize) -> OwnedSemaphorePermit {
+        let share = u32::try_from(bytes / 1024 + 1).unwrap_or(u32::MAX);
+        let taken = self.free.clone().acquire_many_owned(share.min(self.total));
+        taken.await.expect("the semaphore is never closed")
+    }
 }
 
 impl Node {
@@ -51,6 +75,7 @@ impl Node {
             replicas: Arc::new(Replicas::new(context, sources.clone())),
             lease: Lease::new(config.epoch_grace_ms),
             queries: Queries::new(&config.search),
+            apply_memory: ApplyMemory::new(config.apply.waiting_bytes_max),
             identity: RwLock::new(storage.identity()?),
             config,
             metrics,
@@ -59,6 +84,11 @@ impl Node {
             client,
             map,
         })
+    }
+
+    /// Waits until a batch of so many bytes may wait for its writer.
+    pub async fn apply_memory(&self, bytes: usize) -> OwnedSemaphorePermit {
+        self.apply_memory.take(bytes).await
     }
 
     pub fn map(&self) -> Arc<PartitionMap> {
@@ -117,11 +147,15 @@ impl Node {
             })
             .collect();
         let unreadable = self.replicas.unreadable();
-        partitions.extend(unreadable.into_iter().map(|(id, problem)| v1::PartitionReport {
-            partition_id: id.0,
-            problem,
-            ..Default::default()
-        }));
+        partitions.extend(
+            unreadable
+                .into_iter()
+                .map(|(id, problem)| v1::PartitionReport {
+                    partition_id: id.0,
+                    problem,
+                    ..Default::default()
+                }),
+        );
         v1::NodeReport {
             memory_bytes: partitions.iter().map(|p| p.memory_bytes).sum(),
             partitions,

@@ -15,6 +15,7 @@ use crate::source::{Retention, Source};
 use cluster_core::change::Batch;
 use cluster_core::ids::*;
 use cluster_core::wal_position::WalPosition;
+use prost::Message;
 use proto::convert::required;
 use proto::v1::{self, apply_request, apply_response};
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,10 +110,7 @@ async fn open(
 }
 
 /// Takes messages until the consumer ends the stream.
-async fn take(
-    stream: &Stream,
-    requests: &mut Streaming<v1::ApplyRequest>,
-) -> Result<(), Status> {
+async fn take(stream: &Stream, requests: &mut Streaming<v1::ApplyRequest>) -> Result<(), Status> {
     while let Some(request) = requests.message().await? {
         stream.check()?;
         match request.kind {
@@ -134,7 +132,10 @@ impl Stream {
             return Err(node.estale("consumer", "another consumer has taken over"));
         }
         if !self.source.is_current_stream(self.number) {
-            return Err(node.estale("stream", "a later stream has been opened, or a partition moved"));
+            return Err(node.estale(
+                "stream",
+                "a later stream has been opened, or a partition moved",
+            ));
         }
         if !node.lease.is_held() {
             return Err(node.estale("lease", "the node's lease is over"));
@@ -151,10 +152,15 @@ impl Stream {
     }
 
     async fn batch(&self, wire: v1::ApplyBatch) -> Result<(), Status> {
+        let memory = self.node.apply_memory(wire.encoded_len()).await;
         let batch = Batch::try_from(wire)?;
         self.check_position(batch.to)?;
         let partition = batch.partition;
-        let replica = self.node.replicas.wait_for(partition, ASSIGNMENT_WAIT).await;
+        let replica = self
+            .node
+            .replicas
+            .wait_for(partition, ASSIGNMENT_WAIT)
+            .await;
         let replica = replica.filter(|replica| replica.id.generation == batch.generation);
         let replica = replica.ok_or_else(|| {
             let message = format!("{partition} is not held in generation {}", batch.generation);
@@ -166,7 +172,7 @@ impl Stream {
         }
         convert::check_batch(&batch, replica.id.dimensions).map_err(Status::invalid_argument)?;
         replica
-            .apply(batch, self.gaps.clone())
+            .apply(batch, self.gaps.clone(), Some(memory))
             .await
             .map_err(|stopped| self.node.estale("generation", stopped.to_string()))
     }
@@ -208,14 +214,16 @@ async fn tell(stream: Arc<Stream>, responses: Responses) {
     let mut wanted_told = (WalPosition::ZERO, Instant::now());
     loop {
         if let Err(status) = stream.check() {
-            // Also wakes `run`, whose receiver closes once the consumer reads it.
+            // `run` ends too: the response stream closes behind the error.
             let _ = responses.send(Err(status)).await;
             return;
         }
         let mut kinds = Vec::new();
         let partitions = news(&stream, &mut told);
         if !partitions.is_empty() {
-            kinds.push(apply_response::Kind::Watermarks(v1::Watermarks { partitions }));
+            kinds.push(apply_response::Kind::Watermarks(v1::Watermarks {
+                partitions,
+            }));
         }
         let gaps = stream.gaps.all();
         if gaps.len() > gaps_told {
@@ -248,6 +256,7 @@ async fn tell(stream: Arc<Stream>, responses: Responses) {
         tokio::select! {
             changed = changed.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(pause) => {}
+            () = responses.closed() => return,
         }
     }
 }

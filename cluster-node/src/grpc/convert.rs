@@ -102,13 +102,16 @@ pub fn watermark(replica: &Replica) -> v1::PartitionWatermark {
 
 /// Every vector of a batch must be one that the partition can hold.
 pub fn check_batch(batch: &Batch, dimensions: usize) -> Result<(), String> {
-    let vectors = batch.changes.iter().filter_map(|change| match &change.change {
-        Change::Upsert {
-            vector: VectorColumn::Value(vector),
-            ..
-        } => Some(vector.len()),
-        _ => None,
-    });
+    let vectors = batch
+        .changes
+        .iter()
+        .filter_map(|change| match &change.change {
+            Change::Upsert {
+                vector: VectorColumn::Value(vector),
+                ..
+            } => Some(vector.len()),
+            _ => None,
+        });
     check_dimensions(batch.partition, vectors, dimensions)
 }
 
@@ -117,7 +120,11 @@ pub fn check_rows(
     rows: &[BackfillRow],
     dimensions: usize,
 ) -> Result<(), String> {
-    check_dimensions(partition, rows.iter().map(|row| row.vector.len()), dimensions)
+    check_dimensions(
+        partition,
+        rows.iter().map(|row| row.vector.len()),
+        dimensions,
+    )
 }
 
 fn check_dimensions(
@@ -126,7 +133,9 @@ fn check_dimensions(
     dimensions: usize,
 ) -> Result<(), String> {
     match vectors.find(|len| *len != dimensions) {
-        Some(len) => Err(format!("{partition} expected {dimensions} dimensions, not {len}")),
+        Some(len) => Err(format!(
+            "{partition} expected {dimensions} dimensions, not {len}"
+        )),
         None => Ok(()),
     }
 }

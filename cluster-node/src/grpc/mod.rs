@@ -5,6 +5,8 @@ mod apply_stream;
 mod backfill_stream;
 mod convert;
 mod service;
+#[cfg(test)]
+mod tests;
 
 use crate::node::Node;
 use anyhow::Context;

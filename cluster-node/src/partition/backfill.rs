@@ -48,7 +48,11 @@ pub(super) fn chunk(
     let last = writer.meta.last_backfill;
     let open = match writer.meta.open_backfill {
         Some(open) if backfill == last => open,
-        _ => return refuse(format!("backfill {backfill} is not open; the newest is {last}")),
+        _ => {
+            return refuse(format!(
+                "backfill {backfill} is not open; the newest is {last}"
+            ));
+        }
     };
     if chunk <= open.last_chunk {
         return Ok(Ok(()));

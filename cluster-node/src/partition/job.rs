@@ -7,7 +7,7 @@ use cluster_core::wal_position::WalPosition;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// A batch that cannot be applied: something before it is missing (P4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub enum Job {
     Apply {
         batch: Batch,
         gaps: Arc<StreamGaps>,
+        /// The batch's share of the memory that waiting batches may take.
+        memory: Option<OwnedSemaphorePermit>,
     },
     NothingElse {
         to: WalPosition,

@@ -33,4 +33,6 @@ pub use progress::Watermarks;
 pub use writer::WriterContext;
 
 #[cfg(test)]
+mod backfill_tests;
+#[cfg(test)]
 mod tests;

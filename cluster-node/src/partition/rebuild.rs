@@ -87,10 +87,10 @@ impl Rebuild {
                     for (key, ended, xid, id) in versions.formers {
                         state.add_former(key, ended, xid, &old.index().vector(id))?;
                     }
-                    let folding = state.live().clone();
-                    while !replica.is_stopping.load(Ordering::SeqCst)
-                        && folding.index().fold(FOLD_ROWS) > 0
-                    {}
+                    let mut folded = usize::MAX;
+                    while folded > 0 && !replica.is_stopping.load(Ordering::SeqCst) {
+                        folded = state.live().index().fold(FOLD_ROWS);
+                    }
                     Ok(state)
                 });
             let job = Job::Rebuilt(Box::new(Rebuilt { number, state }));

@@ -13,7 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 /// What never changes while a replica lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,8 +114,18 @@ impl Replica {
     }
 
     /// Queues a batch behind what was queued before.
-    pub async fn apply(&self, batch: Batch, gaps: Arc<StreamGaps>) -> Result<(), Stopped> {
-        self.queue_counted(Job::Apply { batch, gaps }).await
+    pub async fn apply(
+        &self,
+        batch: Batch,
+        gaps: Arc<StreamGaps>,
+        memory: Option<OwnedSemaphorePermit>,
+    ) -> Result<(), Stopped> {
+        let job = Job::Apply {
+            batch,
+            gaps,
+            memory,
+        };
+        self.queue_counted(job).await
     }
 
     /// Moves the watermark at once when nothing is queued, else in turn.
@@ -149,6 +159,11 @@ impl Replica {
 
     pub(super) fn done(&self, jobs: usize) {
         self.outstanding.fetch_sub(jobs, Ordering::SeqCst);
+    }
+
+    #[cfg(test)]
+    pub fn is_idle(&self) -> bool {
+        self.outstanding.load(Ordering::SeqCst) == 0
     }
 
     /// Queues what is not part of an apply stream.

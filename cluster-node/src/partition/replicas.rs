@@ -258,7 +258,9 @@ impl Replicas {
             set.drop_partition(partition);
             storage.commit(set)
         });
-        dropped.await.expect("dropping a partition does not panic")?;
+        dropped
+            .await
+            .expect("dropping a partition does not panic")?;
         self.unreadable.lock().remove(&partition);
         Ok(())
     }

@@ -138,7 +138,7 @@ impl Writer {
         let (mut batches, mut rows) = (0, 0);
         for job in group {
             match job {
-                Job::Apply { batch, gaps } if !gaps.has(partition) => {
+                Job::Apply { batch, gaps, .. } if !gaps.has(partition) => {
                     match admit(watermark, batch.previous, batch.to) {
                         Admission::Duplicate => {}
                         Admission::Gap => {

@@ -112,7 +112,7 @@ impl Cursors {
         drop(expired);
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.registry.lock().idle.len()
     }
 }

@@ -136,7 +136,10 @@ impl Node {
         let open = match of.token {
             0 => None,
             token => {
-                let kept = self.queries.cursors.take(token, of.partition, of.generation);
+                let kept = self
+                    .queries
+                    .cursors
+                    .take(token, of.partition, of.generation);
                 Some(kept.ok_or(PageError::CursorLost)?)
             }
         };

@@ -48,6 +48,9 @@ pub struct Storage {
     metrics: Arc<Metrics>,
 }
 
+/// A key and its record.
+type Entry = (Box<[u8]>, Box<[u8]>);
+
 fn disk(action: &'static str) -> impl FnOnce(rocksdb::Error) -> StorageError {
     move |cause| StorageError::Disk { action, cause }
 }
@@ -117,8 +120,7 @@ impl Storage {
     pub fn put_identity(&self, identity: &Identity) -> Result<(), StorageError> {
         let key = keys::identity();
         let mut set = WriteSet::default();
-        set.batch
-            .put(&key, format::encode_identity(&key, identity));
+        set.batch.put(&key, format::encode_identity(&key, identity));
         self.commit(set)
     }
 
@@ -171,7 +173,10 @@ impl Storage {
         partition: PartitionId,
         row_key: &RowKey,
     ) -> Result<Option<StoredRow>, StorageError> {
-        self.get(&keys::row(partition, Kind::Row, row_key), format::decode_row)
+        self.get(
+            &keys::row(partition, Kind::Row, row_key),
+            format::decode_row,
+        )
     }
 
     pub fn tombstone(
@@ -241,7 +246,7 @@ impl Storage {
         &self,
         partition: PartitionId,
         kind: Kind,
-    ) -> impl Iterator<Item = Result<(Box<[u8]>, Box<[u8]>), StorageError>> {
+    ) -> impl Iterator<Item = Result<Entry, StorageError>> {
         let mut options = ReadOptions::default();
         options.set_iterate_lower_bound(keys::prefix(partition, kind));
         options.set_iterate_upper_bound(keys::prefix_end(partition, kind));

@@ -75,20 +75,24 @@ fn stored_format_of_records_is_pinned() {
     }
 }
 
-const GOLDEN_ROW: &str = "";
-const GOLDEN_TOMBSTONE: &str = "";
-const GOLDEN_FORMER: &str = "";
-const GOLDEN_WATERMARK: &str = "";
-const GOLDEN_META: &str = "";
-const GOLDEN_IDENTITY: &str = "";
-const GOLDEN_TOKEN: &str = "";
+const GOLDEN_ROW: &str =
+    "010100000000000000100000000000000002000000070000000000000001020000000000803f000020c07ad3710a";
+const GOLDEN_TOMBSTONE: &str = "0101000000000000001000000000000000020000000700000000000000af59590c";
+const GOLDEN_FORMER: &str = "010700000000000000010000000000803f4f1a79c9";
+const GOLDEN_WATERMARK: &str = "010100000000000000100000000000000002000000a5d4ed40";
+const GOLDEN_META: &str = "01010000000000000002000000000000000300000000000000020200000010000000400000000100000000000000050000000000000002000000010000000000000006000000000000000200000009000000000000000104000000000000000125522a";
+const GOLDEN_IDENTITY: &str = "0101000000640103000000000000000100000063f52bbc5d";
+const GOLDEN_TOKEN: &str = "01050000000000000022a78642";
 
 #[test]
 fn records_come_back_and_a_flipped_byte_is_corrupt() {
     assert_eq!(decode_row(b"k", &encode_row(b"k", &row())).unwrap(), row());
     let record = encode_meta(b"k", &meta());
     assert_eq!(decode_meta(b"k", &record).unwrap(), meta());
-    assert!(decode_meta(b"other", &record).is_err(), "a misplaced record");
+    assert!(
+        decode_meta(b"other", &record).is_err(),
+        "a misplaced record"
+    );
     for i in 0..record.len() {
         let mut flipped = record.clone();
         flipped[i] ^= 0x40;
@@ -118,7 +122,10 @@ fn a_row_before_a_position_is_the_current_one_or_the_version_that_ended_next() {
     assert_eq!(before(6), value(16.0));
     assert_eq!(before(0x11), Some(row().vector));
     let missing = RowKey::from_columns([b"aa".as_slice()]).unwrap();
-    assert_eq!(storage.row_before(partition, &missing, at(1)).unwrap(), None);
+    assert_eq!(
+        storage.row_before(partition, &missing, at(1)).unwrap(),
+        None
+    );
     assert_eq!(storage.partition_ids().unwrap(), [partition]);
     let mut set = WriteSet::default();
     set.drop_partition(partition);

@@ -62,8 +62,7 @@ impl WriteSet {
     }
 
     pub fn delete_former(&mut self, partition: PartitionId, row_key: &RowKey, ended: WalPosition) {
-        self.batch
-            .delete(keys::former(partition, row_key, ended));
+        self.batch.delete(keys::former(partition, row_key, ended));
     }
 
     /// Deletes every row, tombstone and former version.

@@ -1,0 +1,241 @@
+#![allow(clippy::unwrap_used)]
+//! The wire over loopback: apply, backfill and search as their callers do it.
+
+use super::serve;
+use crate::testing::*;
+use cluster_core::change::Change;
+use cluster_core::wal_position::{Lsn, WalPosition};
+use proto::convert::vector_to_bytes;
+use proto::v1::node_client::NodeClient;
+use proto::v1::{self, apply_request, apply_response, backfill_request};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
+
+struct Wire {
+    t: TestNode,
+    client: NodeClient<Channel>,
+    stop: CancellationToken,
+    _dir: tempfile::TempDir,
+}
+
+async fn wire() -> Wire {
+    let dir = tempfile::tempdir().unwrap();
+    let t = TestNode::start(dir.path()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let (_server, health) = serve(t.node.clone(), listener, stop.clone());
+    health.set_serving().await;
+    crate::spawn_workers(&t.node, &stop).unwrap();
+    let client = NodeClient::connect(format!("http://{address}"))
+        .await
+        .unwrap();
+    Wire {
+        t,
+        client,
+        stop,
+        _dir: dir,
+    }
+}
+
+impl Wire {
+    async fn open(
+        &mut self,
+        token: u64,
+    ) -> (mpsc::Sender<v1::ApplyRequest>, Streaming<v1::ApplyResponse>) {
+        let (requests, stream) = mpsc::channel(16);
+        let open = apply_request::Kind::Open(v1::ApplyOpen {
+            source_id: 1,
+            incarnation: 1,
+            consumer_epoch: token,
+            epoch: 1,
+            map_version: 1,
+        });
+        requests.send(request(open)).await.unwrap();
+        let answer = self.client.apply(ReceiverStream::new(stream)).await;
+        (requests, answer.unwrap().into_inner())
+    }
+}
+
+fn request(kind: apply_request::Kind) -> v1::ApplyRequest {
+    v1::ApplyRequest { kind: Some(kind) }
+}
+
+fn apply(previous: u64, to: u64, changes: Vec<Change>) -> v1::ApplyRequest {
+    let batch = batch(previous, to, changes);
+    request(apply_request::Kind::Batch((&batch).into()))
+}
+
+async fn next(responses: &mut Streaming<v1::ApplyResponse>) -> apply_response::Kind {
+    let next = tokio::time::timeout(Duration::from_secs(5), responses.message());
+    next.await.unwrap().unwrap().unwrap().kind.unwrap()
+}
+
+async fn until_durable(responses: &mut Streaming<v1::ApplyResponse>, lsn: u64) {
+    loop {
+        if let apply_response::Kind::Watermarks(watermarks) = next(responses).await {
+            let durable: WalPosition = watermarks.partitions[0].durable.unwrap().into();
+            if durable >= end(lsn) {
+                return;
+            }
+        }
+    }
+}
+
+fn search_request(min_lsn: u64) -> v1::SearchRequest {
+    v1::SearchRequest {
+        epoch: 1,
+        map_version: 1,
+        source_id: 1,
+        collection_id: 2,
+        query: vector_to_bytes(&[0.0, 0.0]),
+        ef_search: 100,
+        page_rows: 10,
+        consistency: v1::Consistency::Position.into(),
+        min_lsn,
+        snapshot_xmin: u64::MAX,
+        deadline_ms: 3_000,
+        exact: false,
+        partitions: vec![v1::PartitionCursor {
+            partition_id: PARTITION.0,
+            generation: 1,
+            resume_token: 0,
+        }],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_stream_in_are_acknowledged_when_durable_and_found_at_their_position() {
+    let mut w = wire().await;
+    let (requests, mut responses) = w.open(1).await;
+    let apply_response::Kind::Opened(opened) = next(&mut responses).await else {
+        panic!("the first answer is Opened");
+    };
+    assert_eq!(opened.partitions[0].partition_id, PARTITION.0);
+    let rows = vec![upsert(1, [1.0, 0.0]), upsert(2, [2.0, 0.0])];
+    requests.send(apply(0, 10, rows)).await.unwrap();
+    until_durable(&mut responses, 10).await;
+    let nothing = apply_request::Kind::NothingElse(v1::NothingElse {
+        to: Some(end(20).into()),
+        except_partition_ids: vec![],
+        oldest_xmin: 5,
+        confirmed: Some(end(10).into()),
+    });
+    requests.send(request(nothing)).await.unwrap();
+    until_durable(&mut responses, 20).await;
+    // A search for what has not arrived makes the consumer ask for it.
+    let mut client = w.client.clone();
+    let waiting = tokio::spawn(async move { client.search(search_request(30)).await });
+    loop {
+        if let apply_response::Kind::Wanted(wanted) = next(&mut responses).await {
+            assert_eq!(WalPosition::from(wanted), end(30));
+            break;
+        }
+    }
+    requests.send(apply(20, 30, vec![delete(1)])).await.unwrap();
+    let found = waiting.await.unwrap().unwrap().into_inner();
+    assert_eq!(found.pages[0].error, None);
+    assert_eq!(found.pages[0].hits.len(), 1);
+    assert_eq!(found.pages[0].hits[0].distance, 2.0);
+    assert!(found.pages[0].exhausted);
+    let status = w.client.get_node_status(v1::GetNodeStatusRequest {}).await;
+    assert_eq!(status.unwrap().into_inner().partitions[0].rows, 1);
+    w.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_is_answered_and_a_bad_message_ends_the_stream() {
+    let mut w = wire().await;
+    let (requests, mut responses) = w.open(1).await;
+    next(&mut responses).await;
+    let gapped = apply(10, 20, vec![upsert(1, [1.0, 0.0])]);
+    requests.send(gapped).await.unwrap();
+    let apply_response::Kind::Gap(gap) = next(&mut responses).await else {
+        panic!("a gap is answered");
+    };
+    assert_eq!(WalPosition::from(gap.previous.unwrap()), end(10));
+    let mut wrong = batch(0, 20, vec![upsert(1, [1.0, 0.0])]);
+    wrong.changes[0].change = Change::Upsert {
+        key: key(1),
+        vector: cluster_core::change::VectorColumn::Value(vec![1.0; 3].into()),
+    };
+    let wrong = request(apply_request::Kind::Batch((&wrong).into()));
+    requests.send(wrong).await.unwrap();
+    let status = loop {
+        match responses.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the stream must end with its reason"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(
+        status.message().contains("expected 2 dimensions, not 3"),
+        "{status}"
+    );
+    w.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p5_a_later_consumer_ends_the_stream_of_an_earlier_one() {
+    let mut w = wire().await;
+    let (_first, mut earlier) = w.open(1).await;
+    next(&mut earlier).await;
+    let (_second, mut later) = w.open(2).await;
+    next(&mut later).await;
+    let status = loop {
+        if let Err(status) = earlier.message().await {
+            break status;
+        }
+    };
+    assert!(proto::error::is_estale(&status), "{status}");
+    let (_third, mut refused) = w.open(1).await;
+    let status = refused.message().await.unwrap_err();
+    assert!(proto::error::is_estale(&status), "{status}");
+    w.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_is_opened_filled_and_closed_over_the_wire() {
+    let mut w = wire().await;
+    let open = backfill_request::Kind::Open(v1::BackfillOpen {
+        consumer_epoch: 1,
+        source_id: 1,
+        partition_id: PARTITION.0,
+        backfill_id: 1,
+    });
+    let chunk = backfill_request::Kind::Chunk(v1::BackfillChunk {
+        partition_id: PARTITION.0,
+        backfill_id: 1,
+        chunk: 1,
+        stamp: Some(WalPosition::end_of(cluster_core::ids::Incarnation(1), Lsn(5)).into()),
+        rows: vec![(&row(1, [1.0, 0.0])).into()],
+    });
+    let close = backfill_request::Kind::Close(v1::BackfillClose {
+        partition_id: PARTITION.0,
+        backfill_id: 1,
+    });
+    let late = backfill_request::Kind::Chunk(v1::BackfillChunk {
+        partition_id: PARTITION.0,
+        backfill_id: 1,
+        chunk: 2,
+        stamp: Some(end(5).into()),
+        rows: vec![],
+    });
+    let requests = [open, chunk, close, late].map(|kind| v1::BackfillRequest { kind: Some(kind) });
+    let answers = w.client.backfill(tokio_stream::iter(requests)).await;
+    let mut answers = answers.unwrap().into_inner();
+    for number in [0, 1, u64::MAX] {
+        let answer = answers.message().await.unwrap().unwrap();
+        assert_eq!((answer.chunk, answer.refused.as_str()), (number, ""));
+    }
+    let refused = answers.message().await.unwrap().unwrap();
+    assert!(refused.refused.contains("not open"), "{}", refused.refused);
+    assert_eq!(w.t.find(CURRENT).await, [1]);
+    w.stop.cancel();
+}

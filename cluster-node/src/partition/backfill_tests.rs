@@ -1,0 +1,97 @@
+#![allow(clippy::unwrap_used)]
+use crate::testing::*;
+use cluster_core::apply::StoredVector;
+use cluster_core::change::Change;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p3_a_backfill_does_not_bring_back_what_the_stream_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = TestNode::start(dir.path()).await;
+    t.open_backfill(1).await.unwrap();
+    t.apply(batch(0, 20, vec![delete(1)])).await;
+    t.stop().await;
+    let t = TestNode::start(dir.path()).await;
+    let rows = vec![row(1, [1.0, 0.0]), row(2, [2.0, 0.0])];
+    t.chunk(1, 1, 10, rows).await.unwrap();
+    assert_eq!(t.find(CURRENT).await, [2]);
+    assert_eq!(t.find(20).await, [1, 2], "a snapshot in between may see it");
+    t.close_backfill(1).await.unwrap();
+    assert_eq!(t.node.storage.tombstone(PARTITION, &key(1)).unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pending_row_takes_the_backfills_value_and_then_the_backfill_closes() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = TestNode::start(dir.path()).await;
+    t.open_backfill(1).await.unwrap();
+    t.apply(batch(0, 20, vec![unchanged(1), unchanged(2)]))
+        .await;
+    assert_eq!(t.replica().pending_keys(10), [key(1), key(2)]);
+    assert_eq!(t.find(CURRENT).await, []);
+    assert_eq!(t.close_backfill(1).await, Err("PENDING 2".to_owned()));
+    t.chunk(1, 1, 10, vec![row(1, [1.0, 0.0])]).await.unwrap();
+    t.apply(batch(20, 30, vec![delete(2)])).await;
+    t.close_backfill(1).await.unwrap();
+    t.close_backfill(1).await.unwrap();
+    assert_eq!(t.find(CURRENT).await, [1]);
+    let refused = t.chunk(1, 2, 10, vec![row(3, [1.0, 0.0])]).await;
+    assert!(refused.unwrap_err().contains("not open"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_backfill_voids_an_older_and_chunks_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = TestNode::start(dir.path()).await;
+    let rows = || vec![row(1, [1.0, 0.0])];
+    assert!(t.chunk(1, 1, 10, rows()).await.is_err(), "unknown");
+    t.open_backfill(1).await.unwrap();
+    t.open_backfill(2).await.unwrap();
+    assert!(t.open_backfill(1).await.is_err());
+    assert!(t.chunk(1, 1, 10, rows()).await.is_err());
+    assert!(
+        t.chunk(2, 2, 10, rows()).await.is_err(),
+        "chunk 1 is missing"
+    );
+    t.chunk(2, 1, 10, rows()).await.unwrap();
+    assert_eq!(t.find(CURRENT).await, [1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_spares_rows_of_a_backfill_that_was_taken_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = TestNode::start(dir.path()).await;
+    t.open_backfill(1).await.unwrap();
+    t.apply(batch(0, 10, vec![upsert(1, [1.0, 0.0])])).await;
+    t.chunk(1, 1, 30, vec![row(2, [2.0, 0.0])]).await.unwrap();
+    t.apply(batch(10, 20, vec![Change::Truncate])).await;
+    assert_eq!(t.find(ALL_XIDS).await, [2]);
+    t.chunk(1, 2, 15, vec![row(3, [3.0, 0.0])]).await.unwrap();
+    assert_eq!(
+        t.find(ALL_XIDS).await,
+        [2],
+        "the copy is older than the TRUNCATE"
+    );
+    t.stop().await;
+    let t = TestNode::start(dir.path()).await;
+    assert_eq!(t.find(ALL_XIDS).await, [2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_moved_row_is_fetched_as_it_stood_before_the_move() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = TestNode::start(dir.path()).await;
+    t.apply(batch(0, 10, vec![upsert(1, [1.0, 0.0])])).await;
+    let before = |lsn| {
+        t.node
+            .storage
+            .row_before(PARTITION, &key(1), end(lsn))
+            .unwrap()
+    };
+    let value = Some(StoredVector::Value(vec![1.0, 0.0].into()));
+    assert_eq!(before(20), value);
+    t.apply(batch(10, 20, vec![delete(1)])).await;
+    t.apply(batch(20, 30, vec![upsert(1, [3.0, 0.0])])).await;
+    let moved_at = batch(10, 20, vec![delete(1)]).changes[0].position;
+    let replayed = t.node.storage.row_before(PARTITION, &key(1), moved_at);
+    assert_eq!(replayed.unwrap(), value);
+}

@@ -1,0 +1,300 @@
+//! A node on a temporary disk, for tests: no coordinators, the map handed in.
+#![allow(clippy::unwrap_used)]
+
+use crate::clock::boot_ms;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::node::Node;
+use crate::partition::job::{Gap, Job, StreamGaps};
+use crate::partition::replica::Replica;
+use crate::query::search::{Page, PageOf, Search};
+use crate::storage::Identity;
+use cluster_core::change::{BackfillRow, Batch, Change, PositionedChange, VectorColumn};
+use cluster_core::collection::{
+    BackfillSnapshot, Collection, CollectionSpec, CollectionState, Metric,
+};
+use cluster_core::ids::*;
+use cluster_core::map::{
+    HashRange, Partition, PartitionMap, Replica as Assigned, ReplicaState, Source,
+};
+use cluster_core::row_key::RowKey;
+use cluster_core::wal_position::{Lsn, WalPosition};
+use cluster_core::xid::FullXid;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+
+pub const PARTITION: PartitionId = PartitionId(3);
+pub const NODE: NodeId = NodeId(7);
+pub const ALL_XIDS: FullXid = 1;
+pub const CURRENT: FullXid = u64::MAX;
+
+/// The end of the transaction that commits at `lsn`.
+pub fn end(lsn: u64) -> WalPosition {
+    WalPosition::end_of(Incarnation(1), Lsn(lsn))
+}
+
+pub fn key(n: u32) -> RowKey {
+    RowKey::from_columns([n.to_be_bytes().as_slice()]).unwrap()
+}
+
+pub fn upsert(n: u32, vector: [f32; 2]) -> Change {
+    Change::Upsert {
+        key: key(n),
+        vector: VectorColumn::Value(vector.into()),
+    }
+}
+
+pub fn unchanged(n: u32) -> Change {
+    Change::Upsert {
+        key: key(n),
+        vector: VectorColumn::Unchanged,
+    }
+}
+
+pub fn delete(n: u32) -> Change {
+    Change::Delete { key: key(n) }
+}
+
+pub fn row(n: u32, vector: [f32; 2]) -> BackfillRow {
+    BackfillRow {
+        key: key(n),
+        vector: vector.into(),
+    }
+}
+
+/// A transaction that commits at `to`, with xid `to`.
+pub fn batch(previous: u64, to: u64, changes: Vec<Change>) -> Batch {
+    let positioned = changes.into_iter().enumerate();
+    Batch {
+        partition: PARTITION,
+        generation: Generation(1),
+        previous: if previous == 0 {
+            WalPosition::ZERO
+        } else {
+            end(previous)
+        },
+        to: end(to),
+        changes: positioned
+            .map(|(n, change)| PositionedChange {
+                position: WalPosition::new(Incarnation(1), Lsn(to), n as u32 + 1),
+                xid: to,
+                change,
+            })
+            .collect(),
+    }
+}
+
+/// One source, one collection, one partition on this node.
+pub fn map() -> PartitionMap {
+    let mut map = PartitionMap {
+        cluster_id: "c".into(),
+        epoch: LeaseEpoch(1),
+        version: MapVersion(1),
+        ..PartitionMap::default()
+    };
+    let source = Source {
+        id: SourceId(1),
+        name: "s".into(),
+        incarnation: Incarnation(1),
+        slot: None,
+        slot_name: "slot".into(),
+        publication_name: "p".into(),
+        problem: String::new(),
+        consumer: None,
+        consumer_epoch: ConsumerEpoch(0),
+    };
+    map.sources.insert(source.id, source);
+    let spec = CollectionSpec {
+        source: SourceId(1),
+        index_oid: 1,
+        definition_generation: 1,
+        table_oid: 1,
+        schema_name: "public".into(),
+        table_name: "t".into(),
+        index_name: "i".into(),
+        column_name: "c".into(),
+        column_attnum: 2,
+        key_attnums: vec![1],
+        metric: Metric::L2,
+        dimensions: 2,
+        m: 16,
+        ef_construction: 64,
+    };
+    let collection = Collection {
+        id: CollectionId(2),
+        spec,
+        state: CollectionState::Ready {
+            snapshot: BackfillSnapshot::default(),
+        },
+        last_backfill: BackfillId(1),
+    };
+    map.collections.insert(collection.id, collection);
+    let partition = Partition {
+        id: PARTITION,
+        collection: CollectionId(2),
+        range: HashRange::WHOLE,
+        replicas: vec![Assigned {
+            node: NODE,
+            generation: Generation(1),
+            state: ReplicaState::Serving,
+        }],
+    };
+    map.partitions.insert(partition.id, partition);
+    map
+}
+
+/// A started node, as a member that holds its lease.
+pub struct TestNode {
+    pub node: Arc<Node>,
+    pub maps: watch::Sender<Arc<PartitionMap>>,
+    pub gaps: Arc<StreamGaps>,
+}
+
+impl TestNode {
+    pub async fn start(dir: &Path) -> Self {
+        Self::start_with(dir, Config::default()).await
+    }
+
+    pub async fn start_with(dir: &Path, config: Config) -> Self {
+        let config = Config {
+            data_dir: dir.to_owned(),
+            ..config
+        };
+        let (maps, watch) = watch::channel(Arc::new(map()));
+        let metrics = Arc::new(Metrics::default());
+        let node = Arc::new(Node::open(config, metrics, watch, None).unwrap());
+        let identity = Identity {
+            disk_uuid: "d".into(),
+            member: Some((NODE, "c".into())),
+        };
+        node.set_identity(identity).unwrap();
+        node.replicas.recover().unwrap();
+        node.lease.granted(LeaseEpoch(1), boot_ms(), 60_000);
+        crate::assignment::reconcile(&node).await;
+        Self {
+            node,
+            maps,
+            gaps: Arc::default(),
+        }
+    }
+
+    /// Ends every writer, so that the disk can be opened again.
+    pub async fn stop(self) {
+        self.node.replicas.stop_all().await;
+    }
+
+    pub fn replica(&self) -> Arc<Replica> {
+        self.node.replicas.get(PARTITION).unwrap()
+    }
+
+    /// Applies and waits until the writer has done it.
+    pub async fn apply(&self, batch: Batch) {
+        let replica = self.replica();
+        replica.apply(batch, self.gaps.clone(), None).await.unwrap();
+        self.idle().await;
+    }
+
+    pub async fn nothing_else(&self, to: u64) {
+        let replica = self.replica();
+        replica.nothing_else(end(to), &self.gaps).await.unwrap();
+        self.idle().await;
+    }
+
+    pub async fn idle(&self) {
+        while !self.replica().is_idle() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Sends a job that is answered, and waits for the answer.
+    pub async fn ask(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Job,
+    ) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.replica().send(job(reply)).await.unwrap();
+        answer.await.unwrap()
+    }
+
+    pub async fn open_backfill(&self, backfill: u64) -> Result<(), String> {
+        let backfill = BackfillId(backfill);
+        self.ask(|reply| Job::OpenBackfill { backfill, reply })
+            .await
+    }
+
+    pub async fn close_backfill(&self, backfill: u64) -> Result<(), String> {
+        let backfill = BackfillId(backfill);
+        self.ask(|reply| Job::CloseBackfill { backfill, reply })
+            .await
+    }
+
+    pub async fn chunk(
+        &self,
+        backfill: u64,
+        chunk: u64,
+        stamp: u64,
+        rows: Vec<BackfillRow>,
+    ) -> Result<(), String> {
+        let (backfill, stamp) = (BackfillId(backfill), end(stamp));
+        self.ask(|reply| Job::Chunk {
+            backfill,
+            chunk,
+            stamp,
+            rows,
+            reply,
+        })
+        .await
+    }
+
+    pub fn gap(&self) -> Option<Gap> {
+        self.gaps.all().first().copied()
+    }
+
+    /// Every key that a search from the origin finds, nearest first.
+    pub async fn find(&self, snapshot_xmin: FullXid) -> Vec<u32> {
+        self.find_near([0.0, 0.0], snapshot_xmin).await
+    }
+
+    pub async fn find_near(&self, query: [f32; 2], snapshot_xmin: FullXid) -> Vec<u32> {
+        let page = self.page(Search {
+            vector: query.into(),
+            snapshot_xmin,
+            ..search()
+        });
+        let page = page.await.unwrap();
+        assert!(page.exhausted);
+        page.hits.iter().map(|(key, _)| number(key)).collect()
+    }
+
+    pub async fn page(&self, search: Search) -> Result<Page, crate::query::search::PageError> {
+        let mut pages = self.node.search(search).await.unwrap();
+        pages.pop().unwrap().1
+    }
+}
+
+pub fn number(key: &RowKey) -> u32 {
+    u32::from_be_bytes(key.columns().unwrap()[0].try_into().unwrap())
+}
+
+/// Everything from the origin, from what is there.
+pub fn search() -> Search {
+    Search {
+        epoch: LeaseEpoch(1),
+        source: SourceId(1),
+        collection: CollectionId(2),
+        vector: vec![0.0, 0.0].into(),
+        ef: 100,
+        page_rows: 1_000,
+        min_lsn: None,
+        snapshot_xmin: CURRENT,
+        deadline: Duration::from_millis(200),
+        exact: false,
+        partitions: vec![PageOf {
+            partition: PARTITION,
+            generation: Generation(1),
+            token: 0,
+        }],
+    }
+}
