@@ -122,7 +122,8 @@ impl Hnsw {
 
     /// Adds `new` to a node's list, choosing anew if that is full. On level 0 it is
     /// then filled only by half: choosing costs hundreds of distances, and the next
-    /// links find room. That folds a third faster at the same recall.
+    /// links find room. On Fashion-MNIST that folds a sixth to a third faster;
+    /// recall@10 stays 0.999 at ef 100 and drops by 0.015 at ef 10.
     fn link_back(&self, node: u32, level: u8, new: Candidate) {
         let _guard = self.graph.lock(node);
         if self.graph.push(node, level, new.id()) {
