@@ -9,7 +9,7 @@ use crate::catalog::collections::{self, Registered};
 use crate::catalog::prerequisites;
 use crate::error::{SqlError, SqlState, guard};
 use crate::scan::own_writes;
-use crate::worker::{self, ViewState};
+use crate::worker;
 use pgrx::pg_sys;
 
 pub unsafe extern "C-unwind" fn ambuild(
@@ -89,7 +89,7 @@ unsafe fn register(definition: &Definition) -> u64 {
     match collections::register(definition, key) {
         Registered::Unchanged(generation) => generation,
         Registered::New(generation) => {
-            warn_if_unreachable(definition, generation);
+            warn_if_unreachable(definition);
             generation
         }
     }
@@ -112,26 +112,19 @@ fn warn_exact(definition: &Definition, reason: &str) -> SqlError {
     .detail("Searches scan the table exactly.")
 }
 
-unsafe fn warn_if_unreachable(definition: &Definition, generation: u64) {
+unsafe fn warn_if_unreachable(definition: &Definition) {
     if let Some(missing) = prerequisites::missing() {
         warn_exact(definition, missing.reason).hint(missing.remedy).warn();
-    } else {
-        let view = worker::index_view(
-            pg_sys::MyDatabaseId.to_u32(),
-            definition.index_oid.to_u32(),
-            generation,
-        );
-        if view.state == ViewState::Disconnected {
-            SqlError::new(
-                SqlState::WARNING,
-                format!(
-                    "no coordinator of the cluster can be reached, so index \"{}\" is not being built yet",
-                    definition.index_name
-                ),
-            )
-            .detail(view.reason)
-            .hint("The cluster copies the table once it is there. See ruvector.coordinators.")
-            .warn();
-        }
+    } else if let Some(silence) = worker::silence() {
+        SqlError::new(
+            SqlState::WARNING,
+            format!(
+                "no coordinator of the cluster can be reached, so index \"{}\" is not being built yet",
+                definition.index_name
+            ),
+        )
+        .detail(silence)
+        .hint("The cluster copies the table once it is there. See ruvector.coordinators.")
+        .warn();
     }
 }

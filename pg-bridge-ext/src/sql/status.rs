@@ -19,6 +19,8 @@ pub struct Local {
     pub definition_generation: u64,
     pub state: &'static str,
     pub reason: String,
+    /// As the map says; 0 for none.
+    pub partitions: u32,
 }
 
 sql_functions! {
@@ -74,32 +76,34 @@ pub unsafe fn local(index_oid: pg_sys::Oid) -> Local {
     let metapage = Metapage::read(index);
     pg_sys::table_close(table, pg_sys::AccessShareLock as c_int);
     pg_sys::relation_close(index, pg_sys::AccessShareLock as c_int);
-    let (state, reason) = judge(&definition, &metapage);
+    let (state, reason, partitions) = judge(&definition, &metapage);
     Local {
         index_name: definition.index_name,
         table_name: definition.table_name,
         definition_generation: metapage.definition_generation,
         state,
         reason,
+        partitions,
     }
 }
 
 /// The state, and why scans are exact; no reason when they are not.
-unsafe fn judge(definition: &Definition, metapage: &Metapage) -> (&'static str, String) {
+unsafe fn judge(definition: &Definition, metapage: &Metapage) -> (&'static str, String, u32) {
+    let exact = |reason: &str| ("exact", reason.to_owned(), 0);
     if let Err(reason) = &definition.key {
-        return ("exact", reason.clone());
+        return exact(reason);
     }
     if let Some(missing) = prerequisites::missing() {
-        return ("exact", missing.reason.to_owned());
+        return exact(missing.reason);
     }
     if pg_sys::RecoveryInProgress() {
-        return ("exact", "the server is a standby".to_owned());
+        return exact("the server is a standby");
     }
     if metapage.definition_generation == 0 {
-        return ("exact", NOT_REGISTERED.to_owned());
+        return exact(NOT_REGISTERED);
     }
     if metapage.fingerprint_hash != fingerprint_hash(&definition.fingerprint()) {
-        return ("exact", "the table's key or column changed; REINDEX the index".to_owned());
+        return exact("the table's key or column changed; REINDEX the index");
     }
     let view = worker::index_view(
         pg_sys::MyDatabaseId.to_u32(),
@@ -114,12 +118,15 @@ unsafe fn judge(definition: &Definition, metapage: &Metapage) -> (&'static str, 
         ViewState::Disconnected => "disconnected",
     };
     let reason = match view.state {
-        ViewState::Unknown if view.reason.is_empty() => {
-            "the cluster does not have the collection yet".to_owned()
-        }
+        ViewState::Unknown | ViewState::Building => worker::silence().unwrap_or(view.reason),
         _ => view.reason,
     };
-    (state, reason)
+    let reason = if reason.is_empty() && view.state == ViewState::Unknown {
+        "the cluster does not have the collection yet".to_owned()
+    } else {
+        reason
+    };
+    (state, reason, view.partitions)
 }
 
 unsafe fn row(
@@ -140,7 +147,7 @@ unsafe fn row(
         text(&local.table_name),
         text(local.state),
         reason.and_then(text),
-        count(remote.map(|status| status.partitions)),
+        count(Some(remote.map_or(local.partitions, |status| status.partitions))),
         count(remote.map(|status| status.replicas)),
         number(remote.map(|status| status.rows)),
         number(remote.map(|status| status.tail_rows)),

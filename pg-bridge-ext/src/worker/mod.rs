@@ -165,7 +165,25 @@ pub fn index_view(database_oid: u32, index_oid: u32, definition_generation: u64)
         return IndexView::without_collection(ViewState::Unknown, reason);
     };
     let mut view = segment.table.read(database_oid, index_oid, definition_generation);
-    let silence = match segment.table.silent_for(view::boot_ms()) {
+    let never_reached = segment.table.silent_for(view::boot_ms()).is_none();
+    // What was not ready before the silence is planned as if there were no index,
+    // as it was then. Only where nothing was ever heard may it have been ready.
+    let may_have_been_ready = match view.state {
+        ViewState::Ready => true,
+        ViewState::Unknown => never_reached,
+        _ => false,
+    };
+    if may_have_been_ready && let Some(reason) = silence() {
+        view.state = ViewState::Disconnected;
+        view.reason = reason;
+    }
+    view
+}
+
+/// Why the cluster has not been heard of lately; None while it is.
+pub fn silence() -> Option<String> {
+    let segment = segment::get()?;
+    match segment.table.silent_for(view::boot_ms()) {
         _ if segment.worker_latch().is_null() => {
             Some("the background worker is not running".to_owned())
         }
@@ -174,12 +192,7 @@ pub fn index_view(database_oid: u32, index_oid: u32, definition_generation: u64)
             Some(format!("no coordinator has been reached for {} s", silent.as_secs()))
         }
         Some(_) => None,
-    };
-    if let Some(reason) = silence {
-        view.state = ViewState::Disconnected;
-        view.reason = reason;
     }
-    view
 }
 
 /// A scan that the worker keeps for this backend. Dropping it closes it.
