@@ -73,7 +73,9 @@ impl ConfirmTracker {
     /// A replica has made everything up to `position` durable. Reports of
     /// replicas that are not required are void, and so are older ones.
     pub fn durable(&mut self, replica: ReplicaKey, position: WalPosition) {
-        let Some(known) = self.durable.get_mut(&replica) else { return };
+        let Some(known) = self.durable.get_mut(&replica) else {
+            return;
+        };
         if position > *known {
             *known = position;
             self.advance();
@@ -90,8 +92,15 @@ impl ConfirmTracker {
     }
 
     /// Whether every replica that `concerns` names has made `position` durable.
-    pub fn is_durable(&self, position: WalPosition, concerns: impl Fn(&ReplicaKey) -> bool) -> bool {
-        self.durable.iter().filter(|(r, _)| concerns(r)).all(|(_, at)| *at >= position)
+    pub fn is_durable(
+        &self,
+        position: WalPosition,
+        concerns: impl Fn(&ReplicaKey) -> bool,
+    ) -> bool {
+        self.durable
+            .iter()
+            .filter(|(r, _)| concerns(r))
+            .all(|(_, at)| *at >= position)
     }
 
     fn advance(&mut self) {
@@ -193,14 +202,24 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Send(u64),
-        Durable { partition: u64, node: u64, lsn: u64, whole: bool },
+        Durable {
+            partition: u64,
+            node: u64,
+            lsn: u64,
+            whole: bool,
+        },
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let step = prop_oneof![
             (1..40u64).prop_map(Step::Send),
             (0..2u64, 0..2u64, 0..400u64, any::<bool>()).prop_map(
-                |(partition, node, lsn, whole)| Step::Durable { partition, node, lsn, whole }
+                |(partition, node, lsn, whole)| Step::Durable {
+                    partition,
+                    node,
+                    lsn,
+                    whole
+                }
             ),
         ];
         prop::collection::vec(step, 1..60)

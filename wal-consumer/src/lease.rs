@@ -48,7 +48,11 @@ struct Renewal {
 }
 
 impl Consumer {
-    pub fn new(config: Arc<Config>, client: ClusterClient, metrics: Metrics) -> anyhow::Result<Self> {
+    pub fn new(
+        config: Arc<Config>,
+        client: ClusterClient,
+        metrics: Metrics,
+    ) -> anyhow::Result<Self> {
         let process_uuid = process_uuid(&config.data_dir)?;
         Ok(Self {
             config,
@@ -83,7 +87,11 @@ impl Consumer {
             });
             match joining.await {
                 Ok(answer) => {
-                    tracing::info!(consumer = answer.consumer_id, cluster = answer.cluster_id, "joined");
+                    tracing::info!(
+                        consumer = answer.consumer_id,
+                        cluster = answer.cluster_id,
+                        "joined"
+                    );
                     return ConsumerId(answer.consumer_id);
                 }
                 Err(problem) => tracing::warn!(%problem, "cannot join yet"),
@@ -135,8 +143,14 @@ impl Consumer {
     }
 
     fn request(&self, id: ConsumerId) -> v1::RenewConsumerLeaseRequest {
-        let progress = self.assigned.iter().map(|(source, a)| a.standing.report(*source));
-        v1::RenewConsumerLeaseRequest { consumer_id: id.0, progress: progress.collect() }
+        let progress = self
+            .assigned
+            .iter()
+            .map(|(source, a)| a.standing.report(*source));
+        v1::RenewConsumerLeaseRequest {
+            consumer_id: id.0,
+            progress: progress.collect(),
+        }
     }
 
     async fn assign(&mut self, assignments: &[v1::ConsumerAssignment]) {
@@ -170,7 +184,15 @@ impl Consumer {
             };
             tracing::info!(%source, token = token.0, "assigned");
             let task = tokio::spawn(source::follow(context));
-            self.assigned.insert(source, Assigned { token, cancel, task, standing });
+            self.assigned.insert(
+                source,
+                Assigned {
+                    token,
+                    cancel,
+                    task,
+                    standing,
+                },
+            );
         }
     }
 
@@ -237,12 +259,19 @@ fn process_uuid(data_dir: &Path) -> anyhow::Result<String> {
     }
     let bits: u128 = rand::random();
     let hex = format!("{bits:032x}");
-    let uuid =
-        format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    let uuid = format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    );
     let mut file = tempfile::NamedTempFile::new_in(data_dir)?;
     std::io::Write::write_all(&mut file, uuid.as_bytes())?;
     file.as_file().sync_all()?;
-    file.persist(&path).with_context(|| format!("writing {}", path.display()))?;
+    file.persist(&path)
+        .with_context(|| format!("writing {}", path.display()))?;
     std::fs::File::open(data_dir)?.sync_all()?;
     Ok(uuid)
 }

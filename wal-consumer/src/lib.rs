@@ -56,7 +56,9 @@ pub async fn start(
     let watching = client.spawn_map_watch(shutdown.clone());
 
     let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    reporter
+        .set_service_status("", tonic_health::ServingStatus::Serving)
+        .await;
     let serving = tonic::transport::Server::builder()
         .add_service(health)
         .serve_with_incoming_shutdown(

@@ -35,16 +35,36 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         let registry = registry.sub_registry_with_prefix("ruvector_consumer");
-        registry.register("rows", "Row and TRUNCATE changes received", metrics.rows.clone());
-        registry.register("transactions", "Transactions routed", metrics.transactions.clone());
-        registry.register("restarts", "Starts over, by reason", metrics.restarts.clone());
-        registry.register("received_lsn", "Received up to here", metrics.received.clone());
+        registry.register(
+            "rows",
+            "Row and TRUNCATE changes received",
+            metrics.rows.clone(),
+        );
+        registry.register(
+            "transactions",
+            "Transactions routed",
+            metrics.transactions.clone(),
+        );
+        registry.register(
+            "restarts",
+            "Starts over, by reason",
+            metrics.restarts.clone(),
+        );
+        registry.register(
+            "received_lsn",
+            "Received up to here",
+            metrics.received.clone(),
+        );
         registry.register(
             "applied_lsn",
             "Durable on every required replica up to here",
             metrics.applied.clone(),
         );
-        registry.register("confirmed_lsn", "Confirmed to the server", metrics.confirmed.clone());
+        registry.register(
+            "confirmed_lsn",
+            "Confirmed to the server",
+            metrics.confirmed.clone(),
+        );
         registry.register(
             "lag_bytes",
             "WAL that the server has flushed and a required replica lacks",
@@ -65,19 +85,31 @@ impl Metrics {
     }
 
     pub fn restarted(&self, source: SourceId, reason: &'static str) {
-        self.restarts.get_or_create(&OfReason { source: source.0, reason }).inc();
+        self.restarts
+            .get_or_create(&OfReason {
+                source: source.0,
+                reason,
+            })
+            .inc();
     }
 
     pub fn positions(&self, source: SourceId, standing: &Standing) {
         let progress = standing.report(source);
         let label = OfSource { source: source.0 };
         let set = |family: &Family<OfSource, Gauge>, value: u64| {
-            family.get_or_create(&label).set(i64::try_from(value).unwrap_or(i64::MAX));
+            family
+                .get_or_create(&label)
+                .set(i64::try_from(value).unwrap_or(i64::MAX));
         };
         set(&self.received, progress.received_lsn);
         set(&self.applied, progress.applied_lsn);
         set(&self.confirmed, progress.confirmed_lsn);
-        set(&self.lag, progress.server_flush_lsn.saturating_sub(progress.applied_lsn));
+        set(
+            &self.lag,
+            progress
+                .server_flush_lsn
+                .saturating_sub(progress.applied_lsn),
+        );
         set(&self.retained, progress.retained_wal_bytes);
     }
 }

@@ -13,7 +13,11 @@ impl Backoff {
     pub fn new(config: &Config) -> Self {
         let min = Duration::from_millis(config.retry_min_ms.max(1));
         let max = Duration::from_millis(config.retry_max_ms).max(min);
-        Self { min, max, next: min }
+        Self {
+            min,
+            max,
+            next: min,
+        }
     }
 
     pub fn reset(&mut self) {

@@ -36,10 +36,19 @@ pub struct ColumnMap {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum RowOp {
-    Upsert { key: RowKey, vector: VectorColumn },
+    Upsert {
+        key: RowKey,
+        vector: VectorColumn,
+    },
     /// A key change: delete here, insert there.
-    Move { old: RowKey, new: RowKey, vector: VectorColumn },
-    Delete { key: RowKey },
+    Move {
+        old: RowKey,
+        new: RowKey,
+        vector: VectorColumn,
+    },
+    Delete {
+        key: RowKey,
+    },
 }
 
 impl ColumnMap {
@@ -55,45 +64,72 @@ impl ColumnMap {
                 .iter()
                 .zip(live)
                 .all(|(c, l)| c.name == l.name && c.type_oid == l.type_oid);
-        let flagged: Vec<usize> =
-            (0..relation.columns.len()).filter(|i| relation.columns[*i].is_key).collect();
+        let flagged: Vec<usize> = (0..relation.columns.len())
+            .filter(|i| relation.columns[*i].is_key)
+            .collect();
         let (vector, keys) = if is_current {
             let at = |attnum: i16| live.iter().position(|l| l.attnum == attnum);
             let keys: Option<Vec<usize>> = spec.key_attnums.iter().map(|a| at(*a)).collect();
             (at(spec.column_attnum), keys)
         } else {
-            let vector = relation.columns.iter().position(|c| c.name == spec.column_name);
+            let vector = relation
+                .columns
+                .iter()
+                .position(|c| c.name == spec.column_name);
             // With FULL every column is flagged, and names are not recorded.
-            (vector, (flagged.len() == spec.key_attnums.len()).then(|| flagged.clone()))
+            (
+                vector,
+                (flagged.len() == spec.key_attnums.len()).then(|| flagged.clone()),
+            )
         };
         let vector = vector.ok_or_else(|| {
             Unusable(format!("column {} of {} is gone", spec.column_name, name()))
         })?;
         let keys = keys.filter(|keys| !keys.is_empty() && keys.iter().all(|k| flagged.contains(k)));
         let keys = keys.ok_or_else(|| {
-            Unusable(format!("the replica identity of {} is another one than when {} was created; REINDEX it", name(), spec.index_name))
+            Unusable(format!(
+                "the replica identity of {} is another one than when {} was created; REINDEX it",
+                name(),
+                spec.index_name
+            ))
         })?;
-        Ok(Self { columns: relation.columns.len(), keys, vector, dimensions: spec.dimensions })
+        Ok(Self {
+            columns: relation.columns.len(),
+            keys,
+            vector,
+            dimensions: spec.dimensions,
+        })
     }
 
     pub fn insert(&self, new: &Tuple) -> Result<RowOp, Unusable> {
-        Ok(RowOp::Upsert { key: self.key(new, None)?, vector: self.vector(new, None)? })
+        Ok(RowOp::Upsert {
+            key: self.key(new, None)?,
+            vector: self.vector(new, None)?,
+        })
     }
 
     pub fn update(&self, old: Option<&OldTuple>, new: &Tuple) -> Result<RowOp, Unusable> {
         let vector = self.vector(new, old)?;
         let key = self.key(new, old)?;
-        let Some(old) = old else { return Ok(RowOp::Upsert { key, vector }) };
+        let Some(old) = old else {
+            return Ok(RowOp::Upsert { key, vector });
+        };
         let before = self.key(old.tuple(), None)?;
         if before == key {
             Ok(RowOp::Upsert { key, vector })
         } else {
-            Ok(RowOp::Move { old: before, new: key, vector })
+            Ok(RowOp::Move {
+                old: before,
+                new: key,
+                vector,
+            })
         }
     }
 
     pub fn delete(&self, old: &OldTuple) -> Result<RowOp, Unusable> {
-        Ok(RowOp::Delete { key: self.key(old.tuple(), None)? })
+        Ok(RowOp::Delete {
+            key: self.key(old.tuple(), None)?,
+        })
     }
 
     /// A key column that is out of line and untouched stands in the old tuple.
@@ -140,11 +176,15 @@ impl ColumnMap {
         if tuple.len() == self.columns {
             Ok(())
         } else {
-            Err(Unusable(format!("a row of {} columns, not {}", tuple.len(), self.columns)))
+            Err(Unusable(format!(
+                "a row of {} columns, not {}",
+                tuple.len(),
+                self.columns
+            )))
         }
     }
 }
 
 #[cfg(test)]
 #[path = "rows_tests.rs"]
-mod tests;
+pub mod tests;

@@ -27,7 +27,11 @@ pub fn spec() -> CollectionSpec {
 fn relation(columns: &[(&str, bool)]) -> Relation {
     let columns = columns
         .iter()
-        .map(|(name, is_key)| RelationColumn { is_key: *is_key, name: (*name).into(), type_oid: 20 })
+        .map(|(name, is_key)| RelationColumn {
+            is_key: *is_key,
+            name: (*name).into(),
+            type_oid: 20,
+        })
         .collect();
     Relation {
         oid: 9,
@@ -41,7 +45,11 @@ fn relation(columns: &[(&str, bool)]) -> Relation {
 /// Attribute 2 was dropped.
 fn live() -> Vec<LiveColumn> {
     [(1, "id"), (3, "label"), (4, "embedding")]
-        .map(|(attnum, name)| LiveColumn { attnum, name: name.into(), type_oid: 20 })
+        .map(|(attnum, name)| LiveColumn {
+            attnum,
+            name: name.into(),
+            type_oid: 20,
+        })
         .to_vec()
 }
 
@@ -68,8 +76,16 @@ fn value(x: f32) -> VectorColumn {
 
 #[test]
 fn columns_are_found_by_attribute_number_past_dropped_ones() {
-    let op = items().insert(&vec![bin(b"k"), Cell::Null, v(1.0)]).unwrap();
-    assert_eq!(op, RowOp::Upsert { key: key(b"k"), vector: value(1.0) });
+    let op = items()
+        .insert(&vec![bin(b"k"), Cell::Null, v(1.0)])
+        .unwrap();
+    assert_eq!(
+        op,
+        RowOp::Upsert {
+            key: key(b"k"),
+            vector: value(1.0)
+        }
+    );
 }
 
 #[test]
@@ -77,18 +93,28 @@ fn a_renamed_column_is_found_by_number_and_an_old_relation_by_name() {
     let mut renamed_live = live();
     renamed_live[2].name = "e2".into();
     let now = relation(&[("id", true), ("label", false), ("e2", false)]);
-    assert_eq!(ColumnMap::new(&now, &renamed_live, &spec()).unwrap(), items());
+    assert_eq!(
+        ColumnMap::new(&now, &renamed_live, &spec()).unwrap(),
+        items()
+    );
     let replayed = relation(&[("id", true), ("label", false), ("embedding", false)]);
-    assert_eq!(ColumnMap::new(&replayed, &renamed_live, &spec()).unwrap(), items());
+    assert_eq!(
+        ColumnMap::new(&replayed, &renamed_live, &spec()).unwrap(),
+        items()
+    );
 }
 
 #[test]
 fn a_dropped_column_or_another_replica_identity_stops_the_collection_by_name() {
     let gone = relation(&[("id", true), ("label", false)]);
-    let reason = ColumnMap::new(&gone, &live()[..2], &spec()).unwrap_err().to_string();
+    let reason = ColumnMap::new(&gone, &live()[..2], &spec())
+        .unwrap_err()
+        .to_string();
     assert_eq!(reason, "column embedding of public.items is gone");
     let other = relation(&[("id", false), ("label", true), ("embedding", false)]);
-    let reason = ColumnMap::new(&other, &live(), &spec()).unwrap_err().to_string();
+    let reason = ColumnMap::new(&other, &live(), &spec())
+        .unwrap_err()
+        .to_string();
     assert!(reason.contains("replica identity"), "{reason}");
 }
 
@@ -97,19 +123,38 @@ fn null_in_a_key_only_old_tuple_is_not_a_null_vector() {
     let old = OldTuple::Key(vec![bin(b"a"), Cell::Null, Cell::Null]);
     let new = vec![bin(b"b"), Cell::Null, Cell::Unchanged];
     let op = items().update(Some(&old), &new).unwrap();
-    let want = RowOp::Move { old: key(b"a"), new: key(b"b"), vector: VectorColumn::Unchanged };
+    let want = RowOp::Move {
+        old: key(b"a"),
+        new: key(b"b"),
+        vector: VectorColumn::Unchanged,
+    };
     assert_eq!(op, want);
-    assert_eq!(items().delete(&old).unwrap(), RowOp::Delete { key: key(b"a") });
+    assert_eq!(
+        items().delete(&old).unwrap(),
+        RowOp::Delete { key: key(b"a") }
+    );
 }
 
 #[test]
 fn unchanged_toast_is_not_null_and_a_full_old_tuple_supplies_it() {
     let new = vec![bin(b"a"), Cell::Null, Cell::Unchanged];
     let op = items().update(None, &new).unwrap();
-    assert_eq!(op, RowOp::Upsert { key: key(b"a"), vector: VectorColumn::Unchanged });
+    assert_eq!(
+        op,
+        RowOp::Upsert {
+            key: key(b"a"),
+            vector: VectorColumn::Unchanged
+        }
+    );
     let old = OldTuple::Full(vec![bin(b"a"), Cell::Null, v(3.0)]);
     let op = items().update(Some(&old), &new).unwrap();
-    assert_eq!(op, RowOp::Upsert { key: key(b"a"), vector: value(3.0) });
+    assert_eq!(
+        op,
+        RowOp::Upsert {
+            key: key(b"a"),
+            vector: value(3.0)
+        }
+    );
 }
 
 #[test]
@@ -117,16 +162,33 @@ fn an_unchanged_key_column_out_of_line_is_read_from_the_old_tuple() {
     let old = OldTuple::Key(vec![bin(b"long"), Cell::Null, Cell::Null]);
     let new = vec![Cell::Unchanged, Cell::Null, v(1.0)];
     let op = items().update(Some(&old), &new).unwrap();
-    assert_eq!(op, RowOp::Upsert { key: key(b"long"), vector: value(1.0) });
+    assert_eq!(
+        op,
+        RowOp::Upsert {
+            key: key(b"long"),
+            vector: value(1.0)
+        }
+    );
     assert!(items().update(None, &new).is_err());
 }
 
 #[test]
 fn a_null_vector_and_an_impossible_one_are_told_apart() {
-    let op = items().insert(&vec![bin(b"a"), Cell::Null, Cell::Null]).unwrap();
-    assert_eq!(op, RowOp::Upsert { key: key(b"a"), vector: VectorColumn::Null });
+    let op = items()
+        .insert(&vec![bin(b"a"), Cell::Null, Cell::Null])
+        .unwrap();
+    assert_eq!(
+        op,
+        RowOp::Upsert {
+            key: key(b"a"),
+            vector: VectorColumn::Null
+        }
+    );
     let wrong = vec![bin(b"a"), Cell::Null, Cell::Binary(vector::encode(&[1.0]))];
     let reason = items().insert(&wrong).unwrap_err().to_string();
     assert_eq!(reason, "expected 2 dimensions, not 1");
-    assert!(items().insert(&vec![bin(b"a")]).is_err(), "a row of another shape");
+    assert!(
+        items().insert(&vec![bin(b"a")]).is_err(),
+        "a row of another shape"
+    );
 }

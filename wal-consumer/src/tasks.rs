@@ -19,7 +19,9 @@ impl Tasks {
     /// Until all have ended; whoever calls has told them to.
     pub async fn wait(&self) {
         loop {
-            let Some(handle) = self.handles.lock().pop() else { return };
+            let Some(handle) = self.handles.lock().pop() else {
+                return;
+            };
             if let Err(problem) = handle.await {
                 tracing::error!(%problem, "a task failed");
             }

@@ -41,7 +41,9 @@ pub struct Transaction {
 impl Transaction {
     /// The next message; with its ordinal when it is a row or TRUNCATE change.
     pub fn next_message(&mut self) -> Result<Option<(Option<u32>, Message)>, TransactionError> {
-        let Some((at, payload)) = self.next_raw()? else { return Ok(None) };
+        let Some((at, payload)) = self.next_raw()? else {
+            return Ok(None);
+        };
         let is_change = is_change(&payload);
         let message = pgoutput::decode(at, payload)?;
         let mut ordinal = None;
@@ -52,7 +54,10 @@ impl Transaction {
                 .next_ordinal
                 .checked_add(1)
                 .filter(|next| *next < u32::MAX)
-                .ok_or(TransactionError::Protocol { what: "transaction of 2^32 changes", at })?;
+                .ok_or(TransactionError::Protocol {
+                    what: "transaction of 2^32 changes",
+                    at,
+                })?;
         }
         Ok(Some((ordinal, message)))
     }
@@ -89,14 +94,21 @@ pub struct Assembler {
 
 impl Assembler {
     pub fn new(memory_bytes_max: usize) -> Self {
-        Self { memory_bytes_max, open: None }
+        Self {
+            memory_bytes_max,
+            open: None,
+        }
     }
 
     pub fn is_within_transaction(&self) -> bool {
         self.open.is_some()
     }
 
-    pub fn take(&mut self, at: Lsn, payload: Bytes) -> Result<Option<Transaction>, TransactionError> {
+    pub fn take(
+        &mut self,
+        at: Lsn,
+        payload: Bytes,
+    ) -> Result<Option<Transaction>, TransactionError> {
         match payload.first() {
             Some(b'B') => self.begin(at, payload).map(|()| None),
             Some(b'C') => self.commit(at, payload).map(Some),
@@ -108,10 +120,16 @@ impl Assembler {
 
     fn begin(&mut self, at: Lsn, payload: Bytes) -> Result<(), TransactionError> {
         let Message::Begin { final_lsn, xid } = pgoutput::decode(at, payload)? else {
-            return Err(TransactionError::Protocol { what: "no Begin", at });
+            return Err(TransactionError::Protocol {
+                what: "no Begin",
+                at,
+            });
         };
         if self.open.is_some() {
-            return Err(TransactionError::Protocol { what: "Begin within a transaction", at });
+            return Err(TransactionError::Protocol {
+                what: "Begin within a transaction",
+                at,
+            });
         }
         self.open = Some(Open {
             xid,
@@ -126,7 +144,10 @@ impl Assembler {
 
     fn push(&mut self, at: Lsn, payload: Bytes) -> Result<(), TransactionError> {
         let Some(open) = &mut self.open else {
-            return Err(TransactionError::Protocol { what: "change outside a transaction", at });
+            return Err(TransactionError::Protocol {
+                what: "change outside a transaction",
+                at,
+            });
         };
         // `U`, relation, then the kind of tuple: an old one first.
         open.has_key_changes |=
@@ -140,22 +161,37 @@ impl Assembler {
     }
 
     fn commit(&mut self, at: Lsn, payload: Bytes) -> Result<Transaction, TransactionError> {
-        let Message::Commit { commit_lsn, end_lsn, committed_at_us } = pgoutput::decode(at, payload)?
+        let Message::Commit {
+            commit_lsn,
+            end_lsn,
+            committed_at_us,
+        } = pgoutput::decode(at, payload)?
         else {
-            return Err(TransactionError::Protocol { what: "no Commit", at });
+            return Err(TransactionError::Protocol {
+                what: "no Commit",
+                at,
+            });
         };
         let Some(mut open) = self.open.take() else {
-            return Err(TransactionError::Protocol { what: "Commit outside a transaction", at });
+            return Err(TransactionError::Protocol {
+                what: "Commit outside a transaction",
+                at,
+            });
         };
         if open.final_lsn != commit_lsn {
-            return Err(TransactionError::Protocol { what: "Commit of another transaction", at });
+            return Err(TransactionError::Protocol {
+                what: "Commit of another transaction",
+                at,
+            });
         }
         if open.spill.is_some() {
             open.spill()?;
         }
         let spilled = match open.spill {
             Some(writer) => {
-                let mut file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+                let mut file = writer
+                    .into_inner()
+                    .map_err(io::IntoInnerError::into_error)?;
                 file.rewind()?;
                 Some(BufReader::with_capacity(1 << 20, file))
             }
@@ -208,7 +244,10 @@ fn read_spilled(file: &mut BufReader<File>) -> io::Result<Option<(Lsn, Bytes)>> 
     let mut payload = Vec::new();
     file.by_ref().take(len).read_to_end(&mut payload)?;
     if payload.len() as u64 != len {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "spilled message cut off"));
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "spilled message cut off",
+        ));
     }
     Ok(Some((at, payload.into())))
 }
@@ -272,6 +311,9 @@ mod tests {
         assert!(assembler.take(Lsn(2), commit(1, 2)).is_err());
         assembler.take(Lsn(1), begin(7, 90)).unwrap();
         assert!(assembler.take(Lsn(1), begin(8, 95)).is_err());
-        assert!(assembler.take(Lsn(2), commit(91, 99)).is_err(), "another transaction's commit");
+        assert!(
+            assembler.take(Lsn(2), commit(91, 99)).is_err(),
+            "another transaction's commit"
+        );
     }
 }

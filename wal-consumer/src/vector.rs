@@ -23,10 +23,17 @@ pub fn decode(bytes: &[u8], dimensions: u32) -> Result<Box<[f32]>, BadVector> {
         return Err(malformed());
     }
     if u32::from(found) != dimensions {
-        return Err(BadVector::Dimensions { expected: dimensions, found: found.into() });
+        return Err(BadVector::Dimensions {
+            expected: dimensions,
+            found: found.into(),
+        });
     }
     let vector: Box<[f32]> = components.iter().map(|c| f32::from_be_bytes(*c)).collect();
-    if vector.iter().all(|x| x.is_finite()) { Ok(vector) } else { Err(BadVector::NotFinite) }
+    if vector.iter().all(|x| x.is_finite()) {
+        Ok(vector)
+    } else {
+        Err(BadVector::NotFinite)
+    }
 }
 
 /// The inverse, for tests and for what is spilled.
@@ -54,9 +61,18 @@ mod tests {
     #[test]
     fn an_impossible_vector_is_refused_by_name() {
         let bytes = encode(&[1.0, 2.0]);
-        assert_eq!(decode(&bytes, 3), Err(BadVector::Dimensions { expected: 3, found: 2 }));
+        assert_eq!(
+            decode(&bytes, 3),
+            Err(BadVector::Dimensions {
+                expected: 3,
+                found: 2
+            })
+        );
         assert_eq!(decode(&encode(&[f32::NAN]), 1), Err(BadVector::NotFinite));
-        assert_eq!(decode(&encode(&[f32::INFINITY]), 1), Err(BadVector::NotFinite));
+        assert_eq!(
+            decode(&encode(&[f32::INFINITY]), 1),
+            Err(BadVector::NotFinite)
+        );
         for cut in 0..bytes.len() {
             assert!(decode(&bytes[..cut], 2).is_err(), "{cut}");
         }

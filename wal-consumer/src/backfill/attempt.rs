@@ -8,11 +8,11 @@
 //! chunks are durable, and all that was streamed meanwhile is, before the first
 //! partition closes: from then on no value is missing anywhere.
 
+use super::Shared;
 use super::copy::{CopyReader, Row};
-use super::links::Links;
+use super::links::{Links, accepted};
 use super::reread::{self, RereadError};
 use super::table::{self, Table, TableError};
-use super::Shared;
 use crate::feed::progress::RunEnd;
 use crate::replication::connection::Connection;
 use crate::replication::slot::{self, Lifetime};
@@ -96,7 +96,7 @@ pub struct Attempt<'a> {
     id: CollectionId,
     spec: CollectionSpec,
     backfill: BackfillId,
-    links: Arc<Links>,
+    links: Links,
     targets: Vec<Target>,
     in_flight: Arc<Semaphore>,
     sending: JoinSet<anyhow::Result<()>>,
@@ -115,10 +115,14 @@ impl<'a> Attempt<'a> {
         let context = &shared.context;
         let backfill = coordination::begin_backfill(context, id).await?;
         let map = coordination::wait_for_map(context, |map| {
-            map.collections.get(&id).is_none_or(|c| c.last_backfill >= backfill)
+            map.collections
+                .get(&id)
+                .is_none_or(|c| c.last_backfill >= backfill)
         })
         .await?;
-        let Some(collection) = map.collections.get(&id) else { return Ok(()) };
+        let Some(collection) = map.collections.get(&id) else {
+            return Ok(());
+        };
         let spec = collection.spec.clone();
         let table = table::publish(shared, &spec).await?;
         let targets: Vec<Target> = map
@@ -136,13 +140,16 @@ impl<'a> Attempt<'a> {
         let nodes: BTreeSet<NodeId> = targets.iter().flat_map(|t| t.replicas.clone()).collect();
         let answer_timeout = Duration::from_millis(context.config.node_stall_ms);
         let links = Links::open(&context.client, nodes, backfill, answer_timeout).await?;
-        let in_flight = context.config.backfill_in_flight_bytes.clamp(1, u32::MAX as usize);
+        let in_flight = context
+            .config
+            .backfill_in_flight_bytes
+            .clamp(1, u32::MAX as usize);
         let mut attempt = Attempt {
             shared,
             id,
             spec,
             backfill,
-            links: Arc::new(links),
+            links,
             targets,
             in_flight: Arc::new(Semaphore::new(in_flight)),
             sending: JoinSet::new(),
@@ -193,7 +200,11 @@ impl<'a> Attempt<'a> {
         let created = slot::create(&mut connection, &name, Lifetime::Temporary).await?;
         let client = sql::connect(&self.shared.postgres).await?;
         begin_at_snapshot(&client, &created.snapshot).await?;
-        let stamp = self.shared.progress.following.end_of(created.consistent_point);
+        let stamp = self
+            .shared
+            .progress
+            .following
+            .end_of(created.consistent_point);
         Ok(Snapshot { client, stamp })
     }
 
@@ -205,7 +216,11 @@ impl<'a> Attempt<'a> {
             table.name,
             vector = table.vector
         );
-        let stream = snapshot.client.copy_out(&copy).await.context("starting COPY")?;
+        let stream = snapshot
+            .client
+            .copy_out(&copy)
+            .await
+            .context("starting COPY")?;
         let mut stream = pin!(stream);
         let mut reader = CopyReader::default();
         while let Some(bytes) = stream.next().await {
@@ -243,7 +258,10 @@ impl<'a> Attempt<'a> {
     async fn push_row(&mut self, row: BackfillRow, stamp: WalPosition) -> anyhow::Result<()> {
         let hash = row.key.placement_hash();
         let index = self.targets.partition_point(|t| t.range.hi < hash);
-        let target = self.targets.get_mut(index).context("the partitions do not tile")?;
+        let target = self
+            .targets
+            .get_mut(index)
+            .context("the partitions do not tile")?;
         target.bytes += ROW_OVERHEAD_BYTES + row.key.as_bytes().len() + row.vector.len() * 4;
         target.rows.push((&row).into());
         let config = &self.shared.context.config;
@@ -282,12 +300,12 @@ impl<'a> Attempt<'a> {
             if self.closed.contains(&(target.id, *node)) {
                 continue;
             }
-            let (links, node, share) = (self.links.clone(), *node, share.clone());
-            let kind = Kind::Chunk(chunk.clone());
+            let answer = self.links.send(*node, Kind::Chunk(chunk.clone())).await?;
+            let (node, share) = (*node, share.clone());
             self.sending.spawn(async move {
-                let done = links.must(node, kind).await;
+                let answer = answer.await;
                 drop(share);
-                done
+                accepted(node, answer?)
             });
         }
         Ok(())
@@ -318,8 +336,10 @@ impl<'a> Attempt<'a> {
                     if self.closed.contains(&(id, node)) {
                         continue;
                     }
-                    let close =
-                        v1::BackfillClose { partition_id: id.0, backfill_id: self.backfill.0 };
+                    let close = v1::BackfillClose {
+                        partition_id: id.0,
+                        backfill_id: self.backfill.0,
+                    };
                     match self.links.call(node, Kind::Close(close)).await? {
                         None => {
                             self.closed.insert((id, node));
@@ -349,11 +369,20 @@ impl<'a> Attempt<'a> {
                 if self.closed.contains(&(target.id, *node)) {
                     continue;
                 }
-                let request =
-                    v1::ListPendingRequest { partition_id: target.id.0, limit: PENDING_PAGE };
-                let mut client =
-                    self.shared.context.client.node(*node).map_err(anyhow::Error::new)?;
-                let answer = client.list_pending(request).await.map_err(anyhow::Error::new)?;
+                let request = v1::ListPendingRequest {
+                    partition_id: target.id.0,
+                    limit: PENDING_PAGE,
+                };
+                let mut client = self
+                    .shared
+                    .context
+                    .client
+                    .node(*node)
+                    .map_err(anyhow::Error::new)?;
+                let answer = client
+                    .list_pending(request)
+                    .await
+                    .map_err(anyhow::Error::new)?;
                 for key in answer.into_inner().keys {
                     let key = RowKey::from_bytes(key.to_vec()).map_err(anyhow::Error::new)?;
                     pending.insert((index, key));
@@ -380,14 +409,18 @@ impl<'a> Attempt<'a> {
 
 /// `pg_current_snapshot()` prints `xmin:xmax:running,…`.
 async fn read_snapshot(client: &Client) -> anyhow::Result<BackfillSnapshot> {
-    let row = client.query_one("SELECT pg_current_snapshot()::text", &[]).await?;
+    let row = client
+        .query_one("SELECT pg_current_snapshot()::text", &[])
+        .await?;
     parse_snapshot(row.try_get(0)?)
 }
 
 fn parse_snapshot(text: &str) -> anyhow::Result<BackfillSnapshot> {
     let mut parts = text.split(':').skip(1);
     let xmax = parts.next().context("a snapshot without xmax")?.parse()?;
-    let running = parts.next().context("a snapshot without its running transactions")?;
+    let running = parts
+        .next()
+        .context("a snapshot without its running transactions")?;
     let running = running.split(',').filter(|xid| !xid.is_empty());
     let mut running = running.map(str::parse).collect::<Result<Vec<u64>, _>>()?;
     running.sort_unstable();

@@ -26,7 +26,10 @@ pub struct CopyReader {
 
 impl Default for CopyReader {
     fn default() -> Self {
-        Self { buffer: BytesMut::new(), stage: Stage::Header }
+        Self {
+            buffer: BytesMut::new(),
+            stage: Stage::Header,
+        }
     }
 }
 
@@ -51,17 +54,24 @@ impl CopyReader {
         }
         // Looked at in place first: a row is taken whole or not at all.
         let mut rest = &self.buffer[..];
-        let Ok(count) = rest.try_get_i16() else { return Ok(None) };
+        let Ok(count) = rest.try_get_i16() else {
+            return Ok(None);
+        };
         if count == -1 {
             self.buffer.advance(2);
             self.stage = Stage::Ended;
             ensure!(self.buffer.is_empty(), "bytes after the end of COPY");
             return Ok(None);
         }
-        ensure!((0..=COLUMNS_MAX).contains(&count), "a COPY row of {count} columns");
+        ensure!(
+            (0..=COLUMNS_MAX).contains(&count),
+            "a COPY row of {count} columns"
+        );
         let mut lengths = Vec::with_capacity(count as usize);
         for _ in 0..count {
-            let Ok(len) = rest.try_get_i32() else { return Ok(None) };
+            let Ok(len) = rest.try_get_i32() else {
+                return Ok(None);
+            };
             match len {
                 -1 => lengths.push(None),
                 0..=VALUE_BYTES_MAX => {
@@ -88,12 +98,18 @@ impl CopyReader {
         if self.buffer.len() < FIXED {
             return Ok(false);
         }
-        ensure!(self.buffer.starts_with(SIGNATURE), "not COPY's binary format");
+        ensure!(
+            self.buffer.starts_with(SIGNATURE),
+            "not COPY's binary format"
+        );
         let mut rest = &self.buffer[SIGNATURE.len()..];
         let flags = rest.get_u32();
         ensure!(flags == 0, "unknown flags {flags:x} in COPY's header");
         let extension = rest.get_u32();
-        ensure!(extension <= HEADER_EXTENSION_BYTES_MAX, "COPY header extension of {extension} bytes");
+        ensure!(
+            extension <= HEADER_EXTENSION_BYTES_MAX,
+            "COPY header extension of {extension} bytes"
+        );
         if rest.len() < extension as usize {
             return Ok(false);
         }
@@ -142,7 +158,10 @@ mod tests {
             }
             assert!(reader.has_ended());
             assert_eq!(rows[0], [Some(Bytes::from_static(b"ab")), None]);
-            assert_eq!(rows[1], [Some(Bytes::new()), Some(Bytes::from_static(b"xyz"))]);
+            assert_eq!(
+                rows[1],
+                [Some(Bytes::new()), Some(Bytes::from_static(b"xyz"))]
+            );
         }
     }
 

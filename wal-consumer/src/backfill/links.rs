@@ -38,7 +38,6 @@ impl Drop for Link {
 /// The streams of one backfill.
 pub struct Links {
     by_node: BTreeMap<NodeId, Link>,
-    backfill: BackfillId,
     answer_timeout: Duration,
 }
 
@@ -58,34 +57,64 @@ impl Links {
                 .with_context(|| format!("opening a backfill on {node}"))?;
             by_node.insert(node, link);
         }
-        Ok(Self { by_node, backfill, answer_timeout })
+        Ok(Self {
+            by_node,
+            answer_timeout,
+        })
     }
 
-    /// Answers the node's refusal, if it refused.
-    pub async fn call(&self, node: NodeId, kind: Kind) -> anyhow::Result<Option<Refusal>> {
+    /// Sends a request; the answer is waited for apart, so that requests leave
+    /// in the order in which they are sent: a partition's chunks must.
+    pub async fn send(
+        &self,
+        node: NodeId,
+        kind: Kind,
+    ) -> anyhow::Result<impl Future<Output = anyhow::Result<Option<Refusal>>> + Send + 'static>
+    {
         let (partition, chunk) = match &kind {
             Kind::Open(open) => (open.partition_id, CHUNK_OF_OPEN),
             Kind::Chunk(chunk) => (chunk.partition_id, chunk.chunk),
             Kind::Close(close) => (close.partition_id, CHUNK_OF_CLOSE),
         };
-        let link = self.by_node.get(&node).with_context(|| format!("no stream to {node}"))?;
+        let link = self
+            .by_node
+            .get(&node)
+            .with_context(|| format!("no stream to {node}"))?;
         let (done, answer) = oneshot::channel();
-        link.waiting.lock().insert((PartitionId(partition), chunk), done);
+        link.waiting
+            .lock()
+            .insert((PartitionId(partition), chunk), done);
         let request = v1::BackfillRequest { kind: Some(kind) };
-        link.requests.send(request).await.map_err(|_| anyhow!("{node} ended the stream"))?;
-        let refusal = tokio::time::timeout(self.answer_timeout, answer)
+        link.requests
+            .send(request)
             .await
-            .with_context(|| format!("{node} does not answer for {}", self.backfill.0))?
-            .map_err(|_| anyhow!("{node} ended the backfill's stream"))?;
-        Ok(Some(refusal).filter(|refusal| !refusal.is_empty()))
+            .map_err(|_| anyhow!("{node} ended the stream"))?;
+        let answer_timeout = self.answer_timeout;
+        Ok(async move {
+            let refusal = tokio::time::timeout(answer_timeout, answer)
+                .await
+                .with_context(|| format!("{node} does not answer a backfill"))?
+                .map_err(|_| anyhow!("{node} ended the backfill's stream"))?;
+            Ok(Some(refusal).filter(|refusal| !refusal.is_empty()))
+        })
+    }
+
+    /// Answers the node's refusal, if it refused.
+    pub async fn call(&self, node: NodeId, kind: Kind) -> anyhow::Result<Option<Refusal>> {
+        self.send(node, kind).await?.await
     }
 
     /// As [`Links::call`], where a refusal is a failure.
     pub async fn must(&self, node: NodeId, kind: Kind) -> anyhow::Result<()> {
-        match self.call(node, kind).await? {
-            None => Ok(()),
-            Some(refusal) => Err(anyhow!("{node} refused: {refusal}")),
-        }
+        accepted(node, self.call(node, kind).await?)
+    }
+}
+
+/// A refusal as a failure.
+pub fn accepted(node: NodeId, answer: Option<Refusal>) -> anyhow::Result<()> {
+    match answer {
+        None => Ok(()),
+        Some(refusal) => Err(anyhow!("{node} refused: {refusal}")),
     }
 }
 
@@ -95,7 +124,11 @@ async fn open_link(
     backfill: BackfillId,
 ) -> anyhow::Result<Link> {
     let (requests, outgoing) = mpsc::channel(TRANSPORT_QUEUE);
-    let mut answers = client.node(node)?.backfill(ReceiverStream::new(outgoing)).await?.into_inner();
+    let mut answers = client
+        .node(node)?
+        .backfill(ReceiverStream::new(outgoing))
+        .await?
+        .into_inner();
     let waiting = Waiting::default();
     let answered = waiting.clone();
     let reader = tokio::spawn(async move {
@@ -118,5 +151,9 @@ async fn open_link(
         // Whoever still waits is told by the closed channel.
         answered.lock().clear();
     });
-    Ok(Link { requests, waiting, reader: reader.abort_handle() })
+    Ok(Link {
+        requests,
+        waiting,
+        reader: reader.abort_handle(),
+    })
 }

@@ -15,6 +15,7 @@ pub mod table;
 use crate::feed::progress::{Progress, RunEnd};
 use crate::retry::Backoff;
 use crate::source::{SourceContext, coordination};
+use crate::tasks::Tasks;
 use attempt::{Attempt, Outcome};
 use cluster_core::collection::CollectionState;
 use cluster_core::ids::CollectionId;
@@ -24,7 +25,6 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tokio_postgres::Config;
 use tokio_util::sync::CancellationToken;
-use crate::tasks::Tasks;
 
 /// Asks the stream where it stands, once it is between two transactions and
 /// everything before has been sent.
@@ -57,7 +57,10 @@ impl Shared {
     pub async fn barrier(&self) -> Result<WalPosition, RunEnd> {
         let (answer, position) = oneshot::channel();
         let gone = |_| RunEnd::Cancelled;
-        self.barriers.send(Barrier { answer }).await.map_err(|_| RunEnd::Cancelled)?;
+        self.barriers
+            .send(Barrier { answer })
+            .await
+            .map_err(|_| RunEnd::Cancelled)?;
         position.await.map_err(gone)
     }
 }
@@ -90,7 +93,12 @@ impl Backfills {
             publication_lock: Arc::default(),
             turns,
         };
-        Self { shared, cancel, tasks, running: BTreeMap::new() }
+        Self {
+            shared,
+            cancel,
+            tasks,
+            running: BTreeMap::new(),
+        }
     }
 
     pub fn start(&mut self, id: CollectionId) {
@@ -143,7 +151,9 @@ async fn fill(shared: &Shared, id: CollectionId) {
             return;
         }
         let outcome = {
-            let Ok(_turn) = shared.turns.acquire().await else { return };
+            let Ok(_turn) = shared.turns.acquire().await else {
+                return;
+            };
             Attempt::run(shared, id).await
         };
         match outcome {
@@ -152,7 +162,10 @@ async fn fill(shared: &Shared, id: CollectionId) {
                 return;
             }
             Err(Outcome::Failed(reason)) => {
-                if coordination::fail_collection(context, id, &reason).await.is_ok() {
+                if coordination::fail_collection(context, id, &reason)
+                    .await
+                    .is_ok()
+                {
                     return;
                 }
             }

@@ -72,9 +72,13 @@ pub async fn rows(
     let statement = client.prepare(&select).await.map_err(error)?;
     let mut found = Vec::new();
     for key in keys {
-        let columns = key.columns().map_err(|e| RereadError::Unusable(e.to_string()))?;
+        let columns = key
+            .columns()
+            .map_err(|e| RereadError::Unusable(e.to_string()))?;
         if columns.len() != table.keys.len() {
-            return Err(RereadError::Unusable("a row key of another table".to_owned()));
+            return Err(RereadError::Unusable(
+                "a row key of another table".to_owned(),
+            ));
         }
         let values: Vec<Raw> = columns.into_iter().map(|c| Raw(c.to_vec())).collect();
         let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v as _).collect();
@@ -83,7 +87,10 @@ pub async fn rows(
             let Raw(bytes) = row.try_get(0).map_err(error)?;
             let vector = vector::decode(&bytes, dimensions)
                 .map_err(|e| RereadError::Unusable(e.to_string()))?;
-            found.push(BackfillRow { key: key.clone(), vector });
+            found.push(BackfillRow {
+                key: key.clone(),
+                vector,
+            });
         }
     }
     Ok(found)

@@ -36,7 +36,11 @@ pub struct KeyColumn {
 impl KeyColumn {
     pub fn selected(&self) -> String {
         let name = identifier(&self.name);
-        if self.has_binary { name } else { format!("{name}::text") }
+        if self.has_binary {
+            name
+        } else {
+            format!("{name}::text")
+        }
     }
 }
 
@@ -91,13 +95,19 @@ pub async fn look(client: &Client, spec: &CollectionSpec) -> Result<Table, Table
         return Err(unusable("is not an ordinary table"));
     }
     if row.try_get::<_, String>("persistence").map_err(error)? != "p" {
-        return Err(unusable("is unlogged or temporary: its changes are not in the WAL"));
+        return Err(unusable(
+            "is unlogged or temporary: its changes are not in the WAL",
+        ));
     }
     let vector: Option<String> = row.try_get("vector").map_err(error)?;
     let vector = vector.ok_or_else(|| unusable("has no such column, or it is generated"))?;
     let mut attnums = Vec::new();
     let mut keys = Vec::new();
-    for row in client.query(KEYS, &[&spec.table_oid]).await.map_err(error)? {
+    for row in client
+        .query(KEYS, &[&spec.table_oid])
+        .await
+        .map_err(error)?
+    {
         attnums.push(row.try_get::<_, i16>("attnum").map_err(error)?);
         keys.push(KeyColumn {
             name: row.try_get("name").map_err(error)?,
@@ -114,7 +124,9 @@ pub async fn look(client: &Client, spec: &CollectionSpec) -> Result<Table, Table
     expected.sort_unstable();
     if attnums != expected {
         let index = &spec.index_name;
-        return Err(unusable(&format!("has another replica identity than when {index} was created; REINDEX it")));
+        return Err(unusable(&format!(
+            "has another replica identity than when {index} was created; REINDEX it"
+        )));
     }
     let rows: i64 = row.try_get("rows").map_err(error)?;
     Ok(Table {
@@ -149,10 +161,16 @@ pub async fn publish(shared: &Shared, spec: &CollectionSpec) -> Result<Table, Ta
         identifier(&shared.publication),
         table.name
     );
-    client.batch_execute(&alter).await.context("adding the table to the publication")?;
+    client
+        .batch_execute(&alter)
+        .await
+        .context("adding the table to the publication")?;
     // Dropping the client rolls back.
     let table = look(&client, spec).await?;
-    client.batch_execute("COMMIT").await.context("adding the table to the publication")?;
+    client
+        .batch_execute("COMMIT")
+        .await
+        .context("adding the table to the publication")?;
     Ok(table)
 }
 
@@ -186,5 +204,8 @@ pub async fn unpublish_if_unused(shared: &Shared, table_oid: u32) -> anyhow::Res
         identifier(&schema),
         identifier(&name)
     );
-    client.batch_execute(&alter).await.context("taking the table out of the publication")
+    client
+        .batch_execute(&alter)
+        .await
+        .context("taking the table out of the publication")
 }

@@ -39,7 +39,10 @@ pub enum RunEnd {
 
 impl RunEnd {
     pub fn restart(label: &'static str, detail: impl std::fmt::Display) -> Self {
-        RunEnd::Restart { label, detail: detail.to_string() }
+        RunEnd::Restart {
+            label,
+            detail: detail.to_string(),
+        }
     }
 }
 
@@ -102,7 +105,8 @@ impl Progress {
 
     /// A node reported something: wake who waits for it.
     pub fn wake(&self) {
-        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+        self.changed
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 
     pub fn watch(&self) -> watch::Receiver<u64> {

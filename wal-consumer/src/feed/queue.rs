@@ -93,8 +93,14 @@ impl NodeQueue {
         changes: Vec<v1::RowChange>,
         bytes: usize,
     ) {
-        let Some(fed) = self.partitions.get_mut(&id) else { return };
-        assert!(to > fed.last_to, "{id}: batch up to {to} after {}", fed.last_to);
+        let Some(fed) = self.partitions.get_mut(&id) else {
+            return;
+        };
+        assert!(
+            to > fed.last_to,
+            "{id}: batch up to {to} after {}",
+            fed.last_to
+        );
         let batch = v1::ApplyBatch {
             partition_id: id.0,
             generation: fed.generation.0,
@@ -103,7 +109,12 @@ impl NodeQueue {
             changes,
         };
         fed.last_to = to;
-        self.push(Item { kind: Kind::Batch(batch), partition: Some(id), to, bytes });
+        self.push(Item {
+            kind: Kind::Batch(batch),
+            partition: Some(id),
+            to,
+            bytes,
+        });
     }
 
     pub fn push_nothing_else(
@@ -121,7 +132,12 @@ impl NodeQueue {
             oldest_xmin: oldest_xmin.unwrap_or(0),
             confirmed: Some(confirmed.into()),
         };
-        let item = Item { kind: Kind::NothingElse(message), partition: None, to, bytes: 0 };
+        let item = Item {
+            kind: Kind::NothingElse(message),
+            partition: None,
+            to,
+            bytes: 0,
+        };
         let has_unsent = self.sent < self.items.len();
         match self.items.back_mut() {
             Some(last) if last.partition.is_none() && has_unsent => {
@@ -142,7 +158,9 @@ impl NodeQueue {
     pub fn next_to_send(&mut self) -> Option<v1::ApplyRequest> {
         let item = self.items.get(self.sent)?;
         self.sent += 1;
-        Some(v1::ApplyRequest { kind: Some(item.kind.clone()) })
+        Some(v1::ApplyRequest {
+            kind: Some(item.kind.clone()),
+        })
     }
 
     /// A new stream was opened: everything not durable is sent again.
@@ -165,7 +183,11 @@ impl NodeQueue {
         applied: WalPosition,
         durable: WalPosition,
     ) -> bool {
-        let Some(fed) = self.partitions.get_mut(&id).filter(|f| f.generation == generation) else {
+        let Some(fed) = self
+            .partitions
+            .get_mut(&id)
+            .filter(|f| f.generation == generation)
+        else {
             return false;
         };
         let is_new = applied > fed.applied || durable > fed.durable || !fed.is_known;

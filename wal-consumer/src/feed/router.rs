@@ -52,7 +52,10 @@ fn assignment(map: &PartitionMap, collection: CollectionId) -> Assignment {
     let replicas = |p: &cluster_core::map::Partition| {
         p.replicas.iter().map(|r| (r.node, r.generation)).collect()
     };
-    map.partitions_of(collection).into_iter().map(|p| (p.range, p.id, replicas(p))).collect()
+    map.partitions_of(collection)
+        .into_iter()
+        .map(|p| (p.range, p.id, replicas(p)))
+        .collect()
 }
 
 impl Router {
@@ -73,7 +76,10 @@ impl Router {
     }
 
     pub fn collections_of_table(&self, table_oid: u32) -> Vec<CollectionId> {
-        let of_table = self.collections.iter().filter(|(_, c)| c.spec.table_oid == table_oid);
+        let of_table = self
+            .collections
+            .iter()
+            .filter(|(_, c)| c.spec.table_oid == table_oid);
         of_table.map(|(id, _)| *id).collect()
     }
 
@@ -84,7 +90,9 @@ impl Router {
     /// Adds a collection of the map; answers the feeds that are new and must be
     /// run.
     pub fn add_collection(&mut self, map: &PartitionMap, id: CollectionId) -> Vec<Arc<NodeFeed>> {
-        let Some(collection) = map.collections.get(&id) else { return Vec::new() };
+        let Some(collection) = map.collections.get(&id) else {
+            return Vec::new();
+        };
         let is_complete = matches!(collection.state, CollectionState::Ready { .. });
         let nodes = map.nodes.len().max(1);
         let mut new_feeds = Vec::new();
@@ -104,15 +112,27 @@ impl Router {
                 collection: id,
                 replicas: replicas.iter().map(|(node, _)| *node).collect(),
             };
-            self.partitions.insert(*partition, (routed, replicas.clone()));
+            self.partitions
+                .insert(*partition, (routed, replicas.clone()));
         }
-        let ranges = assigned.iter().map(|(range, partition, _)| (*range, *partition)).collect();
-        self.collections.insert(id, Routed { spec: collection.spec.clone(), ranges });
+        let ranges = assigned
+            .iter()
+            .map(|(range, partition, _)| (*range, *partition))
+            .collect();
+        self.collections.insert(
+            id,
+            Routed {
+                spec: collection.spec.clone(),
+                ranges,
+            },
+        );
         new_feeds
     }
 
     pub fn remove_collection(&mut self, id: CollectionId) {
-        let Some(collection) = self.collections.remove(&id) else { return };
+        let Some(collection) = self.collections.remove(&id) else {
+            return;
+        };
         for (_, partition) in collection.ranges {
             self.partitions.remove(&partition);
             self.buffers.remove(&partition);
@@ -122,7 +142,8 @@ impl Router {
             }
         }
         let partitions = &self.partitions;
-        self.progress.retain(|replica| partitions.contains_key(&replica.partition));
+        self.progress
+            .retain(|replica| partitions.contains_key(&replica.partition));
     }
 
     /// Takes away what the map no longer feeds. `Err`: a collection that is
@@ -160,9 +181,11 @@ impl Router {
     /// Routes a change. Both halves of a key change come by themselves.
     pub async fn route(&mut self, id: CollectionId, change: PositionedChange) {
         let targets: Vec<PartitionId> = match &change.change {
-            Change::Upsert { key, .. } | Change::Delete { key } => {
-                self.partition_for(id, key.placement_hash()).map(|p| p.id).into_iter().collect()
-            }
+            Change::Upsert { key, .. } | Change::Delete { key } => self
+                .partition_for(id, key.placement_hash())
+                .map(|p| p.id)
+                .into_iter()
+                .collect(),
             Change::Truncate => match self.collections.get(&id) {
                 Some(collection) => collection.ranges.iter().map(|(_, p)| *p).collect(),
                 None => Vec::new(),
@@ -177,7 +200,8 @@ impl Router {
         let buffer = self.buffers.entry(partition).or_default();
         let is_full = buffer.changes.len() >= self.config.batch_changes_max
             || buffer.bytes >= self.config.batch_bytes_max;
-        if is_full && let Some(last) = buffer.changes.last().map(|c| c.position)
+        if is_full
+            && let Some(last) = buffer.changes.last().map(|c| c.position)
             && last < change.position
         {
             self.flush_partition(partition, last).await;
@@ -198,7 +222,10 @@ impl Router {
 
     /// Where a replica stands that has applied every batch sent.
     pub fn sent_to(&self, partition: PartitionId) -> WalPosition {
-        self.sent_to.get(&partition).copied().unwrap_or(WalPosition::ZERO)
+        self.sent_to
+            .get(&partition)
+            .copied()
+            .unwrap_or(WalPosition::ZERO)
     }
 
     /// Sends everything: the last transaction buffered ends at `end`.
@@ -211,13 +238,19 @@ impl Router {
     }
 
     async fn flush_partition(&mut self, partition: PartitionId, to: WalPosition) {
-        let Some(buffer) = self.buffers.remove(&partition) else { return };
-        let Some((_, replicas)) = self.partitions.get(&partition) else { return };
+        let Some(buffer) = self.buffers.remove(&partition) else {
+            return;
+        };
+        let Some((_, replicas)) = self.partitions.get(&partition) else {
+            return;
+        };
         self.sent_to.insert(partition, to);
         let changes: Vec<v1::RowChange> = buffer.changes.iter().map(Into::into).collect();
         let stall = Duration::from_millis(self.config.node_stall_ms);
         for (node, _) in replicas {
-            let Some(feed) = self.feeds.get(node) else { continue };
+            let Some(feed) = self.feeds.get(node) else {
+                continue;
+            };
             feed.wait_for_room(stall).await;
             // Keys and vectors are shared between the copies.
             feed.push_batch(partition, to, changes.clone(), buffer.bytes);
@@ -226,7 +259,10 @@ impl Router {
 
     /// Tells every node that there is nothing else up to `end`, after a flush.
     pub fn nothing_else(&self, end: Lsn, oldest_xmin: Option<u64>) {
-        assert!(self.buffers.is_empty(), "nothing else up to {end}, with changes still buffered");
+        assert!(
+            self.buffers.is_empty(),
+            "nothing else up to {end}, with changes still buffered"
+        );
         let confirmed = self.progress.following.end_of(self.progress.confirmed());
         for feed in self.feeds.values() {
             feed.push_nothing_else(self.progress.following.end_of(end), oldest_xmin, confirmed);
@@ -245,9 +281,10 @@ pub fn is_fed(map: &PartitionMap, source: SourceId, id: CollectionId) -> bool {
 fn change_bytes(change: &PositionedChange) -> usize {
     CHANGE_OVERHEAD_BYTES
         + match &change.change {
-            Change::Upsert { key, vector: VectorColumn::Value(vector) } => {
-                key.as_bytes().len() + vector.len() * 4
-            }
+            Change::Upsert {
+                key,
+                vector: VectorColumn::Value(vector),
+            } => key.as_bytes().len() + vector.len() * 4,
             Change::Upsert { key, .. } | Change::Delete { key } => key.as_bytes().len(),
             Change::Truncate => 0,
         }

@@ -74,13 +74,20 @@ impl NodeFeed {
     pub fn add_partition(&self, id: PartitionId, generation: Generation, is_complete: bool) {
         let mut state = self.state.lock();
         let following = &self.progress.following;
-        let from =
-            if is_complete { following.end_of(following.start) } else { WalPosition::ZERO };
+        let from = if is_complete {
+            following.end_of(following.start)
+        } else {
+            WalPosition::ZERO
+        };
         if is_complete {
             state.complete.insert(id);
         }
         state.queue.add_partition(id, generation, from);
-        self.progress.require(ReplicaKey { partition: id, node: self.node, generation });
+        self.progress.require(ReplicaKey {
+            partition: id,
+            node: self.node,
+            generation,
+        });
     }
 
     pub fn remove_partition(&self, id: PartitionId) {
@@ -103,7 +110,12 @@ impl NodeFeed {
         }
     }
 
-    pub fn push_nothing_else(&self, to: WalPosition, oldest_xmin: Option<u64>, confirmed: WalPosition) {
+    pub fn push_nothing_else(
+        &self,
+        to: WalPosition,
+        oldest_xmin: Option<u64>,
+        confirmed: WalPosition,
+    ) {
         let mut state = self.state.lock();
         if state.link != Link::GivenUp {
             state.queue.push_nothing_else(to, oldest_xmin, confirmed);
@@ -112,7 +124,11 @@ impl NodeFeed {
     }
 
     pub fn applied(&self, id: PartitionId) -> WalPosition {
-        self.state.lock().queue.partition(id).map_or(WalPosition::ZERO, |fed| fed.applied)
+        self.state
+            .lock()
+            .queue
+            .partition(id)
+            .map_or(WalPosition::ZERO, |fed| fed.applied)
     }
 
     pub fn is_up(&self) -> bool {
@@ -141,13 +157,30 @@ impl NodeFeed {
         }
     }
 
+    #[cfg(test)]
+    pub fn drain_for_test(&self) -> Vec<Request> {
+        let mut state = self.state.lock();
+        let mut kinds = Vec::new();
+        while let Some(kind) = state.queue.next_to_send().and_then(|m| m.kind) {
+            kinds.push(kind);
+        }
+        kinds
+    }
+
     /// Runs until cancelled.
-    pub async fn run(self: Arc<Self>, client: ClusterClient, config: Arc<Config>, cancel: CancellationToken) {
+    pub async fn run(
+        self: Arc<Self>,
+        client: ClusterClient,
+        config: Arc<Config>,
+        cancel: CancellationToken,
+    ) {
         let mut backoff = Backoff::new(&config);
         loop {
             let opened_at = Instant::now();
             let attempt = self.follow(&client, &config);
-            let Some(Err(problem)) = cancel.run_until_cancelled(attempt).await else { return };
+            let Some(Err(problem)) = cancel.run_until_cancelled(attempt).await else {
+                return;
+            };
             {
                 let mut state = self.state.lock();
                 if state.link == Link::Up {
@@ -165,7 +198,11 @@ impl NodeFeed {
         }
     }
 
-    async fn follow(&self, client: &ClusterClient, config: &Config) -> Result<std::convert::Infallible, String> {
+    async fn follow(
+        &self,
+        client: &ClusterClient,
+        config: &Config,
+    ) -> Result<std::convert::Infallible, String> {
         let (send, outgoing) = mpsc::channel(TRANSPORT_QUEUE);
         let map = client.map();
         let open = v1::ApplyOpen {
@@ -175,16 +212,23 @@ impl NodeFeed {
             epoch: map.epoch.0,
             map_version: map.version.0,
         };
-        let first = v1::ApplyRequest { kind: Some(Request::Open(open)) };
+        let first = v1::ApplyRequest {
+            kind: Some(Request::Open(open)),
+        };
         send.send(first).await.map_err(|e| e.to_string())?;
         let call_timeout = Duration::from_millis(config.call_timeout_ms);
         let mut node = client.node(self.node).map_err(|e| e.to_string())?;
         let opening = async {
-            let mut incoming = node.apply(ReceiverStream::new(outgoing)).await?.into_inner();
+            let mut incoming = node
+                .apply(ReceiverStream::new(outgoing))
+                .await?
+                .into_inner();
             let first = incoming.message().await?;
             Ok::<_, tonic::Status>((incoming, first))
         };
-        let opened = timeout(call_timeout, opening).await.map_err(|_| "did not open in time")?;
+        let opened = timeout(call_timeout, opening)
+            .await
+            .map_err(|_| "did not open in time")?;
         let (mut incoming, first) = match opened {
             Ok(opened) => opened,
             Err(status) => return Err(refused(client, &status).await),
@@ -209,7 +253,10 @@ impl NodeFeed {
         }
     }
 
-    async fn send_all(&self, send: mpsc::Sender<v1::ApplyRequest>) -> Result<std::convert::Infallible, String> {
+    async fn send_all(
+        &self,
+        send: mpsc::Sender<v1::ApplyRequest>,
+    ) -> Result<std::convert::Infallible, String> {
         loop {
             let next = self.state.lock().queue.next_to_send();
             match next {
@@ -225,13 +272,23 @@ impl NodeFeed {
     }
 
     fn take_opened(&self, client: &ClusterClient, opened: v1::ApplyOpened) -> Result<(), String> {
-        let reports = opened.partitions.iter().map(Report::from_wire).collect::<Result<Vec<_>, _>>()?;
+        let reports = opened
+            .partitions
+            .iter()
+            .map(Report::from_wire)
+            .collect::<Result<Vec<_>, _>>()?;
         let mut state = self.state.lock();
         if state.link == Link::GivenUp {
-            self.progress.end(RunEnd::restart("node_back", format!("{} answers again", self.node)));
+            self.progress.end(RunEnd::restart(
+                "node_back",
+                format!("{} answers again", self.node),
+            ));
             return Err("is back; the source starts over".to_owned());
         }
-        let start = self.progress.following.end_of(self.progress.following.start);
+        let start = self
+            .progress
+            .following
+            .end_of(self.progress.following.start);
         for id in state.complete.clone() {
             let found = reports.iter().find(|r| r.partition == id);
             let known = state.queue.partition(id).copied();
@@ -240,7 +297,8 @@ impl NodeFeed {
             };
             let floor = start.max(known.durable);
             if report.generation == known.generation && report.durable < floor {
-                self.progress.end(self.behind(client, id, report.durable, floor));
+                self.progress
+                    .end(self.behind(client, id, report.durable, floor));
                 return Err(format!("{id} stands at {}, below {floor}", report.durable));
             }
         }
@@ -256,9 +314,18 @@ impl NodeFeed {
     }
 
     /// A complete replica below the slot cannot be fed from it: fail closed.
-    fn behind(&self, client: &ClusterClient, id: PartitionId, at: WalPosition, floor: WalPosition) -> RunEnd {
+    fn behind(
+        &self,
+        client: &ClusterClient,
+        id: PartitionId,
+        at: WalPosition,
+        floor: WalPosition,
+    ) -> RunEnd {
         let map = client.map();
-        let collection = map.partitions.get(&id).and_then(|p| map.collections.get(&p.collection));
+        let collection = map
+            .partitions
+            .get(&id)
+            .and_then(|p| map.collections.get(&p.collection));
         match collection.map(|c| &c.state) {
             Some(CollectionState::Ready { .. }) => RunEnd::Problem(format!(
                 "replica of {id} on {} holds everything up to {at} only, but {floor} was confirmed or durable before: rows are missing there; recreate the index",
@@ -285,7 +352,10 @@ impl NodeFeed {
             }
             Some(Response::Gap(gap)) => {
                 let id = PartitionId(gap.partition_id);
-                let detail = format!("{} has a gap in {id}: {:?} after {:?}", self.node, gap.previous, gap.watermark);
+                let detail = format!(
+                    "{} has a gap in {id}: {:?} after {:?}",
+                    self.node, gap.previous, gap.watermark
+                );
                 self.progress.end(RunEnd::restart("gap", &detail));
                 Err(detail)
             }
@@ -340,7 +410,8 @@ struct Report {
 impl Report {
     fn from_wire(wire: &v1::PartitionWatermark) -> Result<Self, String> {
         let position = |p: Option<v1::WalPosition>| {
-            p.map(WalPosition::from).ok_or_else(|| "a watermark without position".to_owned())
+            p.map(WalPosition::from)
+                .ok_or_else(|| "a watermark without position".to_owned())
         };
         Ok(Self {
             partition: PartitionId(wire.partition_id),

@@ -56,7 +56,11 @@ impl FrameReader {
                     return Ok(Frame { tag, body });
                 }
             }
-            let read = self.read.read_buf(&mut self.buffer).await.context("reading from Postgres")?;
+            let read = self
+                .read
+                .read_buf(&mut self.buffer)
+                .await
+                .context("reading from Postgres")?;
             ensure!(read > 0, "Postgres closed the connection");
         }
     }
@@ -68,7 +72,10 @@ pub struct FrameWriter {
 
 impl FrameWriter {
     pub async fn send(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        self.write.write_all(bytes).await.context("writing to Postgres")?;
+        self.write
+            .write_all(bytes)
+            .await
+            .context("writing to Postgres")?;
         self.write.flush().await.context("writing to Postgres")
     }
 }
@@ -96,7 +103,10 @@ impl Connection {
         );
         let (read, write) = open_socket(config).await?;
         let mut connection = Self {
-            reader: FrameReader { read, buffer: BytesMut::with_capacity(64 << 10) },
+            reader: FrameReader {
+                read,
+                buffer: BytesMut::with_capacity(64 << 10),
+            },
             writer: FrameWriter { write },
         };
         connection.start_up(config, options).await?;
@@ -104,7 +114,9 @@ impl Connection {
     }
 
     async fn start_up(&mut self, config: &Config, options: &str) -> anyhow::Result<()> {
-        let user = config.get_user().context("the connection string names no user")?;
+        let user = config
+            .get_user()
+            .context("the connection string names no user")?;
         let database = config.get_dbname().unwrap_or(user);
         let parameters = [
             ("user", user),
@@ -121,7 +133,10 @@ impl Connection {
         loop {
             let mut frame = self.reader.next_within(SMALL_FRAME_BYTES_MAX).await?;
             match frame.tag {
-                b'R' => self.authenticate(config, user, &mut frame.body, &mut scram).await?,
+                b'R' => {
+                    self.authenticate(config, user, &mut frame.body, &mut scram)
+                        .await?
+                }
                 b'E' => return Err(server_error(&frame.body)),
                 b'Z' => return Ok(()),
                 b'K' | b'S' | b'N' | b'v' => {}
@@ -139,7 +154,9 @@ impl Connection {
     ) -> anyhow::Result<()> {
         ensure!(body.len() >= 4, "authentication request cut off");
         let password = || {
-            config.get_password().context("the server asks for a password, the DSN has none")
+            config
+                .get_password()
+                .context("the server asks for a password, the DSN has none")
         };
         let mut out = BytesMut::new();
         match body.get_u32() {
@@ -151,7 +168,9 @@ impl Connection {
                 frontend::password_message(hash.as_bytes(), &mut out)?;
             }
             10 => {
-                let offered = body.split(|b| *b == 0).any(|m| m == SCRAM_SHA_256.as_bytes());
+                let offered = body
+                    .split(|b| *b == 0)
+                    .any(|m| m == SCRAM_SHA_256.as_bytes());
                 ensure!(offered, "the server offers no {SCRAM_SHA_256}");
                 let exchange = ScramSha256::new(password()?, ChannelBinding::unsupported());
                 frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), &mut out)?;
@@ -164,7 +183,9 @@ impl Connection {
             }
             12 => {
                 let exchange = scram.as_mut().context("SASL ends before it began")?;
-                exchange.finish(body).context("the server does not know the password")?;
+                exchange
+                    .finish(body)
+                    .context("the server does not know the password")?;
                 return Ok(());
             }
             kind => bail!("authentication method {kind} is not supported"),
@@ -186,7 +207,10 @@ impl Connection {
                 b'E' => error = Some(server_error(&frame.body)),
                 b'Z' => break,
                 b'T' | b'C' | b'S' | b'N' | b'I' => {}
-                tag => bail!("unexpected message {:?} in answer to {sql:?}", char::from(tag)),
+                tag => bail!(
+                    "unexpected message {:?} in answer to {sql:?}",
+                    char::from(tag)
+                ),
             }
         }
         match error {
@@ -206,7 +230,10 @@ impl Connection {
                 b'W' => return Ok((self.reader, self.writer)),
                 b'E' => return Err(server_error(&frame.body)).context("starting replication"),
                 b'N' | b'S' => {}
-                tag => bail!("unexpected message {:?} instead of CopyBoth", char::from(tag)),
+                tag => bail!(
+                    "unexpected message {:?} instead of CopyBoth",
+                    char::from(tag)
+                ),
             }
         }
     }
@@ -224,7 +251,9 @@ async fn open_socket(config: &Config) -> anyhow::Result<(Read, Write)> {
                     let (read, write) = stream.into_split();
                     return Ok((Box::new(read), Box::new(write)));
                 }
-                Err(e) => last = anyhow::Error::new(e).context(format!("connecting to {name}:{port}")),
+                Err(e) => {
+                    last = anyhow::Error::new(e).context(format!("connecting to {name}:{port}"))
+                }
             },
             Host::Unix(folder) => {
                 let path = folder.join(format!(".s.PGSQL.{port}"));
@@ -234,7 +263,8 @@ async fn open_socket(config: &Config) -> anyhow::Result<(Read, Write)> {
                         return Ok((Box::new(read), Box::new(write)));
                     }
                     Err(e) => {
-                        last = anyhow::Error::new(e).context(format!("connecting to {}", path.display()));
+                        last = anyhow::Error::new(e)
+                            .context(format!("connecting to {}", path.display()));
                     }
                 }
             }
@@ -267,7 +297,9 @@ pub fn server_error(body: &[u8]) -> anyhow::Error {
     let mut code = String::new();
     let mut message = String::new();
     for field in body.split(|b| *b == 0) {
-        let Some((kind, text)) = field.split_first() else { continue };
+        let Some((kind, text)) = field.split_first() else {
+            continue;
+        };
         let text = String::from_utf8_lossy(text).into_owned();
         match kind {
             b'S' => severity = text,

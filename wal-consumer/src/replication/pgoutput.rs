@@ -46,13 +46,32 @@ impl OldTuple {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
-    Begin { final_lsn: Lsn, xid: u32 },
-    Commit { commit_lsn: Lsn, end_lsn: Lsn, committed_at_us: i64 },
+    Begin {
+        final_lsn: Lsn,
+        xid: u32,
+    },
+    Commit {
+        commit_lsn: Lsn,
+        end_lsn: Lsn,
+        committed_at_us: i64,
+    },
     Relation(Relation),
-    Insert { relation: u32, new: Tuple },
-    Update { relation: u32, old: Option<OldTuple>, new: Tuple },
-    Delete { relation: u32, old: OldTuple },
-    Truncate { relations: Vec<u32> },
+    Insert {
+        relation: u32,
+        new: Tuple,
+    },
+    Update {
+        relation: u32,
+        old: Option<OldTuple>,
+        new: Tuple,
+    },
+    Delete {
+        relation: u32,
+        old: OldTuple,
+    },
+    Truncate {
+        relations: Vec<u32>,
+    },
     Type,
     Origin,
     /// `pg_logical_emit_message`.
@@ -62,7 +81,12 @@ pub enum Message {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     #[error("message {tag:?} at {at}: {problem}; bytes: {bytes}")]
-    Malformed { at: Lsn, tag: char, problem: Malformed, bytes: String },
+    Malformed {
+        at: Lsn,
+        tag: char,
+        problem: Malformed,
+        bytes: String,
+    },
     #[error("unknown message {tag:?} at {at}; bytes: {bytes}")]
     Unknown { at: Lsn, tag: char, bytes: String },
 }
@@ -80,9 +104,11 @@ pub fn decode(at: Lsn, payload: Bytes) -> Result<Message, DecodeError> {
     reader.u8("empty message").map_err(known)?;
     match decode_body(tag, &mut reader) {
         Ok(Some(message)) => Ok(message),
-        Ok(None) => {
-            Err(DecodeError::Unknown { at, tag: char::from(tag), bytes: excerpt(&payload) })
-        }
+        Ok(None) => Err(DecodeError::Unknown {
+            at,
+            tag: char::from(tag),
+            bytes: excerpt(&payload),
+        }),
         Err(problem) => Err(known(problem)),
     }
 }
@@ -92,7 +118,10 @@ fn decode_body(tag: u8, r: &mut Reader) -> Result<Option<Message>, Malformed> {
         b'B' => {
             let final_lsn = Lsn(r.u64("Begin cut off")?);
             r.u64("Begin cut off")?;
-            Message::Begin { final_lsn, xid: r.u32("Begin cut off")? }
+            Message::Begin {
+                final_lsn,
+                xid: r.u32("Begin cut off")?,
+            }
         }
         b'C' => {
             r.u8("Commit cut off")?;
@@ -106,13 +135,19 @@ fn decode_body(tag: u8, r: &mut Reader) -> Result<Option<Message>, Malformed> {
         b'I' => {
             let relation = r.u32("Insert cut off")?;
             expect(r, b'N')?;
-            Message::Insert { relation, new: read_tuple(r)? }
+            Message::Insert {
+                relation,
+                new: read_tuple(r)?,
+            }
         }
         b'U' => read_update(r)?,
         b'D' => {
             let relation = r.u32("Delete cut off")?;
             let kind = r.u8("Delete cut off")?;
-            Message::Delete { relation, old: read_old(kind, r)? }
+            Message::Delete {
+                relation,
+                old: read_old(kind, r)?,
+            }
         }
         b'T' => read_truncate(r)?,
         // Content that concerns no row of ours; nothing to check behind the tag.
@@ -137,11 +172,25 @@ fn read_relation(r: &mut Reader) -> Result<Relation, Malformed> {
         let name = r.cstr("column name")?;
         let type_oid = r.u32("column cut off")?;
         r.i32("column cut off")?;
-        columns.push(RelationColumn { is_key, name, type_oid });
+        columns.push(RelationColumn {
+            is_key,
+            name,
+            type_oid,
+        });
     }
     // pg_catalog is sent as the empty name.
-    let schema = if schema.is_empty() { "pg_catalog".to_owned() } else { schema };
-    Ok(Relation { oid, schema, name, replica_identity, columns })
+    let schema = if schema.is_empty() {
+        "pg_catalog".to_owned()
+    } else {
+        schema
+    };
+    Ok(Relation {
+        oid,
+        schema,
+        name,
+        replica_identity,
+        columns,
+    })
 }
 
 fn read_update(r: &mut Reader) -> Result<Message, Malformed> {
@@ -155,7 +204,11 @@ fn read_update(r: &mut Reader) -> Result<Message, Malformed> {
     if kind != b'N' {
         return Err(r.malformed("Update without a new tuple"));
     }
-    Ok(Message::Update { relation, old, new: read_tuple(r)? })
+    Ok(Message::Update {
+        relation,
+        old,
+        new: read_tuple(r)?,
+    })
 }
 
 fn read_old(kind: u8, r: &mut Reader) -> Result<OldTuple, Malformed> {
@@ -172,7 +225,9 @@ fn read_truncate(r: &mut Reader) -> Result<Message, Malformed> {
     if count > r.remaining() / 4 {
         return Err(r.malformed("Truncate names more tables than it has bytes"));
     }
-    let relations = (0..count).map(|_| r.u32("Truncate cut off")).collect::<Result<_, _>>()?;
+    let relations = (0..count)
+        .map(|_| r.u32("Truncate cut off"))
+        .collect::<Result<_, _>>()?;
     Ok(Message::Truncate { relations })
 }
 
@@ -187,7 +242,11 @@ fn expect(r: &mut Reader, kind: u8) -> Result<(), Malformed> {
 /// The first bytes, in hex, for a message that somebody must read.
 fn excerpt(bytes: &[u8]) -> String {
     const EXCERPT_BYTES: usize = 64;
-    let mut text: String = bytes.iter().take(EXCERPT_BYTES).map(|b| format!("{b:02x}")).collect();
+    let mut text: String = bytes
+        .iter()
+        .take(EXCERPT_BYTES)
+        .map(|b| format!("{b:02x}"))
+        .collect();
     if bytes.len() > EXCERPT_BYTES {
         text.push_str(&format!("… ({} bytes)", bytes.len()));
     }

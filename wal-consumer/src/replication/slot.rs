@@ -30,8 +30,15 @@ pub enum Lifetime {
 pub async fn identify_system(connection: &mut Connection) -> anyhow::Result<SystemIdentity> {
     let rows = connection.query("IDENTIFY_SYSTEM").await?;
     let row = rows.first().context("IDENTIFY_SYSTEM answered nothing")?;
-    let field = |i: usize| row.get(i).and_then(Option::as_deref).context("IDENTIFY_SYSTEM cut off");
-    Ok(SystemIdentity { system_identifier: field(0)?.parse()?, timeline: field(1)?.parse()? })
+    let field = |i: usize| {
+        row.get(i)
+            .and_then(Option::as_deref)
+            .context("IDENTIFY_SYSTEM cut off")
+    };
+    Ok(SystemIdentity {
+        system_identifier: field(0)?.parse()?,
+        timeline: field(1)?.parse()?,
+    })
 }
 
 /// Waits until every running transaction has ended (bounded by the
@@ -42,16 +49,27 @@ pub async fn create(
     lifetime: Lifetime,
 ) -> anyhow::Result<CreatedSlot> {
     check_name(name)?;
-    let temporary = if lifetime == Lifetime::Temporary { " TEMPORARY" } else { "" };
+    let temporary = if lifetime == Lifetime::Temporary {
+        " TEMPORARY"
+    } else {
+        ""
+    };
     let command = format!(
         "CREATE_REPLICATION_SLOT \"{name}\"{temporary} LOGICAL pgoutput (SNAPSHOT 'export')"
     );
     let rows = connection.query(&command).await?;
-    let row = rows.first().context("CREATE_REPLICATION_SLOT answered nothing")?;
+    let row = rows
+        .first()
+        .context("CREATE_REPLICATION_SLOT answered nothing")?;
     let field = |i: usize| {
-        row.get(i).and_then(Option::as_deref).context("CREATE_REPLICATION_SLOT cut off")
+        row.get(i)
+            .and_then(Option::as_deref)
+            .context("CREATE_REPLICATION_SLOT cut off")
     };
-    Ok(CreatedSlot { consistent_point: field(1)?.parse()?, snapshot: field(2)?.to_owned() })
+    Ok(CreatedSlot {
+        consistent_point: field(1)?.parse()?,
+        snapshot: field(2)?.to_owned(),
+    })
 }
 
 /// Streams from `start`, which must be what the slot has confirmed: asked for
@@ -72,8 +90,7 @@ pub async fn start(
 }
 
 pub fn check_name(name: &str) -> anyhow::Result<()> {
-    let is_plain =
-        |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     ensure!(
         !name.is_empty() && name.len() < 64 && name.chars().all(is_plain),
         "not a name of a slot or publication of ours: {name:?}"

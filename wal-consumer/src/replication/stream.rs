@@ -8,6 +8,7 @@
 
 use super::connection::{FrameReader, FrameWriter, server_error};
 use super::tuple::Reader;
+use crate::tasks::Tasks;
 use anyhow::bail;
 use bytes::{BufMut, Bytes, BytesMut};
 use cluster_core::wal_position::Lsn;
@@ -17,7 +18,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
-use crate::tasks::Tasks;
 
 /// Messages in the receive queue, besides its limit in bytes.
 const RECEIVE_QUEUE_MESSAGES: usize = 16_384;
@@ -30,9 +30,14 @@ const POSTGRES_EPOCH: Duration = Duration::from_secs(946_684_800);
 
 #[derive(Debug)]
 pub enum WalEvent {
-    Data { at: Lsn, payload: Bytes },
+    Data {
+        at: Lsn,
+        payload: Bytes,
+    },
     /// Everything that ends at or before `wal_end` has been sent.
-    Keepalive { wal_end: Lsn },
+    Keepalive {
+        wal_end: Lsn,
+    },
 }
 
 /// An event and its share of the receive queue's bytes.
@@ -53,7 +58,10 @@ pub struct Feedback {
 
 impl Feedback {
     pub fn new(confirmed: Lsn) -> Self {
-        Self { confirmed: AtomicU64::new(confirmed.0), ..Self::default() }
+        Self {
+            confirmed: AtomicU64::new(confirmed.0),
+            ..Self::default()
+        }
     }
 
     pub fn confirm(&self, confirmed: Lsn) {
@@ -118,7 +126,12 @@ impl WalStream {
         tasks.spawn(until_cancelled(cancel.clone(), send_end.clone(), reading));
         let writing = write_status(writer, feedback, times);
         tasks.spawn(until_cancelled(cancel.clone(), send_end, writing));
-        Self { events, ended, cancel, tasks }
+        Self {
+            events,
+            ended,
+            cancel,
+            tasks,
+        }
     }
 
     /// Returns when the socket is closed.
@@ -162,8 +175,18 @@ async fn read_events(
             WalEvent::Keepalive { .. } => 0,
         };
         let cost = u32::try_from(payload_len + MESSAGE_OVERHEAD_BYTES).unwrap_or(u32::MAX);
-        let share = budget.clone().acquire_many_owned(cost.min(permits_max)).await?;
-        if events.send(Received { event, _share: share }).await.is_err() {
+        let share = budget
+            .clone()
+            .acquire_many_owned(cost.min(permits_max))
+            .await?;
+        if events
+            .send(Received {
+                event,
+                _share: share,
+            })
+            .await
+            .is_err()
+        {
             return Ok(());
         }
     }
@@ -206,7 +229,9 @@ async fn write_status(
             () = feedback.wanted_changed.notified(), if !is_wanted => feedback.is_wanted(),
             () = tokio::time::sleep(times.wanted_every), if is_wanted => feedback.is_wanted(),
         };
-        writer.send(&status_update(feedback.confirmed(), ask)).await?;
+        writer
+            .send(&status_update(feedback.confirmed(), ask))
+            .await?;
     }
 }
 

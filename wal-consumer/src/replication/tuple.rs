@@ -31,7 +31,11 @@ impl Reader {
     }
 
     pub fn malformed(&self, what: &'static str) -> Malformed {
-        Malformed { what, at: self.at, len: self.bytes.len() }
+        Malformed {
+            what,
+            at: self.at,
+            len: self.bytes.len(),
+        }
     }
 
     pub fn bytes(&mut self, len: usize, what: &'static str) -> Result<Bytes, Malformed> {
@@ -44,7 +48,11 @@ impl Reader {
     }
 
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Malformed> {
-        let Some(array) = self.bytes.get(self.at..).and_then(|rest| rest.first_chunk::<N>()) else {
+        let Some(array) = self
+            .bytes
+            .get(self.at..)
+            .and_then(|rest| rest.first_chunk::<N>())
+        else {
             return Err(self.malformed(what));
         };
         let array = *array;
@@ -78,13 +86,19 @@ impl Reader {
         let Some(len) = rest.iter().position(|b| *b == 0) else {
             return Err(self.malformed(what));
         };
-        let text = std::str::from_utf8(&rest[..len]).map_err(|_| self.malformed(what))?.to_owned();
+        let text = std::str::from_utf8(&rest[..len])
+            .map_err(|_| self.malformed(what))?
+            .to_owned();
         self.at += len + 1;
         Ok(text)
     }
 
     pub fn end(&self, what: &'static str) -> Result<(), Malformed> {
-        if self.remaining() == 0 { Ok(()) } else { Err(self.malformed(what)) }
+        if self.remaining() == 0 {
+            Ok(())
+        } else {
+            Err(self.malformed(what))
+        }
     }
 }
 
@@ -128,7 +142,11 @@ pub fn read_tuple(reader: &mut Reader) -> Result<Tuple, Malformed> {
             kind @ (b'b' | b't') => {
                 let len = reader.u32("column length cut off")? as usize;
                 let value = reader.bytes(len, "column value cut off")?;
-                if kind == b'b' { Cell::Binary(value) } else { Cell::Text(value) }
+                if kind == b'b' {
+                    Cell::Binary(value)
+                } else {
+                    Cell::Text(value)
+                }
             }
             _ => return Err(reader.malformed("unknown column kind")),
         });

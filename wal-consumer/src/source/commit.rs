@@ -74,14 +74,16 @@ impl Run {
             match &message {
                 Message::Relation(relation) => self.take_relation(relation.clone()),
                 Message::Insert { relation, new } => {
-                    self.take_row(at, *relation, RowChange::Insert(new), &mut moves).await?;
+                    self.take_row(at, *relation, RowChange::Insert(new), &mut moves)
+                        .await?;
                 }
                 Message::Update { relation, old, new } => {
                     let change = RowChange::Update(old.as_ref(), new);
                     self.take_row(at, *relation, change, &mut moves).await?;
                 }
                 Message::Delete { relation, old } => {
-                    self.take_row(at, *relation, RowChange::Delete(old), &mut moves).await?;
+                    self.take_row(at, *relation, RowChange::Delete(old), &mut moves)
+                        .await?;
                 }
                 Message::Truncate { relations } => {
                     for relation in relations {
@@ -139,11 +141,17 @@ impl Run {
         op: RowOp,
         moves: &mut KeyChanges,
     ) -> Result<(), RunEnd> {
-        let changed = |change| PositionedChange { position: at.position, xid: at.xid, change };
+        let changed = |change| PositionedChange {
+            position: at.position,
+            xid: at.xid,
+            change,
+        };
         match op {
             RowOp::Upsert { key, vector } => {
                 moves.upserted(id, &key, &vector);
-                self.router.route(id, changed(Change::Upsert { key, vector })).await;
+                self.router
+                    .route(id, changed(Change::Upsert { key, vector }))
+                    .await;
             }
             RowOp::Delete { key } => {
                 moves.deleted(id, &key);
@@ -163,8 +171,12 @@ impl Run {
                 };
                 moves.deleted(id, &old);
                 moves.moved_here(id, &new, &vector);
-                self.router.route(id, changed(Change::Delete { key: old })).await;
-                self.router.route(id, changed(Change::Upsert { key: new, vector })).await;
+                self.router
+                    .route(id, changed(Change::Delete { key: old }))
+                    .await;
+                self.router
+                    .route(id, changed(Change::Upsert { key: new, vector }))
+                    .await;
             }
         }
         Ok(())
@@ -172,15 +184,25 @@ impl Run {
 
     async fn truncate(&mut self, at: At, relation: u32) -> Result<(), RunEnd> {
         if definitions::is_definitions(self.tables.relation(relation)?) {
-            for id in self.router.collections().keys().copied().collect::<Vec<_>>() {
+            for id in self
+                .router
+                .collections()
+                .keys()
+                .copied()
+                .collect::<Vec<_>>()
+            {
                 let spec = self.router.collections()[&id].spec.clone();
-                self.drop_index(spec.index_oid, spec.definition_generation).await?;
+                self.drop_index(spec.index_oid, spec.definition_generation)
+                    .await?;
             }
             return Ok(());
         }
         for id in self.router.collections_of_table(relation) {
-            let change =
-                PositionedChange { position: at.position, xid: at.xid, change: Change::Truncate };
+            let change = PositionedChange {
+                position: at.position,
+                xid: at.xid,
+                change: Change::Truncate,
+            };
             self.router.route(id, change).await;
         }
         Ok(())
@@ -228,7 +250,9 @@ impl Run {
             _ => None,
         };
         if let Some((index_oid, generation)) = replaced {
-            let is_same_index = created.as_ref().is_some_and(|spec| spec.index_oid == index_oid);
+            let is_same_index = created
+                .as_ref()
+                .is_some_and(|spec| spec.index_oid == index_oid);
             if !is_same_index {
                 let generation = generation
                     .or_else(|| self.tables.generations.get(&index_oid).copied())
@@ -258,19 +282,19 @@ impl Run {
         if let Some(id) = coordination::create_collection(&self.context, &spec).await? {
             // Dropped again already by a later part of a replayed stream: the
             // next fetch of the map shows the collection, or a newer version.
-            let map = coordination::wait_for_map(&self.context, |map| {
-                map.collections.contains_key(&id)
-            })
-            .await?;
+            let map =
+                coordination::wait_for_map(&self.context, |map| map.collections.contains_key(&id))
+                    .await?;
             if crate::feed::router::is_fed(&map, self.context.source, id) {
                 self.add_collection(&map, id);
             }
         }
         // What a former definition held is void from here on.
         if let Some(former) = generation.checked_sub(1) {
-            let has_former = self.router.collections().values().any(|c| {
-                c.spec.index_oid == index_oid && c.spec.definition_generation <= former
-            });
+            let has_former =
+                self.router.collections().values().any(|c| {
+                    c.spec.index_oid == index_oid && c.spec.definition_generation <= former
+                });
             if has_former {
                 self.drop_index(index_oid, former).await?;
             }

@@ -38,7 +38,11 @@ where
         }
     };
     let cancelled = || Err(Status::cancelled("the lease ended"));
-    context.cancel.run_until_cancelled(asking).await.unwrap_or_else(cancelled)
+    context
+        .cancel
+        .run_until_cancelled(asking)
+        .await
+        .unwrap_or_else(cancelled)
 }
 
 fn refused(what: &str, status: &Status) -> RunEnd {
@@ -49,7 +53,9 @@ fn refused(what: &str, status: &Status) -> RunEnd {
 }
 
 pub async fn credentials(context: &SourceContext) -> Result<String, RunEnd> {
-    let request = v1::GetSourceCredentialsRequest { source_id: context.source.0 };
+    let request = v1::GetSourceCredentialsRequest {
+        source_id: context.source.0,
+    };
     ask(context, "give the connection string", |mut c| async move {
         c.get_source_credentials(request).await
     })
@@ -113,10 +119,12 @@ pub async fn drop_collection(
         index_oid,
         definition_generation,
     };
-    ask(context, "drop a collection", |mut c| async move { c.drop_collection(request).await })
-        .await
-        .map(|_| ())
-        .map_err(|status| refused("dropping a collection", &status))
+    ask(context, "drop a collection", |mut c| async move {
+        c.drop_collection(request).await
+    })
+    .await
+    .map(|_| ())
+    .map_err(|status| refused("dropping a collection", &status))
 }
 
 pub async fn begin_backfill(
@@ -127,10 +135,12 @@ pub async fn begin_backfill(
         consumer_epoch: context.token.0,
         collection_id: collection.0,
     };
-    ask(context, "begin a backfill", |mut c| async move { c.begin_backfill(request).await })
-        .await
-        .map(|answer| BackfillId(answer.backfill_id))
-        .map_err(|status| refused("beginning a backfill", &status))
+    ask(context, "begin a backfill", |mut c| async move {
+        c.begin_backfill(request).await
+    })
+    .await
+    .map(|answer| BackfillId(answer.backfill_id))
+    .map_err(|status| refused("beginning a backfill", &status))
 }
 
 pub async fn finish_backfill(
@@ -198,5 +208,9 @@ pub async fn wait_for_map(
             }
         }
     };
-    context.cancel.run_until_cancelled(waiting).await.ok_or(RunEnd::Cancelled)
+    context
+        .cancel
+        .run_until_cancelled(waiting)
+        .await
+        .ok_or(RunEnd::Cancelled)
 }

@@ -18,7 +18,11 @@ pub fn is_definitions(relation: &Relation) -> bool {
 }
 
 /// A row of the table in the stream.
-pub fn from_tuple(source: SourceId, relation: &Relation, row: &Tuple) -> anyhow::Result<CollectionSpec> {
+pub fn from_tuple(
+    source: SourceId,
+    relation: &Relation,
+    row: &Tuple,
+) -> anyhow::Result<CollectionSpec> {
     let columns = Columns { relation, row };
     Ok(CollectionSpec {
         source,
@@ -30,7 +34,7 @@ pub fn from_tuple(source: SourceId, relation: &Relation, row: &Tuple) -> anyhow:
         index_name: columns.text("index_name")?,
         column_name: columns.text("column_name")?,
         column_attnum: columns.i16("column_attnum")?,
-        key_attnums: columns.i16s("key_attnums")?,
+        key_attnums: ascending(columns.i16s("key_attnums")?),
         metric: metric(&columns.text("metric")?)?,
         dimensions: columns.u32("dimensions")?,
         m: columns.u32("m")?,
@@ -42,7 +46,10 @@ pub fn from_tuple(source: SourceId, relation: &Relation, row: &Tuple) -> anyhow:
 /// old row is whole.
 pub fn from_old_tuple(relation: &Relation, row: &Tuple) -> anyhow::Result<(u32, Option<u64>)> {
     let columns = Columns { relation, row };
-    Ok((columns.oid("index_oid")?, columns.u64("definition_generation").ok()))
+    Ok((
+        columns.oid("index_oid")?,
+        columns.u64("definition_generation").ok(),
+    ))
 }
 
 struct Columns<'a> {
@@ -88,7 +95,8 @@ impl Columns<'_> {
     }
 
     fn i16s(&self, name: &str) -> anyhow::Result<Vec<i16>> {
-        parse_i16_array(self.cell(name)?.clone()).with_context(|| format!("{SCHEMA}.{TABLE}.{name}"))
+        parse_i16_array(self.cell(name)?.clone())
+            .with_context(|| format!("{SCHEMA}.{TABLE}.{name}"))
     }
 }
 
@@ -115,6 +123,12 @@ fn parse_i16_array(bytes: Bytes) -> anyhow::Result<Vec<i16>> {
     Ok(values)
 }
 
+/// The order of a row key's columns, whatever the order of the index's.
+fn ascending(mut attnums: Vec<i16>) -> Vec<i16> {
+    attnums.sort_unstable();
+    attnums
+}
+
 fn metric(name: &str) -> anyhow::Result<Metric> {
     Metric::from_name(name).with_context(|| format!("unknown metric {name:?}"))
 }
@@ -124,7 +138,10 @@ pub async fn read_all(client: &Client, source: SourceId) -> anyhow::Result<Vec<C
     let sql = "SELECT index_oid, definition_generation, table_oid, schema_name, table_name, \
                index_name, column_name, column_attnum, key_attnums, metric, dimensions, m, \
                ef_construction FROM ruvector.collections";
-    let rows = client.query(sql, &[]).await.context("reading ruvector.collections")?;
+    let rows = client
+        .query(sql, &[])
+        .await
+        .context("reading ruvector.collections")?;
     rows.iter()
         .map(|row| {
             let positive = |name: &str| -> anyhow::Result<u32> {
@@ -142,7 +159,7 @@ pub async fn read_all(client: &Client, source: SourceId) -> anyhow::Result<Vec<C
                 index_name: row.try_get("index_name")?,
                 column_name: row.try_get("column_name")?,
                 column_attnum: row.try_get("column_attnum")?,
-                key_attnums: row.try_get("key_attnums")?,
+                key_attnums: ascending(row.try_get("key_attnums")?),
                 metric: metric(row.try_get("metric")?)?,
                 dimensions: positive("dimensions")?,
                 m: positive("m")?,
@@ -163,7 +180,10 @@ mod tests {
         bytes.extend([0, 0, 0, 2, 0, 1, 0, 0, 0, 2, 0, 4]);
         assert_eq!(parse_i16_array(bytes.clone().into()).unwrap(), [1, 4]);
         for cut in 0..bytes.len() {
-            assert!(parse_i16_array(Bytes::copy_from_slice(&bytes[..cut])).is_err(), "{cut}");
+            assert!(
+                parse_i16_array(Bytes::copy_from_slice(&bytes[..cut])).is_err(),
+                "{cut}"
+            );
         }
         let empty = vec![0; 12];
         assert_eq!(parse_i16_array(empty.into()).unwrap(), Vec::<i16>::new());

@@ -117,7 +117,10 @@ impl Run {
             self.router.flush_within(partition).await;
         }
         let before = self.router.sent_to(partition);
-        if let Some(value) = self.fetch_row(position, partition, &replicas, old, before).await {
+        if let Some(value) = self
+            .fetch_row(position, partition, &replicas, old, before)
+            .await
+        {
             return Ok(Resolved::Known(VectorColumn::Value(value)));
         }
         let Some(spec) = self.router.collections().get(&id).map(|c| c.spec.clone()) else {
@@ -155,7 +158,9 @@ impl Run {
                 if !feed.is_up() || feed.applied(partition) < before {
                     continue;
                 }
-                let Ok(mut client) = self.context.client.node(*node) else { continue };
+                let Ok(mut client) = self.context.client.node(*node) else {
+                    continue;
+                };
                 let call = client.fetch_row(request.clone());
                 match tokio::time::timeout(call_timeout, call).await {
                     Ok(Ok(answer)) => {

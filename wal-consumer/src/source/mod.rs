@@ -70,14 +70,15 @@ impl Standing {
 
     pub fn report(&self, source: SourceId) -> v1::SourceProgress {
         let state = self.state.lock().clone();
-        let backfills = state.backfills.iter().map(|(id, (backfill, estimated, copied))| {
-            v1::BackfillProgress {
+        let backfills = state
+            .backfills
+            .iter()
+            .map(|(id, (backfill, estimated, copied))| v1::BackfillProgress {
                 collection_id: id.0,
                 backfill_id: *backfill,
                 rows_estimated: *estimated,
                 rows_copied: *copied,
-            }
-        });
+            });
         v1::SourceProgress {
             source_id: source.0,
             received_lsn: state.received.0,
@@ -119,7 +120,12 @@ pub async fn follow(context: SourceContext) {
         if began.elapsed() > SETTLED_AFTER {
             backoff.reset();
         }
-        if context.cancel.run_until_cancelled(backoff.pause()).await.is_none() {
+        if context
+            .cancel
+            .run_until_cancelled(backoff.pause())
+            .await
+            .is_none()
+        {
             return;
         }
     }

@@ -41,8 +41,9 @@ struct SlotRow {
 
 pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
     let dsn = coordination::credentials(context).await?;
-    let postgres: Config =
-        dsn.parse().map_err(|e| RunEnd::Problem(format!("the connection string is not one: {e}")))?;
+    let postgres: Config = dsn
+        .parse()
+        .map_err(|e| RunEnd::Problem(format!("the connection string is not one: {e}")))?;
     let sql = sql::connect(&postgres).await?;
     let has_source = |map: &PartitionMap| map.sources.contains_key(&context.source);
     let map = wait_for_map(context, has_source).await?;
@@ -95,7 +96,10 @@ async fn check_server(sql: &Client) -> Result<u32, RunEnd> {
                  (SELECT oid FROM pg_database WHERE datname = current_database()) AS database_oid, \
                  to_regclass('ruvector.collections') IS NOT NULL AS has_table, \
                  current_database()::text AS database";
-    let row = sql.query_one(query, &[]).await.context("looking at the server")?;
+    let row = sql
+        .query_one(query, &[])
+        .await
+        .context("looking at the server")?;
     let field = |e: tokio_postgres::Error| RunEnd::from(anyhow::Error::new(e));
     let wal_level: String = row.try_get("wal_level").map_err(field)?;
     if row.try_get("standby").map_err(field)? {
@@ -122,7 +126,9 @@ fn check_identity(
     system: SystemIdentity,
     database_oid: u32,
 ) -> Result<(), RunEnd> {
-    let Some(known) = &source.slot else { return Ok(()) };
+    let Some(known) = &source.slot else {
+        return Ok(());
+    };
     let found = (system.system_identifier, database_oid, system.timeline);
     let expected = (known.system_identifier, known.database_oid, known.timeline);
     if found == expected {
@@ -138,7 +144,10 @@ fn check_identity(
 async fn ensure_publication(client: &Client, source: &Source) -> Result<(), RunEnd> {
     let name = sql::identifier(&source.publication_name);
     let exists = client
-        .query_opt("SELECT 1 FROM pg_publication WHERE pubname = $1", &[&source.publication_name])
+        .query_opt(
+            "SELECT 1 FROM pg_publication WHERE pubname = $1",
+            &[&source.publication_name],
+        )
         .await
         .context("looking for the publication")?
         .is_some();
@@ -149,7 +158,10 @@ async fn ensure_publication(client: &Client, source: &Source) -> Result<(), RunE
             )));
         }
         let create = format!("CREATE PUBLICATION {name} FOR TABLE ruvector.collections");
-        client.batch_execute(&create).await.context("creating the publication")?;
+        client
+            .batch_execute(&create)
+            .await
+            .context("creating the publication")?;
         return Ok(());
     }
     let listed = client
@@ -165,7 +177,10 @@ async fn ensure_publication(client: &Client, source: &Source) -> Result<(), RunE
         (true, _) => Ok(()),
         (false, None) => {
             let add = format!("ALTER PUBLICATION {name} ADD TABLE ruvector.collections");
-            Ok(client.batch_execute(&add).await.context("completing the publication")?)
+            Ok(client
+                .batch_execute(&add)
+                .await
+                .context("completing the publication")?)
         }
         (false, Some(_)) => Err(RunEnd::Problem(format!(
             "ruvector.collections left publication {name}: was the extension created again? Remove the source and add it again"
@@ -199,7 +214,11 @@ async fn make_slot(
     for spec in &specs {
         coordination::create_collection(context, spec).await?;
     }
-    for collection in map.collections.values().filter(|c| c.spec.source == source.id) {
+    for collection in map
+        .collections
+        .values()
+        .filter(|c| c.spec.source == source.id)
+    {
         let spec = &collection.spec;
         let is_listed = specs.iter().any(|s| {
             (s.index_oid, s.definition_generation) == (spec.index_oid, spec.definition_generation)
@@ -224,7 +243,10 @@ pub async fn begin_at_snapshot(client: &Client, snapshot: &str) -> anyhow::Resul
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
         sql::literal(snapshot)
     );
-    client.batch_execute(&begin).await.context("taking the slot's snapshot")
+    client
+        .batch_execute(&begin)
+        .await
+        .context("taking the slot's snapshot")
 }
 
 async fn read_slot(client: &Client, name: &str) -> anyhow::Result<Option<SlotRow>> {
@@ -255,16 +277,21 @@ async fn take_over(client: &Client, source: &Source) -> Result<Lsn, RunEnd> {
             "slot {name} {why}: changes may be missing, so nothing is followed. Remove the source and add it again"
         ))
     };
-    let Some(found) = read_slot(client, name).await? else { return Err(lost("is gone")) };
+    let Some(found) = read_slot(client, name).await? else {
+        return Err(lost("is gone"));
+    };
     release(client, name, found).await?;
-    let Some(slot) = read_slot(client, name).await? else { return Err(lost("is gone")) };
+    let Some(slot) = read_slot(client, name).await? else {
+        return Err(lost("is gone"));
+    };
     if !slot.is_ours {
         return Err(lost("belongs to another database or plugin"));
     }
     if slot.wal_status.as_deref() == Some("lost") {
         return Err(lost("has lost its WAL (max_slot_wal_keep_size)"));
     }
-    slot.confirmed.ok_or_else(|| lost("has no confirmed position"))
+    slot.confirmed
+        .ok_or_else(|| lost("has no confirmed position"))
 }
 
 async fn release(client: &Client, name: &str, mut slot: SlotRow) -> Result<(), RunEnd> {
@@ -277,7 +304,10 @@ async fn release(client: &Client, name: &str, mut slot: SlotRow) -> Result<(), R
             .context("ending the former walsender")?;
         tokio::time::sleep(Duration::from_millis(100)).await;
         if tokio::time::Instant::now() >= give_up_at {
-            return Err(RunEnd::restart("slot_busy", format!("process {pid} keeps slot {name}")));
+            return Err(RunEnd::restart(
+                "slot_busy",
+                format!("process {pid} keeps slot {name}"),
+            ));
         }
         match read_slot(client, name).await? {
             Some(now) => slot = now,
@@ -296,7 +326,9 @@ type Floors = Vec<(NodeId, PartitionId, WalPosition)>;
 async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
     let map = context.client.map();
     let of_source = |p: &cluster_core::map::Partition| {
-        map.collections.get(&p.collection).is_some_and(|c| c.spec.source == context.source)
+        map.collections
+            .get(&p.collection)
+            .is_some_and(|c| c.spec.source == context.source)
     };
     let nodes: BTreeSet<NodeId> = map
         .partitions
@@ -332,7 +364,10 @@ async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
                 if let Some(hint) = hint {
                     let _ = context.client.refresh_map(hint).await;
                 }
-                return Err(RunEnd::restart("fenced", format!("{node}: {}", status.message())));
+                return Err(RunEnd::restart(
+                    "fenced",
+                    format!("{node}: {}", status.message()),
+                ));
             }
             Ok(Err(status)) => {
                 tracing::warn!(%node, problem = status.message(), "node did not take the consumer's token");
@@ -345,7 +380,10 @@ async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
 
 fn check_floors(map: &PartitionMap, floors: &Floors, confirmed: WalPosition) -> Result<(), RunEnd> {
     for (node, partition, durable) in floors {
-        let collection = map.partitions.get(partition).and_then(|p| map.collections.get(&p.collection));
+        let collection = map
+            .partitions
+            .get(partition)
+            .and_then(|p| map.collections.get(&p.collection));
         let is_complete =
             collection.is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }));
         if is_complete && *durable < confirmed {

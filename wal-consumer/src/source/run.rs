@@ -13,6 +13,7 @@ use crate::feed::stream::NodeFeed;
 use crate::replication::connection::Connection;
 use crate::replication::slot;
 use crate::replication::stream::{Received, StreamTimes, WalEvent, WalStream};
+use crate::tasks::Tasks;
 use crate::transaction::Assembler;
 use anyhow::Context;
 use cluster_core::collection::CollectionState;
@@ -25,7 +26,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
-use crate::tasks::Tasks;
 
 const BARRIERS_QUEUED: usize = 16;
 
@@ -80,7 +80,13 @@ async fn stream(
     cancel: &CancellationToken,
     tasks: &Tasks,
 ) -> Result<Infallible, RunEnd> {
-    let Prepared { postgres, sql, slot_name, publication, following } = prepared;
+    let Prepared {
+        postgres,
+        sql,
+        slot_name,
+        publication,
+        following,
+    } = prepared;
     let first = XidReading::take(&sql).await?;
     let (xid_sender, xids) = watch::channel(first);
     let (progress, mut ended) = Progress::new(following);
@@ -95,7 +101,13 @@ async fn stream(
         (cancel.clone(), tasks.clone()),
     );
     let reading = sql::connect(&postgres).await?;
-    let polling = poll_server(context.clone(), reading, slot_name.clone(), xid_sender, progress.clone());
+    let polling = poll_server(
+        context.clone(),
+        reading,
+        slot_name.clone(),
+        xid_sender,
+        progress.clone(),
+    );
     spawn_until(cancel, tasks, polling);
 
     let mut run = Run {
@@ -110,7 +122,12 @@ async fn stream(
         cancel: cancel.clone(),
         tasks: tasks.clone(),
         complete: following.start,
-        told: Told { end: Lsn(0), at: Instant::now(), oldest_xmin: None, confirmed: Lsn(0) },
+        told: Told {
+            end: Lsn(0),
+            at: Instant::now(),
+            oldest_xmin: None,
+            confirmed: Lsn(0),
+        },
     };
     run.add_known_collections()?;
 
@@ -159,6 +176,8 @@ impl Run {
         barriers: &mut mpsc::Receiver<Barrier>,
     ) -> Result<Infallible, RunEnd> {
         let mut map_watch = self.context.client.watch_map();
+        // It may have changed since the collections were read from it.
+        self.follow_map()?;
         let every = Duration::from_millis(self.context.config.nothing_else_every_ms);
         let mut refresh = tokio::time::interval(Duration::from_millis(
             self.context.config.oldest_xmin_every_ms.max(1),
@@ -166,7 +185,11 @@ impl Run {
         loop {
             let due = tokio::time::Instant::from_std(self.told.at + every);
             let owes = self.complete > self.told.end;
-            let WalStream { events, ended: wal_ended, .. } = wal;
+            let WalStream {
+                events,
+                ended: wal_ended,
+                ..
+            } = wal;
             let step = async {
                 tokio::select! {
                     Some(received) = events.recv() => self.take(received).await?,
@@ -198,18 +221,25 @@ impl Run {
     async fn take(&mut self, received: Received) -> Result<(), RunEnd> {
         match received.event {
             WalEvent::Data { at, payload } => {
-                let transaction = self.assembler.take(at, payload).map_err(anyhow::Error::new)?;
+                let transaction = self
+                    .assembler
+                    .take(at, payload)
+                    .map_err(anyhow::Error::new)?;
                 if let Some(transaction) = transaction {
                     let end = transaction.end_lsn;
                     self.commit(transaction).await?;
                     self.complete = self.complete.max(end);
                 }
-                self.context.standing.update(|s| s.received = s.received.max(at));
+                self.context
+                    .standing
+                    .update(|s| s.received = s.received.max(at));
             }
             WalEvent::Keepalive { wal_end } => {
                 if !self.assembler.is_within_transaction() {
                     self.complete = self.complete.max(wal_end);
-                    self.context.standing.update(|s| s.received = s.received.max(wal_end));
+                    self.context
+                        .standing
+                        .update(|s| s.received = s.received.max(wal_end));
                 }
             }
         }
@@ -223,7 +253,12 @@ impl Run {
         let oldest_xmin = self.xids.borrow().oldest_xmin;
         self.router.nothing_else(end, oldest_xmin);
         let confirmed = self.progress.confirmed();
-        self.told = Told { end, at: Instant::now(), oldest_xmin, confirmed };
+        self.told = Told {
+            end,
+            at: Instant::now(),
+            oldest_xmin,
+            confirmed,
+        };
     }
 
     /// An idle source's nodes still learn what they may forget.
@@ -236,12 +271,17 @@ impl Run {
             self.told.oldest_xmin = oldest_xmin;
             self.told.confirmed = confirmed;
         }
-        let applied = self.progress.lowest_durable().map_or(self.told.end, |p| p.commit_end);
+        let applied = self
+            .progress
+            .lowest_durable()
+            .map_or(self.told.end, |p| p.commit_end);
         self.context.standing.update(|s| {
             s.applied = applied;
             s.confirmed = confirmed;
         });
-        self.context.metrics.positions(self.context.source, &self.context.standing);
+        self.context
+            .metrics
+            .positions(self.context.source, &self.context.standing);
     }
 
     fn add_known_collections(&mut self) -> Result<(), RunEnd> {
@@ -261,7 +301,8 @@ impl Run {
         for feed in self.router.add_collection(map, id) {
             let client = self.context.client.clone();
             let config = self.context.config.clone();
-            self.tasks.spawn(NodeFeed::run(feed, client, config, self.cancel.clone()));
+            self.tasks
+                .spawn(NodeFeed::run(feed, client, config, self.cancel.clone()));
         }
         let state = map.collections.get(&id).map(|c| &c.state);
         if matches!(state, Some(CollectionState::Building { .. })) {
@@ -295,9 +336,9 @@ impl Run {
         for id in gone {
             self.remove_collection(id);
         }
-        self.router.follow_map(&map, source).map_err(|id| {
-            RunEnd::restart("map_changed", format!("the replicas of {id} changed"))
-        })
+        self.router
+            .follow_map(&map, source)
+            .map_err(|id| RunEnd::restart("map_changed", format!("the replicas of {id} changed")))
     }
 }
 
@@ -315,7 +356,10 @@ async fn poll_server(
             xids.send_replace(XidReading::take(&client).await?);
             read_slot_standing(&context, &client, &slot_name).await
         };
-        let polled = tokio::time::timeout(Duration::from_millis(context.config.call_timeout_ms), polling);
+        let polled = tokio::time::timeout(
+            Duration::from_millis(context.config.call_timeout_ms),
+            polling,
+        );
         match polled.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return progress.end(RunEnd::restart("sql", format!("{error:#}"))),
@@ -333,17 +377,26 @@ async fn read_slot_standing(
     let row = client
         .query_opt(
             "SELECT pg_current_wal_flush_lsn()::text AS flush, wal_status, safe_wal_size, \
-             pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 AS retained \
+             pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 AS retained, \
+             to_regclass('ruvector.collections') IS NOT NULL AS has_table \
              FROM pg_replication_slots WHERE slot_name = $1",
             &[&slot_name],
         )
         .await
         .context("looking at the slot")?;
-    let Some(row) = row else { anyhow::bail!("slot {slot_name} is gone") };
+    let Some(row) = row else {
+        anyhow::bail!("slot {slot_name} is gone")
+    };
+    anyhow::ensure!(
+        row.try_get::<_, bool>("has_table")?,
+        "extension ruvector was dropped"
+    );
     let flush: Lsn = row.try_get::<_, String>("flush")?.parse()?;
     let retained = row.try_get::<_, Option<i64>>("retained")?.unwrap_or(0);
     let safe = row.try_get::<_, Option<i64>>("safe_wal_size")?.unwrap_or(0);
-    let wal_status = row.try_get::<_, Option<String>>("wal_status")?.unwrap_or_default();
+    let wal_status = row
+        .try_get::<_, Option<String>>("wal_status")?
+        .unwrap_or_default();
     context.standing.update(|s| {
         s.server_flush = flush;
         s.retained_wal_bytes = u64::try_from(retained).unwrap_or(0);

@@ -16,15 +16,23 @@ const SESSION_SETTINGS: &str = "SET search_path = pg_catalog, pg_temp; \
 /// The connection ends when the client is dropped.
 pub async fn connect(config: &Config) -> anyhow::Result<Client> {
     let mut config = config.clone();
-    config.application_name("ruvector-consumer").connect_timeout(CONNECT_TIMEOUT);
+    config
+        .application_name("ruvector-consumer")
+        .connect_timeout(CONNECT_TIMEOUT);
     let connecting = async {
-        let (client, connection) = config.connect(NoTls).await.context("connecting to Postgres")?;
+        let (client, connection) = config
+            .connect(NoTls)
+            .await
+            .context("connecting to Postgres")?;
         tokio::spawn(async move {
             if let Err(problem) = connection.await {
                 tracing::debug!(%problem, "SQL connection ended");
             }
         });
-        client.batch_execute(SESSION_SETTINGS).await.context("setting up the session")?;
+        client
+            .batch_execute(SESSION_SETTINGS)
+            .await
+            .context("setting up the session")?;
         Ok(client)
     };
     tokio::time::timeout(CONNECT_TIMEOUT, connecting)

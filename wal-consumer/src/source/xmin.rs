@@ -32,7 +32,10 @@ pub struct XidReading {
 
 impl XidReading {
     pub async fn take(client: &Client) -> anyhow::Result<Self> {
-        let row = client.query_one(READ, &[]).await.context("reading the oldest snapshot")?;
+        let row = client
+            .query_one(READ, &[])
+            .await
+            .context("reading the oldest snapshot")?;
         let number = |text: &str| text.parse::<u64>().context("a transaction id is no number");
         let xmin = number(row.try_get("xmin")?)?;
         let next = number(row.try_get("xmax")?)?;
@@ -50,7 +53,10 @@ impl XidReading {
             let others = others.iter().map(|xid| widen(*xid, next + AHEAD_MAX));
             others.chain([xmin]).min().unwrap_or(xmin)
         };
-        Self { next, oldest_xmin: others.map(lowest) }
+        Self {
+            next,
+            oldest_xmin: others.map(lowest),
+        }
     }
 
     /// Widens the xid of a transaction in the stream.
