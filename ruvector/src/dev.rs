@@ -91,7 +91,7 @@ pub async fn start(
 
     // Each part ends on a token of its own, so that they end in order.
     let stop = [(); 3].map(|()| CancellationToken::new());
-    let _stop_on_failure = stop.clone().map(CancellationToken::drop_guard);
+    let stop_on_failure = stop.clone().map(CancellationToken::drop_guard);
     let coordinator = coordinator::start(config.coordinator, registry, stop[0].clone())
         .await
         .context("the coordinator does not start")?;
@@ -102,9 +102,8 @@ pub async fn start(
     let consumer = wal_consumer::start(config.consumer, registry, stop[2].clone())
         .await
         .context("the consumer does not start")?;
-    let guards = _stop_on_failure;
     Ok(tokio::spawn(async move {
-        let _guards = guards;
+        let _stop_on_failure = stop_on_failure;
         run_until_stopped(
             [
                 ("coordinator", coordinator),
@@ -130,7 +129,7 @@ async fn run_until_stopped(
     {
         let ends = running
             .iter_mut()
-            .map(|((name, work), _)| Box::pin(async { (*name, work.await) }));
+            .map(|((name, work), _)| Box::pin(async move { (*name, work.await) }));
         tokio::select! {
             () = shutdown.cancelled() => {}
             ((name, ended), _, _) = futures::future::select_all(ends) => failed = Some((name, ended)),
