@@ -55,7 +55,13 @@ pub async fn start(
         .await
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     let bound = listener.local_addr()?;
-    let address = config.advertise.clone().unwrap_or(bound.to_string());
+    let address = match &config.advertise {
+        Some(address) => address.clone(),
+        None if bound.ip().is_unspecified() => {
+            anyhow::bail!("{bound} is no address that others can call: set `advertise`")
+        }
+        None => bound.to_string(),
+    };
     let client = ClusterClient::new(ClientConfig {
         coordinators: config.coordinators.clone(),
         transport: config.transport.clone(),
@@ -72,13 +78,18 @@ pub async fn start(
     let node = Arc::new(node);
     // Stops the parts when either the process or the server ends.
     let stop = shutdown.child_token();
-    let (server, health) = grpc::serve(node.clone(), listener, stop.clone());
+    let (mut server, health) = grpc::serve(node.clone(), listener, stop.clone());
     tracing::info!(%bound, data_dir = %config.data_dir.display(), "node listens");
     Ok(tokio::spawn(async move {
         let life = live(node.clone(), client, address, health, stop.clone());
         let lived = tokio::select! {
-            lived = life => lived,
-            served = server => served.context("the server ended").and_then(|r| r),
+            lived = life => {
+                stop.cancel();
+                // Requests in flight are answered before their partitions stop.
+                let served = (&mut server).await.context("the server panicked");
+                lived.and(served.and_then(|result| result))
+            }
+            served = &mut server => served.context("the server panicked").and_then(|result| result),
         };
         stop.cancel();
         node.replicas.stop_all().await;
