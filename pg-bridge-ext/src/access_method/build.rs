@@ -22,8 +22,7 @@ pub unsafe extern "C-unwind" fn ambuild(
         let definition = Definition::of(table, index);
         own_writes::scan_exactly((*index).rd_id);
         let generation = register(&definition);
-        Metapage::new(generation, &definition)
-            .create(index, pg_sys::ForkNumber::MAIN_FORKNUM);
+        Metapage::new(generation, &definition).create(index, pg_sys::ForkNumber::MAIN_FORKNUM);
         let result = pg_sys::palloc0(std::mem::size_of::<pg_sys::IndexBuildResult>())
             .cast::<pg_sys::IndexBuildResult>();
         // Nothing was counted: -1 leaves the table's statistics as they are.
@@ -46,20 +45,33 @@ pub unsafe extern "C-unwind" fn ambuildempty(index: pg_sys::Relation) {
 
 unsafe fn check(index: pg_sys::Relation, info: *mut pg_sys::IndexInfo) {
     if (*info).ii_IndexAttrNumbers[0] == 0 {
-        SqlError::new(SqlState::NOT_SUPPORTED, "ruhnsw indexes on expressions are not supported")
-            .hint("Store the expression in a column, and index that.")
-            .raise();
+        SqlError::new(
+            SqlState::NOT_SUPPORTED,
+            "ruhnsw indexes on expressions are not supported",
+        )
+        .hint("Store the expression in a column, and index that.")
+        .raise();
     }
     if !(*info).ii_Predicate.is_null() {
-        SqlError::new(SqlState::NOT_SUPPORTED, "partial ruhnsw indexes are not supported")
-            .hint("Index the whole column; a WHERE clause of the query still applies.")
-            .raise();
+        SqlError::new(
+            SqlState::NOT_SUPPORTED,
+            "partial ruhnsw indexes are not supported",
+        )
+        .hint("Index the whole column; a WHERE clause of the query still applies.")
+        .raise();
     }
     let typmod = (*(*(*index).rd_att).attrs.as_ptr()).atttypmod;
     if typmod < 1 {
-        SqlError::new(SqlState::INVALID_PARAMETER, "column does not have dimensions").raise();
+        SqlError::new(
+            SqlState::INVALID_PARAMETER,
+            "column does not have dimensions",
+        )
+        .raise();
     }
-    let (m, ef_construction) = (super::options::m(index), super::options::ef_construction(index));
+    let (m, ef_construction) = (
+        super::options::m(index),
+        super::options::ef_construction(index),
+    );
     if ef_construction < 2 * m {
         SqlError::new(
             SqlState::INVALID_PARAMETER,
@@ -107,14 +119,19 @@ unsafe fn definition_is_new(definition: &Definition) -> bool {
 fn warn_exact(definition: &Definition, reason: &str) -> SqlError {
     SqlError::new(
         SqlState::WARNING,
-        format!("index \"{}\" cannot be kept in the cluster: {reason}", definition.index_name),
+        format!(
+            "index \"{}\" cannot be kept in the cluster: {reason}",
+            definition.index_name
+        ),
     )
     .detail("Searches scan the table exactly.")
 }
 
 unsafe fn warn_if_unreachable(definition: &Definition) {
     if let Some(missing) = prerequisites::missing() {
-        warn_exact(definition, missing.reason).hint(missing.remedy).warn();
+        warn_exact(definition, missing.reason)
+            .hint(missing.remedy)
+            .warn();
     } else if let Some(silence) = worker::silence() {
         SqlError::new(
             SqlState::WARNING,

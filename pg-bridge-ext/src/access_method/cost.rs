@@ -31,7 +31,8 @@ pub unsafe extern "C-unwind" fn amcostestimate(
         let hypothetical = (*(*path).indexinfo).hypothetical;
         if (*path).indexorderbys.is_null()
             || hypothetical
-            || !can_answer((*(*path).indexinfo).indexoid) {
+            || !can_answer((*(*path).indexinfo).indexoid)
+        {
             *startup_cost = f64::INFINITY;
             *total_cost = f64::INFINITY;
             *selectivity = 0.0;
@@ -40,8 +41,8 @@ pub unsafe extern "C-unwind" fn amcostestimate(
         let rows = (*(*path).indexinfo).tuples;
         let operator = pg_sys::cpu_operator_cost;
         *startup_cost = f64::from(settings::ef_search()) * OPERATORS_PER_CANDIDATE * operator;
-        *total_cost = *startup_cost
-            + rows * (pg_sys::cpu_index_tuple_cost + OPERATORS_PER_ROW * operator);
+        *total_cost =
+            *startup_cost + rows * (pg_sys::cpu_index_tuple_cost + OPERATORS_PER_ROW * operator);
         *selectivity = 1.0;
     })
 }

@@ -49,7 +49,9 @@ impl Definition {
         let schema_name = if namespace.is_null() {
             String::new()
         } else {
-            std::ffi::CStr::from_ptr(namespace).to_string_lossy().into_owned()
+            std::ffi::CStr::from_ptr(namespace)
+                .to_string_lossy()
+                .into_owned()
         };
         Self {
             index_oid: (*index).rd_id,
@@ -96,9 +98,11 @@ impl Definition {
 
 /// FNV-1a, for the metapage: 64 bits of a text that only we write.
 pub fn fingerprint_hash(fingerprint: &str) -> u64 {
-    fingerprint.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
-    })
+    fingerprint
+        .bytes()
+        .fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+        })
 }
 
 /// # Safety
@@ -107,16 +111,16 @@ unsafe fn attribute(
     relation: pg_sys::Relation,
     attnum: i16,
 ) -> *const pg_sys::FormData_pg_attribute {
-    (*(*relation).rd_att).attrs.as_ptr().add(attnum as usize - 1)
+    (*(*relation).rd_att)
+        .attrs
+        .as_ptr()
+        .add(attnum as usize - 1)
 }
 
 unsafe fn metric(index: pg_sys::Relation) -> Metric {
     let support = pg_sys::index_getprocid(index, 1, 1);
-    let number = pg_sys::OidFunctionCall1Coll(
-        support,
-        pg_sys::InvalidOid,
-        pg_sys::Datum::from(0usize),
-    );
+    let number =
+        pg_sys::OidFunctionCall1Coll(support, pg_sys::InvalidOid, pg_sys::Datum::from(0usize));
     match number.value() as i32 {
         1 => Metric::L2,
         2 => Metric::Cosine,
@@ -131,7 +135,9 @@ unsafe fn followable(
 ) -> Result<(), String> {
     let form = (*table).rd_rel;
     if (*form).relpersistence != pg_sys::RELPERSISTENCE_PERMANENT as std::ffi::c_char {
-        return Err("the table is temporary or unlogged, so the WAL does not carry its rows".into());
+        return Err(
+            "the table is temporary or unlogged, so the WAL does not carry its rows".into(),
+        );
     }
     if (*column).attgenerated != 0 {
         return Err("the column is generated, so the WAL does not carry its values".into());
@@ -156,14 +162,15 @@ unsafe fn row_key_index(table: pg_sys::Relation) -> Result<RowKeyIndex, String> 
     }
     let index = pg_sys::index_open(index_oid, pg_sys::AccessShareLock as c_int);
     let form = (*index).rd_index;
-    let attnums = std::slice::from_raw_parts(
-        (*form).indkey.values.as_ptr(),
-        (*form).indnkeyatts as usize,
-    );
+    let attnums =
+        std::slice::from_raw_parts((*form).indkey.values.as_ptr(), (*form).indnkeyatts as usize);
     let mut columns: Vec<KeyColumn> = attnums
         .iter()
         .filter(|&&attnum| attnum > 0)
-        .map(|&attnum| KeyColumn { attnum, kind: (*attribute(table, attnum)).atttypid })
+        .map(|&attnum| KeyColumn {
+            attnum,
+            kind: (*attribute(table, attnum)).atttypid,
+        })
         .collect();
     let complete = columns.len() == attnums.len();
     pg_sys::index_close(index, pg_sys::AccessShareLock as c_int);

@@ -55,14 +55,20 @@ unsafe extern "C-unwind" fn amvalidate(opclass: pg_sys::Oid) -> bool {
             pg_sys::Datum::from(opclass),
         );
         if tuple.is_null() {
-            pgrx::error!("cache lookup failed for operator class {}", opclass.to_u32());
+            pgrx::error!(
+                "cache lookup failed for operator class {}",
+                opclass.to_u32()
+            );
         }
         let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_opclass>();
         let (family, kind) = ((*form).opcfamily, (*form).opcintype);
         pg_sys::ReleaseSysCache(tuple);
         let support = pg_sys::get_opfamily_proc(family, kind, kind, 1);
         if support == pg_sys::InvalidOid {
-            pgrx::info!("operator class {} lacks support function 1", opclass.to_u32());
+            pgrx::info!(
+                "operator class {} lacks support function 1",
+                opclass.to_u32()
+            );
         }
         support != pg_sys::InvalidOid
     })

@@ -50,8 +50,7 @@ impl Metapage {
         pg_sys::PageInit(page, pg_sys::BLCKSZ as usize, 0);
         let header = page.cast::<pg_sys::PageHeaderData>();
         contents(page).write(self);
-        (*header).pd_lower =
-            (pg_sys::SizeOfPageHeaderData() + std::mem::size_of::<Self>()) as u16;
+        (*header).pd_lower = (pg_sys::SizeOfPageHeaderData() + std::mem::size_of::<Self>()) as u16;
         pg_sys::MarkBufferDirty(buffer);
         let is_init_fork = fork == pg_sys::ForkNumber::INIT_FORKNUM;
         if is_init_fork || relation_needs_wal(index) {

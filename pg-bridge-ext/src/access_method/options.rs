@@ -29,17 +29,18 @@ static KIND: AtomicU32 = AtomicU32::new(0);
 pub unsafe fn register() {
     let kind = pg_sys::add_reloption_kind();
     KIND.store(kind, Ordering::Relaxed);
-    let define = |name: &'static std::ffi::CStr, text: &'static std::ffi::CStr, default, min, max| {
-        pg_sys::add_int_reloption(
-            kind,
-            name.as_ptr(),
-            text.as_ptr(),
-            default,
-            min,
-            max,
-            pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE,
-        );
-    };
+    let define =
+        |name: &'static std::ffi::CStr, text: &'static std::ffi::CStr, default, min, max| {
+            pg_sys::add_int_reloption(
+                kind,
+                name.as_ptr(),
+                text.as_ptr(),
+                default,
+                min,
+                max,
+                pg_sys::AccessExclusiveLock as pg_sys::LOCKMODE,
+            );
+        };
     define(c"m", c"Max number of connections", M_DEFAULT, M_MIN, M_MAX);
     define(
         c"ef_construction",
@@ -83,7 +84,9 @@ unsafe fn options<'a>(index: pg_sys::Relation) -> Option<&'a Options> {
 /// # Safety
 /// The index is open and one of ours.
 pub unsafe fn m(index: pg_sys::Relation) -> u32 {
-    options(index).map_or(M_DEFAULT, |options| options.m).unsigned_abs()
+    options(index)
+        .map_or(M_DEFAULT, |options| options.m)
+        .unsigned_abs()
 }
 
 /// # Safety

@@ -32,5 +32,11 @@ pub unsafe extern "C-unwind" fn amvacuumcleanup(
     info: *mut pg_sys::IndexVacuumInfo,
     previous: *mut pg_sys::IndexBulkDeleteResult,
 ) -> *mut pg_sys::IndexBulkDeleteResult {
-    guard(|| if (*info).analyze_only { previous } else { statistics(info, previous) })
+    guard(|| {
+        if (*info).analyze_only {
+            previous
+        } else {
+            statistics(info, previous)
+        }
+    })
 }

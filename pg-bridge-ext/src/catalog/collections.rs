@@ -55,7 +55,9 @@ pub unsafe fn register(definition: &Definition, key: &RowKeyIndex) -> Registered
 /// In a transaction that may write.
 pub unsafe fn remove(index_oid: pg_sys::Oid) -> bool {
     // Absent while the extension itself is being dropped.
-    let Some(owner) = owner_of_table() else { return false };
+    let Some(owner) = owner_of_table() else {
+        return false;
+    };
     as_owner(owner, || {
         Spi::connect_mut(|client| {
             let args = [DatumWithOid::from(index_oid)];
@@ -86,7 +88,11 @@ fn number(client: &mut SpiClient<'_>, sql: &str, args: &[DatumWithOid<'_>]) -> O
         Ok(rows) => rows,
         Err(error) => pgrx::error!("ruvector.collections: {error}"),
     };
-    if rows.is_empty() { None } else { rows.first().get_one::<i64>().unwrap_or(None) }
+    if rows.is_empty() {
+        None
+    } else {
+        rows.first().get_one::<i64>().unwrap_or(None)
+    }
 }
 
 /// Rows of indexes that were dropped while this library was not loaded.
@@ -159,7 +165,11 @@ fn upsert(
     let sql = "INSERT INTO ruvector.index_fingerprints AS f VALUES ($1, $2) \
                ON CONFLICT (index_oid) DO UPDATE SET fingerprint = excluded.fingerprint \
                WHERE f.fingerprint OPERATOR(pg_catalog.<>) excluded.fingerprint";
-    run(client, sql, &[definition.index_oid.into(), fingerprint.into()]);
+    run(
+        client,
+        sql,
+        &[definition.index_oid.into(), fingerprint.into()],
+    );
 }
 
 /// The owner of `ruvector.collections`, the extension's.

@@ -10,7 +10,7 @@ use crate::access_method;
 use crate::error::guard;
 use crate::scan::{exact_slots, own_writes};
 use pgrx::pg_sys;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_int, c_void};
 
 static mut NEXT_OBJECT_ACCESS: pg_sys::object_access_hook_type = None;
@@ -18,6 +18,9 @@ static mut NEXT_PROCESS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 
 thread_local! {
     static ALTER_TABLE_DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// DROP INDEX CONCURRENTLY must not write before its own transactions are
+    /// through: these rows go when the statement ends.
+    static DROPPED_CONCURRENTLY: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
 }
 
 mod unguarded {
@@ -93,6 +96,13 @@ unsafe extern "C-unwind" fn on_process_utility(
     if alters {
         ALTER_TABLE_DEPTH.set(ALTER_TABLE_DEPTH.get().saturating_sub(1));
     }
+    if DROPPED_CONCURRENTLY.with_borrow(|dropped| !dropped.is_empty()) {
+        guard(|| {
+            for index in DROPPED_CONCURRENTLY.take() {
+                collections::remove(index);
+            }
+        });
+    }
 }
 
 unsafe extern "C-unwind" fn on_object_access(
@@ -110,11 +120,15 @@ unsafe extern "C-unwind" fn on_object_access(
         && class == pg_sys::RelationRelationId
         && part == 0
     {
-        guard(|| on_drop(object));
+        let concurrently = !argument.is_null()
+            && (*argument.cast::<pg_sys::ObjectAccessDrop>()).dropflags
+                & pg_sys::PERFORM_DELETION_CONCURRENTLY as c_int
+                != 0;
+        guard(|| on_drop(object, concurrently));
     }
 }
 
-unsafe fn on_drop(relation: pg_sys::Oid) {
+unsafe fn on_drop(relation: pg_sys::Oid, concurrently: bool) {
     if pg_sys::IsBinaryUpgrade || pg_sys::RecoveryInProgress() {
         return;
     }
@@ -123,6 +137,9 @@ unsafe fn on_drop(relation: pg_sys::Oid) {
         return;
     }
     match dropped_index(relation) {
+        Some((index_method, _)) if index_method == method && concurrently => {
+            DROPPED_CONCURRENTLY.with_borrow_mut(|dropped| dropped.push(relation));
+        }
         Some((index_method, _)) if index_method == method => {
             collections::remove(relation);
         }
@@ -171,7 +188,11 @@ unsafe fn forget_indexes(table: pg_sys::Oid, method: pg_sys::Oid) {
     }
     let indexes = pg_sys::RelationGetIndexList(relation);
     pg_sys::relation_close(relation, pg_sys::NoLock as c_int);
-    let count = if indexes.is_null() { 0 } else { (*indexes).length };
+    let count = if indexes.is_null() {
+        0
+    } else {
+        (*indexes).length
+    };
     for place in 0..count as usize {
         let index = (*(*indexes).elements.add(place)).oid_value;
         if matches!(dropped_index(index), Some((found, _)) if found == method) {
@@ -197,6 +218,9 @@ unsafe extern "C-unwind" fn on_transaction_event(
         guard(|| {
             own_writes::end_of_transaction();
             exact_slots::release();
+            if event == XACT_EVENT_ABORT {
+                DROPPED_CONCURRENTLY.take();
+            }
         });
     }
 }

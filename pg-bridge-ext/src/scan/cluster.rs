@@ -126,7 +126,11 @@ impl ClusterScan {
 
     /// Nothing that is still to be looked up is nearer than this.
     fn frontier(&self) -> f64 {
-        let behind = if self.exhausted { f64::INFINITY } else { self.bound };
+        let behind = if self.exhausted {
+            f64::INFINITY
+        } else {
+            self.bound
+        };
         match self.keys.front() {
             Some((_, distance)) => distance.min(behind),
             None => behind,

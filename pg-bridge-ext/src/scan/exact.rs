@@ -97,7 +97,11 @@ impl ExactScan {
         pg_sys::ExecDropSingleTupleTableSlot(input);
         pg_sys::tuplesort_performsort(sort);
         let slot = pg_sys::MakeSingleTupleTableSlot(description, &pg_sys::TTSOpsMinimalTuple);
-        Ok(Self { sort, slot, returned })
+        Ok(Self {
+            sort,
+            slot,
+            returned,
+        })
     }
 
     /// # Safety
@@ -118,7 +122,10 @@ impl ExactScan {
             let distance = pg_sys::slot_getattr(self.slot, 1, &mut null).value() as u64;
             let tid = pg_sys::slot_getattr(self.slot, 2, &mut null).value() as u64;
             if !self.returned.contains(&tid) {
-                return Some(Ranked { distance: f64::from_bits(distance), tid });
+                return Some(Ranked {
+                    distance: f64::from_bits(distance),
+                    tid,
+                });
             }
         }
     }
@@ -136,8 +143,7 @@ impl ExactScan {
 unsafe fn gather(gathering: &mut Gathering<'_>) {
     let request = gathering.request;
     let info = pg_sys::BuildIndexInfo(request.index);
-    let scan =
-        pg_sys::table_beginscan(request.table, request.snapshot, 0, std::ptr::null_mut());
+    let scan = pg_sys::table_beginscan(request.table, request.snapshot, 0, std::ptr::null_mut());
     // It ends the scan that it is given.
     pg_sys::table_index_build_scan(
         request.table,

@@ -51,7 +51,11 @@ pub fn release() {
     if HOLDS.replace(false) {
         // SAFETY: set at backend start.
         let own = unsafe { pg_sys::MyProcPid };
-        for holder in HOLDERS.exclusive().iter_mut().filter(|holder| **holder == own) {
+        for holder in HOLDERS
+            .exclusive()
+            .iter_mut()
+            .filter(|holder| **holder == own)
+        {
             *holder = 0;
         }
     }

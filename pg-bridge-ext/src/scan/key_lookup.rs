@@ -34,7 +34,10 @@ struct Column {
 
 /// A type without a binary form travels as text.
 enum Receive {
-    Binary { function: pg_sys::Oid, parameter: pg_sys::Oid },
+    Binary {
+        function: pg_sys::Oid,
+        parameter: pg_sys::Oid,
+    },
     Text,
 }
 
@@ -66,7 +69,12 @@ impl KeyLookup {
             .collect::<Vec<_>>();
         let scan = pg_sys::index_beginscan(table, index, snapshot, columns.len() as c_int, 0);
         let slot = pg_sys::table_slot_create(table, std::ptr::null_mut());
-        Self { index, scan, slot, columns }
+        Self {
+            index,
+            scan,
+            slot,
+            columns,
+        }
     }
 
     /// Finds the visible version and leaves it in [`KeyLookup::slot`]. Memory of
@@ -84,10 +92,8 @@ impl KeyLookup {
             0,
         );
         loop {
-            let tid = pg_sys::index_getnext_tid(
-                self.scan,
-                pg_sys::ScanDirection::ForwardScanDirection,
-            );
+            let tid =
+                pg_sys::index_getnext_tid(self.scan, pg_sys::ScanDirection::ForwardScanDirection);
             if tid.is_null() {
                 return None;
             }
@@ -105,14 +111,21 @@ impl KeyLookup {
 
     unsafe fn scan_keys(&self, key: &[u8]) -> Vec<pg_sys::ScanKeyData> {
         let parsed = RowKey::from_bytes(key);
-        let values = parsed.as_ref().map_err(ToString::to_string).and_then(|key| {
-            let values = key.columns().map_err(|error| error.to_string())?;
-            if values.len() == self.columns.len() {
-                Ok(values)
-            } else {
-                Err(format!("{} columns, not {}", values.len(), self.columns.len()))
-            }
-        });
+        let values = parsed
+            .as_ref()
+            .map_err(ToString::to_string)
+            .and_then(|key| {
+                let values = key.columns().map_err(|error| error.to_string())?;
+                if values.len() == self.columns.len() {
+                    Ok(values)
+                } else {
+                    Err(format!(
+                        "{} columns, not {}",
+                        values.len(),
+                        self.columns.len()
+                    ))
+                }
+            });
         let values = match values {
             Ok(values) => values,
             Err(problem) => SqlError::new(
@@ -121,7 +134,11 @@ impl KeyLookup {
             )
             .raise(),
         };
-        self.columns.iter().zip(values).map(|(column, bytes)| column.scan_key(bytes)).collect()
+        self.columns
+            .iter()
+            .zip(values)
+            .map(|(column, bytes)| column.scan_key(bytes))
+            .collect()
     }
 
     /// # Safety
@@ -144,8 +161,7 @@ impl Column {
         let kind = (*attribute).atttypid;
         let family = *(*index).rd_opfamily.add(place);
         let subtype = *(*index).rd_opcintype.add(place);
-        let operator =
-            pg_sys::get_opfamily_member(family, subtype, subtype, BTREE_EQUAL as i16);
+        let operator = pg_sys::get_opfamily_member(family, subtype, subtype, BTREE_EQUAL as i16);
         if operator == pg_sys::InvalidOid {
             pgrx::error!("no equality operator for column {attnum} of the row key");
         }
@@ -181,7 +197,10 @@ impl Column {
         std::ptr::copy_nonoverlapping(bytes.as_ptr(), copy, bytes.len());
         *copy.add(bytes.len()) = 0;
         match self.receive {
-            Receive::Binary { function, parameter } => {
+            Receive::Binary {
+                function,
+                parameter,
+            } => {
                 let mut message = pg_sys::StringInfoData {
                     data: copy.cast(),
                     len: bytes.len() as c_int,
@@ -217,6 +236,9 @@ impl Receive {
         }
         let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
         pg_sys::getTypeBinaryInputInfo(kind, &mut function, &mut parameter);
-        Self::Binary { function, parameter }
+        Self::Binary {
+            function,
+            parameter,
+        }
     }
 }

@@ -37,8 +37,8 @@ pub unsafe extern "C-unwind" fn ambeginscan(
         let scan = pg_sys::RelationGetIndexScan(index, keys, order_bys);
         let memory = memory_context(pg_sys::CurrentMemoryContext, c"ruvector scan");
         let row_memory = memory_context(memory, c"ruvector row");
-        let holder = pg_sys::MemoryContextAllocZero(memory, std::mem::size_of::<Holder>())
-            .cast::<Holder>();
+        let holder =
+            pg_sys::MemoryContextAllocZero(memory, std::mem::size_of::<Holder>()).cast::<Holder>();
         (*holder).memory = memory;
         (*holder).state = Box::into_raw(Box::new(ScanState::new(row_memory)));
         (*holder).on_reset.func = Some(on_reset);
@@ -75,10 +75,7 @@ unsafe extern "C-unwind" fn on_reset(argument: *mut c_void) {
 }
 
 /// Runs with the scan's state, in the scan's memory.
-unsafe fn with_state<R>(
-    scan: pg_sys::IndexScanDesc,
-    body: impl FnOnce(&mut ScanState) -> R,
-) -> R {
+unsafe fn with_state<R>(scan: pg_sys::IndexScanDesc, body: impl FnOnce(&mut ScanState) -> R) -> R {
     let holder = (*scan).opaque.cast::<Holder>();
     let caller = pg_sys::CurrentMemoryContext;
     pg_sys::CurrentMemoryContext = (*holder).memory;
@@ -100,7 +97,11 @@ pub unsafe extern "C-unwind" fn amrescan(
             std::ptr::copy(keys, (*scan).keyData, (*scan).numberOfKeys as usize);
         }
         if !order_bys.is_null() && (*scan).numberOfOrderBys > 0 {
-            std::ptr::copy(order_bys, (*scan).orderByData, (*scan).numberOfOrderBys as usize);
+            std::ptr::copy(
+                order_bys,
+                (*scan).orderByData,
+                (*scan).numberOfOrderBys as usize,
+            );
         }
     });
 }
@@ -110,7 +111,9 @@ pub unsafe extern "C-unwind" fn amgettuple(
     _direction: pg_sys::ScanDirection::Type,
 ) -> bool {
     guard(|| {
-        let Some(row) = with_state(scan, |state| state.next(scan)) else { return false };
+        let Some(row) = with_state(scan, |state| state.next(scan)) else {
+            return false;
+        };
         u64_to_item_pointer(row.tid, &mut (*scan).xs_heaptid);
         // The row was ranked from the version that the executor will fetch.
         (*scan).xs_recheck = false;

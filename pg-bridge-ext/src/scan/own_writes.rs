@@ -54,7 +54,12 @@ pub fn of(index: pg_sys::Oid) -> Result<Vec<u64>, &'static str> {
         if own.overflowed {
             return Err("this transaction has written too many rows to merge");
         }
-        Ok(own.entries.iter().filter(|entry| entry.0 == index).map(|entry| entry.1).collect())
+        Ok(own
+            .entries
+            .iter()
+            .filter(|entry| entry.0 == index)
+            .map(|entry| entry.1)
+            .collect())
     })
 }
 

@@ -25,7 +25,10 @@ impl Ranking {
     /// A query without direction has no cosine distance to anything.
     pub fn is_undefined(&self) -> bool {
         self.metric == Metric::Cosine
-            && self.query.as_ref().is_some_and(|query| distance::norm(query) == 0.0)
+            && self
+                .query
+                .as_ref()
+                .is_some_and(|query| distance::norm(query) == 0.0)
     }
 }
 
@@ -40,7 +43,11 @@ pub struct Ranked {
 impl Ranked {
     /// NaN sorts last, as Postgres sorts it.
     pub fn new(distance: f64, tid: u64) -> Self {
-        let distance = if distance.is_nan() { f64::INFINITY } else { distance };
+        let distance = if distance.is_nan() {
+            f64::INFINITY
+        } else {
+            distance
+        };
         Self { distance, tid }
     }
 }
@@ -48,7 +55,10 @@ impl Ranked {
 /// The nearest is the greatest, so that a heap gives it first.
 impl Ord for Ranked {
     fn cmp(&self, other: &Self) -> Ordering {
-        other.distance.total_cmp(&self.distance).then(other.tid.cmp(&self.tid))
+        other
+            .distance
+            .total_cmp(&self.distance)
+            .then(other.tid.cmp(&self.tid))
     }
 }
 
@@ -74,9 +84,12 @@ mod tests {
     #[test]
     fn the_nearest_row_comes_first_and_undefined_distances_last() {
         let rows = [3.0, f64::NAN, -1.0, 0.0].into_iter().zip(0..);
-        let mut heap: BinaryHeap<Ranked> =
-            rows.map(|(distance, tid)| Ranked::new(distance, tid)).collect();
-        let order: Vec<u64> = std::iter::from_fn(|| heap.pop()).map(|row| row.tid).collect();
+        let mut heap: BinaryHeap<Ranked> = rows
+            .map(|(distance, tid)| Ranked::new(distance, tid))
+            .collect();
+        let order: Vec<u64> = std::iter::from_fn(|| heap.pop())
+            .map(|row| row.tid)
+            .collect();
         assert_eq!(order, [2, 3, 0, 1]);
     }
 }

@@ -17,10 +17,7 @@ pub unsafe fn is_mvcc(snapshot: pg_sys::Snapshot) -> bool {
 ///
 /// # Safety
 /// The pointer is an MVCC snapshot of this server, not taken in recovery.
-pub unsafe fn covered(
-    snapshot: pg_sys::Snapshot,
-    backfill: &BackfillSnapshot,
-) -> Option<u64> {
+pub unsafe fn covered(snapshot: pg_sys::Snapshot, backfill: &BackfillSnapshot) -> Option<u64> {
     let next = pg_sys::ReadNextFullTransactionId().value;
     let wide = |xid: pg_sys::TransactionId| widen(xid.into_inner(), next);
     // Top-level transactions only: the backfill's snapshot lists no others, and

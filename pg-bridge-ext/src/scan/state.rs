@@ -59,7 +59,11 @@ struct Request {
 
 impl ScanState {
     pub fn new(row_memory: pg_sys::MemoryContext) -> Self {
-        Self { phase: Phase::Fresh, row_memory, last_distance: f64::NEG_INFINITY }
+        Self {
+            phase: Phase::Fresh,
+            row_memory,
+            last_distance: f64::NEG_INFINITY,
+        }
     }
 
     /// Ends what runs; the next row starts over.
@@ -164,14 +168,20 @@ unsafe fn ranking(scan: pg_sys::IndexScanDesc, definition: &Definition) -> Ranki
             if elements.len() != expected {
                 SqlError::new(
                     SqlState::DATA_EXCEPTION,
-                    format!("different vector dimensions {expected} and {}", elements.len()),
+                    format!(
+                        "different vector dimensions {expected} and {}",
+                        elements.len()
+                    ),
                 )
                 .raise();
             }
             query = Some(elements.to_vec());
         }
     }
-    Ranking { metric: definition.metric, query }
+    Ranking {
+        metric: definition.metric,
+        query,
+    }
 }
 
 /// Opens the search, or says why not.
@@ -234,12 +244,17 @@ unsafe fn followed_key<'a>(
     if let Some(missing) = prerequisites::missing() {
         return Err(Refusal::structural(missing.reason));
     }
-    let key = definition.key.as_ref().map_err(|reason| Refusal::structural(reason.as_str()))?;
+    let key = definition
+        .key
+        .as_ref()
+        .map_err(|reason| Refusal::structural(reason.as_str()))?;
     if metapage.definition_generation == 0 {
         return Err(Refusal::structural(NOT_REGISTERED));
     }
     if metapage.fingerprint_hash != fingerprint_hash(&definition.fingerprint()) {
-        return Err(Refusal::structural("the table's key or column changed; REINDEX the index"));
+        return Err(Refusal::structural(
+            "the table's key or column changed; REINDEX the index",
+        ));
     }
     Ok(key)
 }
@@ -249,10 +264,10 @@ pub const NOT_REGISTERED: &str =
 
 unsafe fn own_writes_of(request: &Request) -> Result<Vec<u64>, Refusal> {
     let in_worker = pg_sys::ParallelWorkerNumber >= 0;
-    if in_worker
-        && pg_sys::GetTopTransactionIdIfAny() != pg_sys::TransactionId::INVALID
-    {
-        return Err(Refusal::structural("a parallel worker of a transaction that writes"));
+    if in_worker && pg_sys::GetTopTransactionIdIfAny() != pg_sys::TransactionId::INVALID {
+        return Err(Refusal::structural(
+            "a parallel worker of a transaction that writes",
+        ));
     }
     own_writes::of((*request.index).rd_id).map_err(Refusal::structural)
 }
@@ -261,14 +276,21 @@ unsafe fn covered_xmin(request: &Request, view: &IndexView) -> Result<u64, Refus
     match view.state {
         ViewState::Ready => {}
         ViewState::Disconnected => {
-            return Err(Refusal::Outage(ScanFailure::Unavailable(view.reason.clone())));
+            return Err(Refusal::Outage(ScanFailure::Unavailable(
+                view.reason.clone(),
+            )));
         }
         ViewState::Building => return Err(Refusal::structural("the collection is being built")),
         ViewState::Unknown => {
-            return Err(Refusal::structural("the cluster does not have the collection yet"));
+            return Err(Refusal::structural(
+                "the cluster does not have the collection yet",
+            ));
         }
         ViewState::Failed => {
-            return Err(Refusal::structural(format!("the collection failed: {}", view.reason)));
+            return Err(Refusal::structural(format!(
+                "the collection failed: {}",
+                view.reason
+            )));
         }
     }
     snapshot::covered(request.snapshot, &view.snapshot)
@@ -277,12 +299,7 @@ unsafe fn covered_xmin(request: &Request, view: &IndexView) -> Result<u64, Refus
 
 impl Request {
     /// Answers from the table, or ends the statement.
-    unsafe fn exact(
-        &self,
-        refusal: Refusal,
-        ranking: &Ranking,
-        returned: HashSet<u64>,
-    ) -> Phase {
+    unsafe fn exact(&self, refusal: Refusal, ranking: &Ranking, returned: HashSet<u64>) -> Phase {
         let (reason, rows_max) = match refusal {
             Refusal::Structural(reason) => (reason, None),
             Refusal::Outage(failure) => {

@@ -58,8 +58,24 @@ unsafe extern "C-unwind" fn on_explain(
     counters::reset();
     let next = NEXT;
     match next {
-        Some(next) => next(query, cursor_options, into, state, source, params, environment),
-        None => standard(query, cursor_options, into, state, source, params, environment),
+        Some(next) => next(
+            query,
+            cursor_options,
+            into,
+            state,
+            source,
+            params,
+            environment,
+        ),
+        None => standard(
+            query,
+            cursor_options,
+            into,
+            state,
+            source,
+            params,
+            environment,
+        ),
     }
     if (*state).analyze {
         guard(|| show(state, &counters::snapshot()));
@@ -136,12 +152,7 @@ unsafe fn show(state: *mut pg_sys::ExplainState, counters: &Counters) {
     let group = c"RuVector".as_ptr();
     pg_sys::ExplainOpenGroup(group, std::ptr::null(), true, state);
     for (name, value) in numbers(counters) {
-        pg_sys::ExplainPropertyInteger(
-            name.as_pg_cstr(),
-            std::ptr::null(),
-            value as i64,
-            state,
-        );
+        pg_sys::ExplainPropertyInteger(name.as_pg_cstr(), std::ptr::null(), value as i64, state);
     }
     pg_sys::ExplainPropertyText(c"Fallback".as_ptr(), fallback(counters).as_pg_cstr(), state);
     pg_sys::ExplainCloseGroup(group, std::ptr::null(), true, state);
@@ -170,7 +181,10 @@ fn fallback(counters: &Counters) -> &str {
 fn text(counters: &Counters) -> String {
     let mut text = String::from("RuVector:");
     for (name, value) in numbers(counters) {
-        text.push_str(&format!(" {}={value}", name.to_lowercase().replace(' ', "_")));
+        text.push_str(&format!(
+            " {}={value}",
+            name.to_lowercase().replace(' ', "_")
+        ));
     }
     format!("{text}\n  Fallback: {}\n", fallback(counters))
 }

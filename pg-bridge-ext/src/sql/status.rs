@@ -65,8 +65,11 @@ pub unsafe fn local(index_oid: pg_sys::Oid) -> Local {
     let form = (*index).rd_rel;
     let name = pg_sys::name_data_to_str(&(*form).relname).to_owned();
     if (*form).relam != method || (*form).relkind != pg_sys::RELKIND_INDEX as std::ffi::c_char {
-        SqlError::new(SqlState::WRONG_OBJECT_TYPE, format!("\"{name}\" is not a ruhnsw index"))
-            .raise();
+        SqlError::new(
+            SqlState::WRONG_OBJECT_TYPE,
+            format!("\"{name}\" is not a ruhnsw index"),
+        )
+        .raise();
     }
     let table = pg_sys::table_open(
         (*(*index).rd_index).indrelid,
@@ -147,7 +150,9 @@ unsafe fn row(
         text(&local.table_name),
         text(local.state),
         reason.and_then(text),
-        count(Some(remote.map_or(local.partitions, |status| status.partitions))),
+        count(Some(
+            remote.map_or(local.partitions, |status| status.partitions),
+        )),
         count(remote.map(|status| status.replicas)),
         number(remote.map(|status| status.rows)),
         number(remote.map(|status| status.tail_rows)),
@@ -164,7 +169,10 @@ unsafe fn row(
         pgrx::error!("ruvector_index_status must be declared to return a record");
     }
     if (*description).natts as usize != columns.len() {
-        pgrx::error!("ruvector_index_status must be declared with {} columns", columns.len());
+        pgrx::error!(
+            "ruvector_index_status must be declared with {} columns",
+            columns.len()
+        );
     }
     let mut nulls = columns.map(|column| column.is_none());
     let mut values = columns.map(|column| column.unwrap_or(pg_sys::Datum::from(0usize)));

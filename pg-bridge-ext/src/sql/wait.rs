@@ -39,7 +39,10 @@ unsafe fn wait(index_oid: pg_sys::Oid, timeout: Duration, folded: bool) {
             .raise(),
             "exact" => SqlError::new(
                 SqlState::NOT_IN_PREREQUISITE_STATE,
-                format!("index \"{name}\" is not kept in the cluster: {}", local.reason),
+                format!(
+                    "index \"{name}\" is not kept in the cluster: {}",
+                    local.reason
+                ),
             )
             .raise(),
             _ => {}
@@ -76,5 +79,9 @@ fn timed_out(local: &Local, timeout: Duration, folded: bool) -> ! {
         ),
     )
     .hint("The cluster goes on; ruvector_index_status() shows how far it is.");
-    if local.reason.is_empty() { error.raise() } else { error.detail(local.reason.as_str()).raise() }
+    if local.reason.is_empty() {
+        error.raise()
+    } else {
+        error.detail(local.reason.as_str()).raise()
+    }
 }

@@ -58,7 +58,11 @@ unsafe fn state(call: Call, number: usize) -> Vec<f64> {
         || (*array).elemtype != pg_sys::FLOAT8OID
         || pg_sys::array_contains_nulls(array)
     {
-        SqlError::new(SqlState::DATA_EXCEPTION, "vector_accum: expected state array").raise();
+        SqlError::new(
+            SqlState::DATA_EXCEPTION,
+            "vector_accum: expected state array",
+        )
+        .raise();
     }
     let (mut datums, mut count) = (std::ptr::null_mut(), 0);
     pg_sys::deconstruct_array(
@@ -72,14 +76,22 @@ unsafe fn state(call: Call, number: usize) -> Vec<f64> {
         &mut count,
     );
     if count < 1 {
-        SqlError::new(SqlState::DATA_EXCEPTION, "vector_accum: expected state array").raise();
+        SqlError::new(
+            SqlState::DATA_EXCEPTION,
+            "vector_accum: expected state array",
+        )
+        .raise();
     }
-    (0..count as usize).map(|place| f64::from_bits((*datums.add(place)).value() as u64)).collect()
+    (0..count as usize)
+        .map(|place| f64::from_bits((*datums.add(place)).value() as u64))
+        .collect()
 }
 
 unsafe fn store(state: &[f64]) -> pg_sys::Datum {
-    let mut datums: Vec<pg_sys::Datum> =
-        state.iter().map(|value| pg_sys::Datum::from(value.to_bits())).collect();
+    let mut datums: Vec<pg_sys::Datum> = state
+        .iter()
+        .map(|value| pg_sys::Datum::from(value.to_bits()))
+        .collect();
     pg_sys::Datum::from(pg_sys::construct_array(
         datums.as_mut_ptr(),
         datums.len() as c_int,

@@ -6,7 +6,10 @@ use crate::error::{SqlError, SqlState, sql_functions};
 
 fn zip(a: &[f32], b: &[f32], combine: impl Fn(f32, f32) -> f32) -> Vec<f32> {
     check_same(a, b);
-    a.iter().zip(b).map(|(&x, &y)| check_overflow(combine(x, y))).collect()
+    a.iter()
+        .zip(b)
+        .map(|(&x, &y)| check_overflow(combine(x, y)))
+        .collect()
 }
 
 sql_functions! {

@@ -55,7 +55,9 @@ unsafe fn array_elements(array: *mut pg_sys::ArrayType) -> Vec<f32> {
         &mut count,
     );
     check_dimensions(count as usize);
-    (0..count as usize).map(|place| element(kind, *datums.add(place))).collect()
+    (0..count as usize)
+        .map(|place| element(kind, *datums.add(place)))
+        .collect()
 }
 
 unsafe fn element(kind: pg_sys::Oid, datum: pg_sys::Datum) -> f32 {

@@ -52,9 +52,15 @@ macro_rules! summed {
     };
 }
 
-summed!(squares, squares_wide, squares_portable, 1, |x, y| [(x - y) * (x - y)]);
+summed!(squares, squares_wide, squares_portable, 1, |x, y| [
+    (x - y) * (x - y)
+]);
 summed!(dots, dots_wide, dots_portable, 1, |x, y| [x * y]);
-summed!(cosines, cosines_wide, cosines_portable, 3, |x, y| [x * y, x * x, y * y]);
+summed!(cosines, cosines_wide, cosines_portable, 3, |x, y| [
+    x * y,
+    x * x,
+    y * y
+]);
 summed!(taxi, taxi_wide, taxi_portable, 1, |x, y| [(x - y).abs()]);
 
 pub fn l2_squared(a: &[f32], b: &[f32]) -> f64 {
@@ -77,21 +83,14 @@ pub fn l1(a: &[f32], b: &[f32]) -> f64 {
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let [dot, norm_a, norm_b] = cosines(a, b);
     let similarity = f64::from(dot) / (f64::from(norm_a) * f64::from(norm_b)).sqrt();
-    1.0 - clamp(similarity)
-}
-
-fn clamp(value: f64) -> f64 {
-    if value > 1.0 {
-        1.0
-    } else if value < -1.0 {
-        -1.0
-    } else {
-        value
-    }
+    1.0 - similarity.clamp(-1.0, 1.0)
 }
 
 pub fn norm(a: &[f32]) -> f64 {
-    a.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt()
+    a.iter()
+        .map(|&x| f64::from(x) * f64::from(x))
+        .sum::<f64>()
+        .sqrt()
 }
 
 macro_rules! distance_functions {
@@ -116,7 +115,7 @@ distance_functions! {
     pg_finfo_ruvector_cosine_distance for ruvector_cosine_distance = cosine;
     pg_finfo_ruvector_l1_distance for ruvector_l1_distance = l1;
     pg_finfo_ruvector_vector_spherical_distance for ruvector_vector_spherical_distance =
-        |a, b| clamp(inner_product(a, b)).acos() / std::f64::consts::PI;
+        |a, b| inner_product(a, b).clamp(-1.0, 1.0).acos() / std::f64::consts::PI;
 }
 
 sql_functions! {

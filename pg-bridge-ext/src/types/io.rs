@@ -91,8 +91,11 @@ unsafe fn receive(call: Call) -> pg_sys::Datum {
     check_dimensions(dimensions);
     check_expected(call.int32(2), dimensions);
     if unused != 0 {
-        SqlError::new(SqlState::DATA_EXCEPTION, format!("expected unused to be 0, not {unused}"))
-            .raise();
+        SqlError::new(
+            SqlState::DATA_EXCEPTION,
+            format!("expected unused to be 0, not {unused}"),
+        )
+        .raise();
     }
     let elements: Vec<f32> = (0..dimensions)
         .map(|_| {
@@ -113,7 +116,10 @@ fn parse(literal: &CStr) -> Vec<f32> {
     let malformed = |detail: Option<&str>| -> ! {
         let error = SqlError::new(
             SqlState::INVALID_TEXT,
-            format!("invalid input syntax for type vector: \"{}\"", literal.to_string_lossy()),
+            format!(
+                "invalid input syntax for type vector: \"{}\"",
+                literal.to_string_lossy()
+            ),
         );
         match detail {
             Some(detail) => error.detail(detail).raise(),
@@ -178,7 +184,10 @@ fn number(text: &[u8]) -> Option<(f32, usize)> {
     if error == libc::ERANGE && value.is_infinite() {
         SqlError::new(
             SqlState::OUT_OF_RANGE,
-            format!("\"{}\" is out of range for type vector", String::from_utf8_lossy(&text[..length])),
+            format!(
+                "\"{}\" is out of range for type vector",
+                String::from_utf8_lossy(&text[..length])
+            ),
         )
         .raise();
     }

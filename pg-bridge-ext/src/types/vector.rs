@@ -44,7 +44,11 @@ pub unsafe fn build(elements: &[f32]) -> pg_sys::Datum {
 
 pub fn check_dimensions(dimensions: usize) {
     if dimensions < 1 {
-        SqlError::new(SqlState::DATA_EXCEPTION, "vector must have at least 1 dimension").raise();
+        SqlError::new(
+            SqlState::DATA_EXCEPTION,
+            "vector must have at least 1 dimension",
+        )
+        .raise();
     }
     if dimensions > DIMENSIONS_MAX {
         too_many_dimensions();
@@ -85,7 +89,11 @@ pub fn check_element(value: f32) {
         SqlError::new(SqlState::DATA_EXCEPTION, "NaN not allowed in vector").raise();
     }
     if value.is_infinite() {
-        SqlError::new(SqlState::DATA_EXCEPTION, "infinite value not allowed in vector").raise();
+        SqlError::new(
+            SqlState::DATA_EXCEPTION,
+            "infinite value not allowed in vector",
+        )
+        .raise();
     }
 }
 

@@ -61,7 +61,7 @@ ROLLBACK;
 SELECT count(*) FROM ruvector.collections;
 CREATE INDEX CONCURRENTLY third ON items USING ruhnsw (embedding vector_ip_ops);
 SELECT metric FROM ruvector.collections ORDER BY index_oid;
-DROP INDEX third;
+DROP INDEX CONCURRENTLY third;
 SELECT count(*) FROM ruvector.collections;
 DROP TABLE items;
 SELECT count(*) FROM ruvector.collections;
