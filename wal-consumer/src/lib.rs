@@ -35,7 +35,7 @@ use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 use tokio_util::sync::CancellationToken;
 
 /// Serves health and follows what is assigned; the handle ends after
@@ -62,7 +62,7 @@ pub async fn start(
     let serving = tonic::transport::Server::builder()
         .add_service(health)
         .serve_with_incoming_shutdown(
-            TcpListenerStream::new(listener),
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
             shutdown.clone().cancelled_owned(),
         );
     let serving = tokio::spawn(serving);

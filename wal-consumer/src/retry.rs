@@ -20,6 +20,12 @@ impl Backoff {
         }
     }
 
+    /// The same pauses, up to another maximum.
+    pub fn up_to_ms(self, max_ms: u64) -> Self {
+        let max = Duration::from_millis(max_ms).max(self.min);
+        Self { max, ..self }
+    }
+
     pub fn reset(&mut self) {
         self.next = self.min;
     }

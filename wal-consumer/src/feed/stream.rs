@@ -176,19 +176,20 @@ impl NodeFeed {
     ) {
         let mut backoff = Backoff::new(&config);
         loop {
-            let opened_at = Instant::now();
             let attempt = self.follow(&client, &config);
             let Some(Err(problem)) = cancel.run_until_cancelled(attempt).await else {
                 return;
             };
-            {
+            let was_up = {
                 let mut state = self.state.lock();
-                if state.link == Link::Up {
+                let was_up = state.link == Link::Up;
+                if was_up {
                     state.link = Link::Down;
                 }
-            }
+                was_up
+            };
             self.progress.wake();
-            if opened_at.elapsed() > Duration::from_secs(10) {
+            if was_up {
                 backoff.reset();
             }
             tracing::info!(node = %self.node, source = %self.progress.following.source, problem, "apply stream ended");

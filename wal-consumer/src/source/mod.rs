@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// A run that lasted this long was a success: the next pause is short again.
-const SETTLED_AFTER: Duration = Duration::from_secs(30);
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
 /// What one assignment of a source needs.
 #[derive(Clone)]
@@ -96,11 +96,13 @@ impl Standing {
 /// Follows the source until cancelled. One faulty source stops nobody else.
 pub async fn follow(context: SourceContext) {
     let mut backoff = Backoff::new(&context.config);
+    let mut preflight = Backoff::new(&context.config).up_to_ms(context.config.preflight_every_ms);
     let mut reported = None;
     loop {
         let began = Instant::now();
         let end = run::run(&context, &mut reported).await;
         context.standing.update(|s| s.backfills.clear());
+        let is_problem = matches!(end, RunEnd::Problem(_));
         match end {
             RunEnd::Cancelled => return,
             RunEnd::Restart { label, detail } => {
@@ -120,12 +122,12 @@ pub async fn follow(context: SourceContext) {
         if began.elapsed() > SETTLED_AFTER {
             backoff.reset();
         }
-        if context
-            .cancel
-            .run_until_cancelled(backoff.pause())
-            .await
-            .is_none()
-        {
+        let pause = if is_problem {
+            preflight.pause()
+        } else {
+            backoff.pause()
+        };
+        if context.cancel.run_until_cancelled(pause).await.is_none() {
             return;
         }
     }
