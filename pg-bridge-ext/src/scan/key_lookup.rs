@@ -19,6 +19,9 @@ pub struct KeyLookup {
     scan: pg_sys::IndexScanDesc,
     slot: *mut pg_sys::TupleTableSlot,
     columns: Vec<Column>,
+    /// Where the index scan keeps what it allocates on the way: btree's list of
+    /// killed items is made at the first dead entry and lives until the scan ends.
+    memory: pg_sys::MemoryContext,
 }
 
 /// How one column of the key, in the row key's order, becomes a scan key.
@@ -74,16 +77,18 @@ impl KeyLookup {
             scan,
             slot,
             columns,
+            memory: pg_sys::CurrentMemoryContext,
         }
     }
 
-    /// Finds the visible version and leaves it in [`KeyLookup::slot`]. Memory of
-    /// the search is taken from the current context.
+    /// Finds the visible version and leaves it in [`KeyLookup::slot`]. The key's
+    /// values are made in the current context, which may be reset afterwards.
     ///
     /// # Safety
     /// The lookup is open.
     pub unsafe fn find(&mut self, key: &[u8]) -> Option<u64> {
         let mut keys = self.scan_keys(key);
+        let caller = std::mem::replace(&mut pg_sys::CurrentMemoryContext, self.memory);
         pg_sys::index_rescan(
             self.scan,
             keys.as_mut_ptr(),
@@ -91,6 +96,12 @@ impl KeyLookup {
             std::ptr::null_mut(),
             0,
         );
+        let root = self.first_visible();
+        pg_sys::CurrentMemoryContext = caller;
+        root
+    }
+
+    unsafe fn first_visible(&mut self) -> Option<u64> {
         loop {
             let tid =
                 pg_sys::index_getnext_tid(self.scan, pg_sys::ScanDirection::ForwardScanDirection);
