@@ -20,8 +20,16 @@ mod tests {
     fn widening_finds_the_epoch_on_both_sides_of_a_wraparound() {
         assert_eq!(widen(700, 1000), 700);
         assert_eq!(widen(5, (1 << 32) + 10), (1 << 32) + 5);
-        assert_eq!(widen(10, (1 << 32) + 10), (1 << 32) + 10, "xmax is the next xid");
-        assert_eq!(widen(12, (1 << 32) + 10), (1 << 32) + 12, "begun after the read");
+        assert_eq!(
+            widen(10, (1 << 32) + 10),
+            (1 << 32) + 10,
+            "xmax is the next xid"
+        );
+        assert_eq!(
+            widen(12, (1 << 32) + 10),
+            (1 << 32) + 12,
+            "begun after the read"
+        );
         assert_eq!(widen(3, (1 << 32) - 2), (1 << 32) + 3);
         assert_eq!(widen(0xFFFF_FFF0, (1 << 32) + 10), 0xFFFF_FFF0);
         assert_eq!(widen(0xFFFF_FFF0, (3 << 32) + 10), (2 << 32) + 0xFFFF_FFF0);
