@@ -22,6 +22,8 @@ pub struct Coordinator {
     pub state: StateMachine,
     pub leases: Leases,
     pub metrics: Metrics,
+    /// Tells this run of the process from its earlier ones.
+    pub start: u64,
     /// Wakes the leader's duties.
     pub duties: Notify,
     /// Held while a collection is placed, so that two placements at once do

@@ -34,6 +34,7 @@ pub async fn run(coordinator: Arc<Coordinator>, shutdown: CancellationToken) -> 
             let reign = Reign {
                 term: seen.current_term,
                 leader: coordinator.config.id,
+                start: coordinator.start,
             };
             tokio::select! {
                 () = rule(&coordinator, reign) => {}

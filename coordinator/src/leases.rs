@@ -224,7 +224,11 @@ impl Leases {
 mod tests {
     use super::*;
 
-    const REIGN: Reign = Reign { term: 3, leader: 1 };
+    const REIGN: Reign = Reign {
+        term: 3,
+        leader: 1,
+        start: 9,
+    };
     const CONSUMER: ConsumerId = ConsumerId(1);
     const SOURCE: SourceId = SourceId(1);
     const TOKEN: ConsumerEpoch = ConsumerEpoch(7);
@@ -280,7 +284,7 @@ mod tests {
     fn p5_a_renewal_of_a_reign_that_is_over_counts_for_nothing() {
         let start = Instant::now();
         let leases = reigning(start);
-        leases.begin_reign(Reign { term: 4, leader: 1 }, LeaseEpoch(3), start);
+        leases.begin_reign(Reign { term: 4, ..REIGN }, LeaseEpoch(3), start);
         let report = v1::NodeReport::default();
         assert_eq!(
             leases.renew_node(REIGN, NodeId(1), start, report),

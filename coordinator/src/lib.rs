@@ -31,11 +31,16 @@ use raft::log_store::LogStore;
 use raft::network::{Network, RaftService};
 use raft::state_machine::StateMachine;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+/// Connections that are open for longer than this after a stop are cut.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Starts a coordinator; it is bound and serves when this returns. The handle
 /// ends after `shutdown` is cancelled, or with the error that made it stop.
@@ -52,8 +57,10 @@ pub async fn start(
         .with_context(|| format!("cannot listen on {address}"))?;
 
     let coordinator = Arc::new(open(config, Metrics::register(registry)).await?);
-    let server = tokio::spawn(serve(coordinator.clone(), listener, shutdown.clone()));
-    Ok(tokio::spawn(supervise(coordinator, server, shutdown)))
+    // The server must not outlive Raft, whichever of the two ends first.
+    let stop = shutdown.child_token();
+    let server = tokio::spawn(serve(coordinator.clone(), listener, stop.clone()));
+    Ok(tokio::spawn(supervise(coordinator, server, stop)))
 }
 
 async fn open(config: Config, metrics: Metrics) -> anyhow::Result<Coordinator> {
@@ -77,6 +84,7 @@ async fn open(config: Config, metrics: Metrics) -> anyhow::Result<Coordinator> {
         state,
         leases: leases::Leases::new(config.leases),
         metrics,
+        start: rand::random(),
         duties: tokio::sync::Notify::new(),
         placing: tokio::sync::Mutex::new(()),
         config,
@@ -104,11 +112,13 @@ async fn serve(
         .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
         .max_encoding_message_size(proto::MESSAGE_BYTES_MAX);
     Server::builder()
-        .tcp_nodelay(true)
         .add_service(health_service)
         .add_service(raft)
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled())
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            shutdown.cancelled(),
+        )
         .await
         .context("the gRPC server failed")
 }
@@ -117,19 +127,20 @@ async fn serve(
 /// the other, and the coordinator.
 async fn supervise(
     coordinator: Arc<Coordinator>,
-    server: JoinHandle<anyhow::Result<()>>,
-    shutdown: CancellationToken,
+    mut server: JoinHandle<anyhow::Result<()>>,
+    stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut server = server;
     let outcome = tokio::select! {
-        duties = driver::run(coordinator.clone(), shutdown.clone()) => duties,
+        duties = driver::run(coordinator.clone(), stop.clone()) => duties,
         served = &mut server => served.context("the gRPC server panicked").flatten(),
     };
     coordinator.leases.end_reign();
+    stop.cancel();
     if let Err(error) = coordinator.raft.shutdown().await {
         tracing::warn!(%error, "Raft did not stop cleanly");
     }
-    // A connection that stays open must not hold the process.
-    server.abort();
+    if !server.is_finished() && timeout(DRAIN_TIMEOUT, &mut server).await.is_err() {
+        server.abort();
+    }
     outcome
 }

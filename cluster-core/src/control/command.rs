@@ -12,11 +12,22 @@ pub struct CoordinatorMember {
     pub address: String,
 }
 
-/// A leader's term of office, as Raft numbers it. Ordered: a later one is greater.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// A leader's term of office, as Raft numbers it, and the process that holds it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reign {
     pub term: u64,
     pub leader: u64,
+    /// Drawn at the process's start. Raft lets a leader that restarts go on in
+    /// its term, but it has forgotten every lease: it reigns anew.
+    #[serde(default)]
+    pub start: u64,
+}
+
+impl Reign {
+    /// Whether Raft has elected another leader since `other`'s election.
+    pub fn is_elected_after(&self, other: &Reign) -> bool {
+        (self.term, self.leader) > (other.term, other.leader)
+    }
 }
 
 /// A partition of a collection to be, with the nodes that shall hold it.

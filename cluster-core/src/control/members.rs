@@ -30,7 +30,7 @@ impl ClusterState {
     pub(super) fn new_epoch(&mut self, reign: Reign) -> Outcome {
         match self.reign {
             Some(current) if current == reign => {}
-            Some(current) if current > reign => {
+            Some(current) if current.is_elected_after(&reign) => {
                 let what = format!("the reign of term {} is over", reign.term);
                 return Err(Refusal::Conflict { what });
             }

@@ -28,7 +28,7 @@ impl Cluster {
         let mut cluster = Self::empty();
         cluster.apply(initialise("c1"));
         cluster.apply(Command::NewEpoch {
-            reign: Reign { term: 1, leader: 1 },
+            reign: reign_of(1, 1),
         });
         for i in 0..nodes {
             cluster.apply(join(i, None));
@@ -144,6 +144,14 @@ impl Cluster {
     }
 }
 
+fn reign_of(term: u64, leader: u64) -> Reign {
+    Reign {
+        term,
+        leader,
+        start: 9,
+    }
+}
+
 fn initialise(id: &str) -> Command {
     let members = vec![CoordinatorMember {
         id: 1,
@@ -229,7 +237,7 @@ fn a_cluster_is_initialised_once() {
 fn p6_a_reign_has_one_epoch_and_a_later_reign_a_higher_one() {
     let mut cluster = Cluster::ready(1);
     let reign = |term, leader| Command::NewEpoch {
-        reign: Reign { term, leader },
+        reign: reign_of(term, leader),
     };
     let epoch = |e| Response::Epoch {
         epoch: LeaseEpoch(e),
@@ -237,6 +245,12 @@ fn p6_a_reign_has_one_epoch_and_a_later_reign_a_higher_one() {
     assert_eq!(cluster.twice(reign(3, 1)), epoch(2));
     assert_eq!(cluster.twice(reign(3, 2)), epoch(3));
     assert!(matches!(cluster.apply(reign(2, 1)), Response::Refused(_)));
+    // The leader restarted within its term.
+    let again = Reign {
+        start: 10,
+        ..reign_of(3, 2)
+    };
+    assert_eq!(cluster.twice(Command::NewEpoch { reign: again }), epoch(4));
 }
 
 #[test]
@@ -499,7 +513,7 @@ fn command(cluster: &Cluster, draw: &Draw) -> Command {
     let token = ConsumerEpoch(b);
     match kind {
         0 => Command::NewEpoch {
-            reign: Reign { term: a, leader: b },
+            reign: reign_of(a, b),
         },
         1 => join(a, (b > 2).then_some(NodeId(c))),
         2 => Command::JoinConsumer {

@@ -6,6 +6,9 @@ pub mod log_store;
 pub mod network;
 pub mod state_machine;
 
+#[cfg(test)]
+mod storage_tests;
+
 use crate::config::RaftTuning;
 use cluster_core::control::{Command, Response};
 use std::io::Cursor;
