@@ -105,7 +105,7 @@ prepare_run_dir() {
 # number may have gone to another program since.
 is_alive() {
   local pid state name
-  [ -f "$1" ] && pid=$(head -n 1 "$1") && [ -n "$pid" ] || return 1
+  [ -f "$1" ] && pid=$(head -n 1 "$1" 2>/dev/null) && [ -n "$pid" ] || return 1
   name=$(cat "/proc/$pid/comm" 2>/dev/null) || return 1
   state=$(awk '$1 == "State:" {print $2}' "/proc/$pid/status" 2>/dev/null) || return 1
   [ "$state" != Z ] && { [ "$name" = ruvector ] || [ "$name" = postgres ]; }
