@@ -108,7 +108,10 @@ impl Scan {
             spec.collection,
             &client.map(),
             limits,
-            client.recently_failed_nodes().into_iter().map(|node| (node, 0)),
+            client
+                .recently_failed_nodes()
+                .into_iter()
+                .map(|node| (node, 0)),
             rand::random(),
         );
         Self {
@@ -125,7 +128,10 @@ impl Scan {
     /// given before is given twice.
     pub async fn next_page(&mut self, deadline: Instant) -> Result<ScanPage, ScanError> {
         let deadline = deadline.saturating_duration_since(self.origin);
-        let first = Event::NextPage { rows: self.page_rows, deadline: millis(deadline) };
+        let first = Event::NextPage {
+            rows: self.page_rows,
+            deadline: millis(deadline),
+        };
         let mut events = VecDeque::from([first]);
         let map = self.client.map();
         if (map.epoch, map.version) > self.state.map_stamp() {
@@ -139,14 +145,18 @@ impl Scan {
                     match command {
                         Command::Search(ask) => {
                             self.client.metrics().search_requests.add(1);
-                            let send = search::send(self.client.clone(), self.template.clone(), ask);
+                            let send =
+                                search::send(self.client.clone(), self.template.clone(), ask);
                             self.under_way.push(Box::pin(send));
                         }
                         Command::RefreshMap { at_least } => {
                             let refresh = refresh(self.client.clone(), at_least);
                             self.under_way.push(Box::pin(refresh));
                         }
-                        Command::CloseCursors { node, resume_tokens } => {
+                        Command::CloseCursors {
+                            node,
+                            resume_tokens,
+                        } => {
                             close_cursors(&self.client, node, resume_tokens);
                         }
                         Command::WakeAt(at) => wake = Some(at),
@@ -175,7 +185,11 @@ impl Scan {
     /// Lets the nodes forget the scan, best effort and in the background.
     pub fn close(mut self) {
         for command in self.state.close() {
-            if let Command::CloseCursors { node, resume_tokens } = command {
+            if let Command::CloseCursors {
+                node,
+                resume_tokens,
+            } = command
+            {
                 close_cursors(&self.client, node, resume_tokens);
             }
         }
@@ -186,7 +200,11 @@ impl Scan {
         metrics.pages.add(1);
         metrics.hedges.add(u64::from(page.stats.hedges));
         ScanPage {
-            rows: page.rows.into_iter().map(|Hit { key, distance }| (key, distance)).collect(),
+            rows: page
+                .rows
+                .into_iter()
+                .map(|Hit { key, distance }| (key, distance))
+                .collect(),
             bound: page.bound,
             exhausted: page.exhausted,
             stats: page.stats,
@@ -213,7 +231,9 @@ async fn refresh(client: ClusterClient, at_least: MapStamp) -> Event<Bytes> {
 }
 
 fn close_cursors(client: &ClusterClient, node: NodeId, resume_tokens: Vec<u64>) {
-    let Ok(mut node) = client.node(node) else { return };
+    let Ok(mut node) = client.node(node) else {
+        return;
+    };
     tokio::spawn(async move {
         let closing = node.close_cursors(CloseCursorsRequest { resume_tokens });
         // Best effort: the node forgets idle cursors by itself.

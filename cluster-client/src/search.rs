@@ -95,7 +95,11 @@ pub async fn send(client: ClusterClient, template: Arc<SearchTemplate>, ask: Ask
                 client.node_failed(ask.node);
             }
             count(&client, failure.kind);
-            Event::Failed { attempt, failure, known: proto::error::estale_hint(&status) }
+            Event::Failed {
+                attempt,
+                failure,
+                known: proto::error::estale_hint(&status),
+            }
         }
     }
 }
@@ -110,13 +114,14 @@ fn answered(client: &ClusterClient, ask: &Ask, response: v1::SearchResponse) -> 
         }
         (id, page)
     });
-    Event::Answered { attempt: ask.attempt, pages: pages.collect(), known }
+    Event::Answered {
+        attempt: ask.attempt,
+        pages: pages.collect(),
+        known,
+    }
 }
 
-fn partition_page(
-    node: NodeId,
-    page: v1::PartitionPage,
-) -> Result<PartitionPage<Bytes>, Failure> {
+fn partition_page(node: NodeId, page: v1::PartitionPage) -> Result<PartitionPage<Bytes>, Failure> {
     if let Some(error) = page.error {
         let kind = match error.kind() {
             Kind::Estale => FailureKind::Estale,
@@ -128,7 +133,14 @@ fn partition_page(
         return Err(Failure::new(kind, format!("{node}: {}", error.message)));
     }
     Ok(PartitionPage {
-        hits: page.hits.into_iter().map(|h| Hit { key: h.key, distance: h.distance }).collect(),
+        hits: page
+            .hits
+            .into_iter()
+            .map(|h| Hit {
+                key: h.key,
+                distance: h.distance,
+            })
+            .collect(),
         bound: page.bound,
         exhausted: page.exhausted,
         resume_token: page.resume_token,
@@ -186,8 +198,15 @@ mod tests {
 
     #[test]
     fn a_partitions_error_is_never_taken_for_an_empty_page() {
-        let error = v1::PartitionError { kind: 99, message: "from a newer node".to_owned() };
-        let page = v1::PartitionPage { error: Some(error), exhausted: true, ..Default::default() };
+        let error = v1::PartitionError {
+            kind: 99,
+            message: "from a newer node".to_owned(),
+        };
+        let page = v1::PartitionPage {
+            error: Some(error),
+            exhausted: true,
+            ..Default::default()
+        };
         let failure = partition_page(NodeId(1), page).err().map(|f| f.kind);
         assert_eq!(failure, Some(FailureKind::Unavailable));
     }
