@@ -27,6 +27,14 @@ pub unsafe fn min_lsn() -> u64 {
     target
 }
 
+/// # Safety
+/// In a backend, not in recovery.
+pub unsafe fn flushed_end_of_wal() -> u64 {
+    let end = end_of_wal();
+    pg_sys::XLogFlush(end);
+    end
+}
+
 unsafe fn last_commit() -> u64 {
     let last = LAST_COMMIT.get().max(pg_sys::XactLastCommitEnd);
     LAST_COMMIT.set(last);

@@ -88,7 +88,8 @@ impl KeyLookup {
     /// The lookup is open.
     pub unsafe fn find(&mut self, key: &[u8]) -> Option<u64> {
         let mut keys = self.scan_keys(key);
-        let caller = std::mem::replace(&mut pg_sys::CurrentMemoryContext, self.memory);
+        let caller = pg_sys::CurrentMemoryContext;
+        pg_sys::CurrentMemoryContext = self.memory;
         pg_sys::index_rescan(
             self.scan,
             keys.as_mut_ptr(),

@@ -3,6 +3,7 @@
 
 use super::status::{self, Local};
 use crate::error::{SqlError, SqlState, sql_functions};
+use crate::scan::freshness;
 use crate::worker;
 use pgrx::pg_sys;
 use std::ffi::c_long;
@@ -26,12 +27,21 @@ sql_functions! {
 
 unsafe fn wait(index_oid: pg_sys::Oid, timeout: Duration, folded: bool) {
     let deadline = Instant::now() + timeout;
+    // Reports are seconds old. One that has come this far was made after the
+    // collection was ready, so that it counts every row of the initial copy.
+    let mut ready_at = None;
     loop {
         pgrx::check_for_interrupts!();
         let local = status::local(index_oid);
         let name = &local.index_name;
         match local.state {
-            "ready" if !folded || is_folded(index_oid, &local) => return,
+            "ready" if !folded => return,
+            "ready" => {
+                let ready_at = *ready_at.get_or_insert_with(|| freshness::flushed_end_of_wal());
+                if is_folded(index_oid, &local, ready_at) {
+                    return;
+                }
+            }
             "failed" => SqlError::new(
                 SqlState::UNAVAILABLE,
                 format!("index \"{name}\" failed: {}", local.reason),
@@ -60,11 +70,17 @@ unsafe fn wait(index_oid: pg_sys::Oid, timeout: Duration, folded: bool) {
     }
 }
 
-fn is_folded(index_oid: pg_sys::Oid, local: &Local) -> bool {
+fn is_folded(index_oid: pg_sys::Oid, local: &Local, ready_at: u64) -> bool {
     // SAFETY: set at backend start.
     let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
-    worker::index_status(database, index_oid.to_u32(), local.definition_generation)
-        .is_ok_and(|status| status.tail_rows == 0 && status.pending_rows == 0)
+    worker::index_status(database, index_oid.to_u32(), local.definition_generation).is_ok_and(
+        |status| {
+            status.problem.is_empty()
+                && status.applied_lsn >= ready_at
+                && status.tail_rows == 0
+                && status.pending_rows == 0
+        },
+    )
 }
 
 fn timed_out(local: &Local, timeout: Duration, folded: bool) -> ! {
