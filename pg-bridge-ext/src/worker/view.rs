@@ -41,6 +41,7 @@ pub struct IndexView {
     pub state: ViewState,
     pub collection: CollectionId,
     pub source: SourceId,
+    pub partitions: u32,
     pub snapshot: BackfillSnapshot,
     pub reason: String,
 }
@@ -51,6 +52,7 @@ impl IndexView {
             state,
             collection: CollectionId(0),
             source: SourceId(0),
+            partitions: 0,
             snapshot: BackfillSnapshot::default(),
             reason: reason.into(),
         }
@@ -95,6 +97,7 @@ struct Key {
 #[derive(Clone, Copy)]
 struct Entry {
     state: u32,
+    partitions: u32,
     collection: u64,
     source: u64,
     xmax: u64,
@@ -245,6 +248,7 @@ impl Copied {
             },
             collection: CollectionId(entry.collection),
             source: SourceId(entry.source),
+            partitions: entry.partitions,
             snapshot: BackfillSnapshot {
                 xmax: entry.xmax,
                 running: entry.running[..running].to_vec(),
@@ -271,6 +275,7 @@ fn flatten(map: &PartitionMap, system_identifier: u64) -> (Vec<Database>, Vec<(K
             };
             let mut entry = Entry {
                 state: BUILDING,
+                partitions: map.partitions_of(collection.id).len() as u32,
                 collection: collection.id.0,
                 source: source.id.0,
                 xmax: 0,
