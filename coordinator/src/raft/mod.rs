@@ -33,7 +33,7 @@ pub type SnapshotMeta = openraft::SnapshotMeta<u64, openraft::BasicNode>;
 pub type Snapshot = openraft::Snapshot<TypeConfig>;
 pub type Metrics = openraft::RaftMetrics<u64, openraft::BasicNode>;
 
-pub fn raft_config(tuning: &RaftTuning) -> Result<openraft::Config, openraft::ConfigError> {
+pub fn raft_config(tuning: &RaftTuning) -> Result<openraft::Config, Box<openraft::ConfigError>> {
     openraft::Config {
         cluster_name: "ruvector".to_owned(),
         heartbeat_interval: tuning.heartbeat_ms,
@@ -46,4 +46,5 @@ pub fn raft_config(tuning: &RaftTuning) -> Result<openraft::Config, openraft::Co
         ..openraft::Config::default()
     }
     .validate()
+    .map_err(Box::new)
 }
