@@ -12,11 +12,11 @@ with_progress "Building the tests" "$RUN_DIR/logs/build-tests.log" \
   cargo test --release --locked -p integration-tests --no-run
 
 export PREBUILT=$RUN_DIR/bin/ruvector
-export RUVECTOR_TEST_RUN_DIR=/var/tmp/ruvector-test-shared-$$
+export SHARED_CLUSTER_RUN_DIR=/var/tmp/ruvector-test-shared-$$
 # The tests' run folders are not this clone's.
 RUN_LINK=
 
-shared() { RUN_DIR=$RUVECTOR_TEST_RUN_DIR make -s --no-print-directory "$@"; }
+shared() { RUN_DIR=$SHARED_CLUSTER_RUN_DIR make -s --no-print-directory "$@"; }
 
 finish() {
   local status=$?
@@ -24,7 +24,7 @@ finish() {
     shared clean >/dev/null
   else
     shared down >/dev/null || true
-    say "The shared cluster's logs stay in $RUVECTOR_TEST_RUN_DIR" >&2
+    say "The shared cluster's logs stay in $SHARED_CLUSTER_RUN_DIR" >&2
   fi
   exit "$status"
 }

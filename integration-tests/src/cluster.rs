@@ -68,7 +68,7 @@ impl Cluster {
     /// The cluster that scripts/integration.sh started for all tests that kill
     /// nothing: two nodes, one coordinator, one consumer.
     pub fn shared() -> Result<Self> {
-        let run_dir = std::env::var_os("RUVECTOR_TEST_RUN_DIR")
+        let run_dir = std::env::var_os("SHARED_CLUSTER_RUN_DIR")
             .context("these tests need a running cluster: start them by scripts/integration.sh")?;
         let mut cluster = Self {
             run_dir: run_dir.into(),

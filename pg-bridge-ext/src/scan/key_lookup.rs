@@ -146,11 +146,15 @@ impl KeyLookup {
             )
             .raise(),
         };
-        self.columns
+        let mut keys: Vec<_> = self
+            .columns
             .iter()
             .zip(values)
             .map(|(column, bytes)| column.scan_key(bytes))
-            .collect()
+            .collect();
+        // btree wants them in the order of its own columns.
+        keys.sort_by_key(|key: &pg_sys::ScanKeyData| key.sk_attno);
+        keys
     }
 
     /// # Safety

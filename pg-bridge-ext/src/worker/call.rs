@@ -1,9 +1,9 @@
 //! A backend's side of the queue: one request at a time, waited for with a
 //! deadline, given up when the statement is cancelled or the backend ends.
 
+use super::ScanFailure;
 use super::codec::{Request, Response};
 use super::segment::{self, Claim, Segment};
-use super::ScanFailure;
 use pgrx::pg_sys;
 use std::cell::Cell;
 use std::ffi::{c_int, c_long};
@@ -39,7 +39,10 @@ pub fn call(request: &Request, timeout: Duration) -> Result<Response, ScanFailur
     })?;
     let bytes = request.encode();
     if bytes.len() > segment::REQUEST_BYTES {
-        return Err(ScanFailure::Invalid(format!("the request has {} bytes", bytes.len())));
+        return Err(ScanFailure::Invalid(format!(
+            "the request has {} bytes",
+            bytes.len()
+        )));
     }
     guard_exit();
     let deadline = Instant::now() + timeout;
@@ -50,9 +53,8 @@ pub fn call(request: &Request, timeout: Duration) -> Result<Response, ScanFailur
     wake_worker(segment);
     let answer = wait(segment, claim, deadline + ANSWER_MARGIN);
     drop(held);
-    let response = Response::decode(&answer?).map_err(|_| {
-        ScanFailure::Unavailable("the worker's answer does not decode".to_owned())
-    })?;
+    let response = Response::decode(&answer?)
+        .map_err(|_| ScanFailure::Unavailable("the worker's answer does not decode".to_owned()))?;
     match response {
         Response::Failure(failure) => Err(failure),
         response => Ok(response),
@@ -61,7 +63,9 @@ pub fn call(request: &Request, timeout: Duration) -> Result<Response, ScanFailur
 
 /// Sends what needs no answer, if there is a slot; called while errors unwind.
 pub fn notify(request: &Request) {
-    let Some(segment) = segment::get() else { return };
+    let Some(segment) = segment::get() else {
+        return;
+    };
     // SAFETY: reads this backend's own latch.
     let latch = unsafe { pg_sys::MyLatch };
     if let Some(claim) = segment.claim(latch, &request.encode()) {
@@ -88,7 +92,11 @@ fn claim(segment: &Segment, bytes: &[u8], deadline: Instant) -> Result<Claim, Sc
                 ScanFailure::Unavailable("the background worker is not running".to_owned())
             });
         }
-        let poll = if is_running { FREE_SLOT_POLL } else { WORKER_START_POLL };
+        let poll = if is_running {
+            FREE_SLOT_POLL
+        } else {
+            WORKER_START_POLL
+        };
         sleep_on_latch(deadline.min(Instant::now() + poll));
     }
 }
@@ -109,13 +117,20 @@ fn wait(segment: &Segment, claim: Claim, deadline: Instant) -> Result<Vec<u8>, S
 
 /// Returns when the latch is set or the time has come; raises what interrupts.
 fn sleep_on_latch(until: Instant) {
-    let left = until.saturating_duration_since(Instant::now()).min(WAIT_MAX);
+    let left = until
+        .saturating_duration_since(Instant::now())
+        .min(WAIT_MAX);
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     // At least 1 ms: the rest of a millisecond must not become a busy loop.
     let timeout = (left.as_millis() as c_long).max(1);
     // SAFETY: on the backend's main thread, in a transaction.
     unsafe {
-        pg_sys::WaitLatch(pg_sys::MyLatch, events as c_int, timeout, pg_sys::PG_WAIT_EXTENSION);
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events as c_int,
+            timeout,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
     pgrx::check_for_interrupts!();

@@ -102,9 +102,15 @@ impl Request {
                         .collect()
                 },
             }),
-            2 => Request::Next { scan: bytes.u64()?, timeout_ms: bytes.u64()? },
+            2 => Request::Next {
+                scan: bytes.u64()?,
+                timeout_ms: bytes.u64()?,
+            },
             3 => Request::Close { scan: bytes.u64()? },
-            4 => Request::Status { index: bytes.index()?, timeout_ms: bytes.u64()? },
+            4 => Request::Status {
+                index: bytes.index()?,
+                timeout_ms: bytes.u64()?,
+            },
             _ => return Err(Garbled),
         })
     }
@@ -175,7 +181,15 @@ impl Response {
                     let len = bytes.u32()? as usize;
                     rows.push((bytes.take(len)?.to_vec(), distance));
                 }
-                Response::Page { scan, page: ScanPage { rows, bound, exhausted, stats } }
+                Response::Page {
+                    scan,
+                    page: ScanPage {
+                        rows,
+                        bound,
+                        exhausted,
+                        stats,
+                    },
+                }
             }
             2 => Response::Status(IndexStatus {
                 partitions: bytes.u32()?,

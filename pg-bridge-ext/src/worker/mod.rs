@@ -164,7 +164,9 @@ pub fn index_view(database_oid: u32, index_oid: u32, definition_generation: u64)
         let reason = "the extension is not in shared_preload_libraries";
         return IndexView::without_collection(ViewState::Unknown, reason);
     };
-    let mut view = segment.table.read(database_oid, index_oid, definition_generation);
+    let mut view = segment
+        .table
+        .read(database_oid, index_oid, definition_generation);
     let never_reached = segment.table.silent_for(view::boot_ms()).is_none();
     // What was not ready before the silence is planned as if there were no index,
     // as it was then. Only where nothing was ever heard may it have been ready.
@@ -188,9 +190,10 @@ pub fn silence() -> Option<String> {
             Some("the background worker is not running".to_owned())
         }
         None => Some("no coordinator has been reached yet".to_owned()),
-        Some(silent) if silent > view::DISCONNECTED_AFTER => {
-            Some(format!("no coordinator has been reached for {} s", silent.as_secs()))
-        }
+        Some(silent) if silent > view::DISCONNECTED_AFTER => Some(format!(
+            "no coordinator has been reached for {} s",
+            silent.as_secs()
+        )),
         Some(_) => None,
     }
 }
@@ -222,9 +225,14 @@ pub fn open_scan(scan: &OpenScan) -> Result<(ScanHandle, ScanPage), ScanFailure>
     });
     let timeout = Duration::from_millis(scan.timeout_ms);
     match call::call(&request, timeout)? {
-        Response::Page { scan, page } => {
-            Ok((ScanHandle { scan, timeout, is_open: !page.exhausted }, page))
-        }
+        Response::Page { scan, page } => Ok((
+            ScanHandle {
+                scan,
+                timeout,
+                is_open: !page.exhausted,
+            },
+            page,
+        )),
         other => Err(unexpected(&other)),
     }
 }
@@ -232,7 +240,10 @@ pub fn open_scan(scan: &OpenScan) -> Result<(ScanHandle, ScanPage), ScanFailure>
 impl ScanHandle {
     pub fn next_page(&mut self) -> Result<ScanPage, ScanFailure> {
         let timeout_ms = self.timeout.as_millis() as u64;
-        let request = Request::Next { scan: self.scan, timeout_ms };
+        let request = Request::Next {
+            scan: self.scan,
+            timeout_ms,
+        };
         match call::call(&request, self.timeout)? {
             Response::Page { page, .. } => {
                 self.is_open = !page.exhausted;
@@ -257,7 +268,11 @@ pub fn index_status(
     index_oid: u32,
     definition_generation: u64,
 ) -> Result<IndexStatus, ScanFailure> {
-    let index = IndexName { database_oid, index_oid, definition_generation };
+    let index = IndexName {
+        database_oid,
+        index_oid,
+        definition_generation,
+    };
     let timeout_ms = STATUS_TIMEOUT.as_millis() as u64;
     match call::call(&Request::Status { index, timeout_ms }, STATUS_TIMEOUT)? {
         Response::Status(status) => Ok(status),

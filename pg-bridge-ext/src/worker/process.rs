@@ -43,7 +43,10 @@ impl Answered {
             return Err(std::io::Error::last_os_error());
         }
         // SAFETY: a descriptor that was just made and is nobody else's.
-        Ok(Self { latches: Mutex::default(), eventfd: unsafe { OwnedFd::from_raw_fd(fd) } })
+        Ok(Self {
+            latches: Mutex::default(),
+            eventfd: unsafe { OwnedFd::from_raw_fd(fd) },
+        })
     }
 
     fn push(&self, latch: Latch) {
@@ -56,7 +59,13 @@ impl Answered {
     fn take(&self) -> Vec<Latch> {
         let mut count = [0u8; 8];
         // SAFETY: reads into eight bytes of our own; an empty counter says so.
-        unsafe { libc::read(self.eventfd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
+        unsafe {
+            libc::read(
+                self.eventfd.as_raw_fd(),
+                count.as_mut_ptr().cast(),
+                count.len(),
+            )
+        };
         std::mem::take(&mut *self.latches.lock())
     }
 }
@@ -130,7 +139,9 @@ fn take_requests(
             stop.cancel();
             *running = None;
         }
-        let Some((claim, request)) = segment.take_request(index) else { continue };
+        let Some((claim, request)) = segment.take_request(index) else {
+            continue;
+        };
         let stop = CancellationToken::new();
         *running = Some((claim, stop.clone()));
         let (service, answered) = (service.clone(), answered.clone());

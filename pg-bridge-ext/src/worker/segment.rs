@@ -108,18 +108,26 @@ impl Segment {
 
     /// Takes a free slot, if there is one, and writes the request into it.
     pub fn claim(&self, latch: *mut pg_sys::Latch, request: &[u8]) -> Option<Claim> {
-        assert!(request.len() <= REQUEST_BYTES, "a request of {} bytes", request.len());
+        assert!(
+            request.len() <= REQUEST_BYTES,
+            "a request of {} bytes",
+            request.len()
+        );
         for (index, slot) in self.slots.iter().enumerate() {
             let word = slot.word.load(Ordering::Relaxed);
             if phase_of(word) != Phase::Free as u64 {
                 continue;
             }
-            let claim = Claim { slot: index, generation: generation_of(word).wrapping_add(1) };
+            let claim = Claim {
+                slot: index,
+                generation: generation_of(word).wrapping_add(1),
+            };
             if !self.swap(index, word, word_of(claim, Phase::Claimed)) {
                 continue;
             }
             slot.backend_latch.store(latch, Ordering::Relaxed);
-            slot.request_len.store(request.len() as u32, Ordering::Relaxed);
+            slot.request_len
+                .store(request.len() as u32, Ordering::Relaxed);
             // SAFETY: a claimed slot's bytes are the claimer's.
             unsafe {
                 let to = slot.request.get().cast::<u8>();
@@ -181,7 +189,10 @@ impl Segment {
     pub fn take_request(&self, index: usize) -> Option<(Claim, Vec<u8>)> {
         let slot = &self.slots[index];
         let word = slot.word.load(Ordering::Acquire);
-        let claim = Claim { slot: index, generation: generation_of(word) };
+        let claim = Claim {
+            slot: index,
+            generation: generation_of(word),
+        };
         let is_submitted = phase_of(word) == Phase::Submitted as u64;
         if !is_submitted || !self.step(claim, Phase::Submitted, Phase::Running) {
             return None;
@@ -204,10 +215,15 @@ impl Segment {
     /// Answers a running request, with the latch to set; `None` when the backend
     /// has left, and the slot is free.
     pub fn answer(&self, claim: Claim, response: &[u8]) -> Option<*mut pg_sys::Latch> {
-        assert!(response.len() <= RESPONSE_BYTES, "a response of {} bytes", response.len());
+        assert!(
+            response.len() <= RESPONSE_BYTES,
+            "a response of {} bytes",
+            response.len()
+        );
         let slot = &self.slots[claim.slot];
         let latch = slot.backend_latch.load(Ordering::Relaxed);
-        slot.response_len.store(response.len() as u32, Ordering::Relaxed);
+        slot.response_len
+            .store(response.len() as u32, Ordering::Relaxed);
         // SAFETY: a running or abandoned slot's bytes are the worker's.
         unsafe {
             let to = slot.response.get().cast::<u8>();
@@ -233,7 +249,10 @@ impl Segment {
             let word = slot.word.load(Ordering::Acquire);
             let phase = phase_of(word);
             let is_orphan = phase == Phase::Running as u64 || phase == Phase::Abandoned as u64;
-            is_orphan.then(|| Claim { slot: index, generation: generation_of(word) })
+            is_orphan.then(|| Claim {
+                slot: index,
+                generation: generation_of(word),
+            })
         })
     }
 
@@ -243,7 +262,8 @@ impl Segment {
 
     fn swap(&self, index: usize, from: u64, to: u64) -> bool {
         let word = &self.slots[index].word;
-        word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        word.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
     }
 }
 

@@ -64,7 +64,10 @@ impl Service {
         let service = Arc::new(Self {
             segment,
             system_identifier,
-            connection: Mutex::new(Connection { client: client.clone(), stop: stop.clone() }),
+            connection: Mutex::new(Connection {
+                client: client.clone(),
+                stop: stop.clone(),
+            }),
             scans: Mutex::default(),
             next_scan: AtomicU64::new((start << 32) + 1),
             table: Mutex::default(),
@@ -78,7 +81,10 @@ impl Service {
     /// were opened on.
     pub fn reconnect(self: &Arc<Self>, coordinators: Vec<String>) {
         let (client, stop) = (client(coordinators), CancellationToken::new());
-        let connection = Connection { client: client.clone(), stop: stop.clone() };
+        let connection = Connection {
+            client: client.clone(),
+            stop: stop.clone(),
+        };
         let old = std::mem::replace(&mut *self.connection.lock(), connection);
         old.stop.cancel();
         self.clone().follow(client, stop);
@@ -107,7 +113,9 @@ impl Service {
             _ => None,
         };
         let latch = self.segment.answer(claim, &response.encode());
-        if latch.is_none() && let Some(scan) = opened {
+        if latch.is_none()
+            && let Some(scan) = opened
+        {
             self.close(scan);
         }
         latch
@@ -122,7 +130,9 @@ impl Service {
                 self.close(scan);
                 return None;
             }
-            Err(_) => Err(ScanFailure::Invalid("the request does not decode".to_owned())),
+            Err(_) => Err(ScanFailure::Invalid(
+                "the request does not decode".to_owned(),
+            )),
         };
         Some(answer.unwrap_or_else(Response::Failure))
     }
@@ -188,7 +198,8 @@ impl Service {
     fn give(&self, id: u64, mut live: LiveScan, page: cluster_client::ScanPage) -> Response {
         live.bound = page.bound;
         live.exhausted = page.exhausted;
-        live.leftover.extend(page.rows.into_iter().map(|(key, d)| (key.to_vec(), d)));
+        live.leftover
+            .extend(page.rows.into_iter().map(|(key, d)| (key.to_vec(), d)));
         let mut room = RESPONSE_BYTES - PAGE_BYTES;
         let mut rows = Vec::with_capacity(live.leftover.len());
         while let Some((key, _)) = live.leftover.front()
@@ -198,7 +209,10 @@ impl Service {
             rows.extend(live.leftover.pop_front());
         }
         let exhausted = live.exhausted && live.leftover.is_empty();
-        let bound = live.leftover.front().map_or(live.bound, |(_, distance)| *distance);
+        let bound = live
+            .leftover
+            .front()
+            .map_or(live.bound, |(_, distance)| *distance);
         if exhausted {
             live.scan.close();
         } else {
@@ -212,13 +226,24 @@ impl Service {
             retries: page.stats.retries,
             hedges: page.stats.hedges,
         };
-        Response::Page { scan: id, page: ScanPage { rows, bound, exhausted, stats } }
+        Response::Page {
+            scan: id,
+            page: ScanPage {
+                rows,
+                bound,
+                exhausted,
+                stats,
+            },
+        }
     }
 
     fn keep(&self, id: u64, live: LiveScan) {
         let mut scans = self.scans.lock();
         let evicted = if scans.len() >= SCANS_MAX {
-            let idlest = scans.iter().min_by_key(|(_, live)| live.idle_since).map(|(id, _)| *id);
+            let idlest = scans
+                .iter()
+                .min_by_key(|(_, live)| live.idle_since)
+                .map(|(id, _)| *id);
             idlest.and_then(|id| scans.remove(&id))
         } else {
             None
@@ -242,18 +267,29 @@ impl Service {
         let view = self.known(index)?;
         let fetch = status::fetch(&client);
         match timeout(Duration::from_millis(timeout_ms), fetch).await {
-            Ok(Ok(status)) => {
-                Ok(Response::Status(status::of_collection(&client, view.collection, &status)))
-            }
+            Ok(Ok(status)) => Ok(Response::Status(status::of_collection(
+                &client,
+                view.collection,
+                &status,
+            ))),
             Ok(Err(problem)) => Err(ScanFailure::Unavailable(problem.to_string())),
-            Err(_) => Err(ScanFailure::Unavailable("no coordinator answered in time".to_owned())),
+            Err(_) => Err(ScanFailure::Unavailable(
+                "no coordinator answered in time".to_owned(),
+            )),
         }
     }
 
     /// What the table says of the index, if it has a collection.
     fn known(&self, index: IndexName) -> Result<IndexView, ScanFailure> {
-        let IndexName { database_oid, index_oid, definition_generation } = index;
-        let view = self.segment.table.read(database_oid, index_oid, definition_generation);
+        let IndexName {
+            database_oid,
+            index_oid,
+            definition_generation,
+        } = index;
+        let view = self
+            .segment
+            .table
+            .read(database_oid, index_oid, definition_generation);
         match view.state {
             ViewState::Unknown => Err(ScanFailure::Unavailable(match view.reason.as_str() {
                 "" => "the cluster does not have the collection".to_owned(),
@@ -302,7 +338,9 @@ impl Service {
             every.tick().await;
             let idle: Vec<_> = {
                 let mut scans = self.scans.lock();
-                scans.extract_if(|_, live| live.idle_since.elapsed() > SCAN_IDLE_MAX).collect()
+                scans
+                    .extract_if(|_, live| live.idle_since.elapsed() > SCAN_IDLE_MAX)
+                    .collect()
             };
             for (_, live) in idle {
                 live.scan.close();
@@ -312,7 +350,10 @@ impl Service {
 }
 
 fn client(coordinators: Vec<String>) -> ClusterClient {
-    ClusterClient::new(ClientConfig { coordinators, ..ClientConfig::default() })
+    ClusterClient::new(ClientConfig {
+        coordinators,
+        ..ClientConfig::default()
+    })
 }
 
 fn scan_failure(error: ScanError) -> ScanFailure {

@@ -16,11 +16,18 @@ pub async fn fetch(client: &ClusterClient) -> Result<GetStatusResponse, ClientEr
     if status.coordinator_id == status.leader_id {
         return Ok(status);
     }
-    let leader = status.coordinators.iter().find(|c| c.coordinator_id == status.leader_id);
+    let leader = status
+        .coordinators
+        .iter()
+        .find(|c| c.coordinator_id == status.leader_id);
     let Some(leader) = leader else {
         return Err(Status::unavailable("the coordinators have no leader").into());
     };
-    Ok(client.coordinator(&leader.address)?.get_status(GetStatusRequest {}).await?.into_inner())
+    Ok(client
+        .coordinator(&leader.address)?
+        .get_status(GetStatusRequest {})
+        .await?
+        .into_inner())
 }
 
 pub fn of_collection(
@@ -34,7 +41,10 @@ pub fn of_collection(
     let partitions = map.partitions_of(collection);
     out.partitions = partitions.len() as u32;
     for partition in &partitions {
-        let serving = partition.replicas.iter().filter(|r| r.state == ReplicaState::Serving);
+        let serving = partition
+            .replicas
+            .iter()
+            .filter(|r| r.state == ReplicaState::Serving);
         replicas_min = replicas_min.min(serving.count() as u32);
         let (mut rows, mut tail_rows, mut pending_rows) = (0, 0, 0);
         for replica in &partition.replicas {
@@ -51,7 +61,8 @@ pub fn of_collection(
                     pending_rows = pending_rows.max(report.pending_rows);
                     if !report.problem.is_empty() && out.problem.is_empty() {
                         let partition = partition.id;
-                        out.problem = format!("{partition} on {}: {}", replica.node, report.problem);
+                        out.problem =
+                            format!("{partition} on {}: {}", replica.node, report.problem);
                     }
                 }
                 None if out.problem.is_empty() => {
@@ -64,10 +75,17 @@ pub fn of_collection(
         out.tail_rows += tail_rows;
         out.pending_rows += pending_rows;
     }
-    out.replicas = if partitions.is_empty() { 0 } else { replicas_min };
+    out.replicas = if partitions.is_empty() {
+        0
+    } else {
+        replicas_min
+    };
     out.applied_lsn = if applied == u64::MAX { 0 } else { applied };
     out.durable_lsn = if durable == u64::MAX { 0 } else { durable };
-    let sources = status.consumers.iter().flat_map(|consumer| &consumer.sources);
+    let sources = status
+        .consumers
+        .iter()
+        .flat_map(|consumer| &consumer.sources);
     let backfills = sources.flat_map(|source| &source.backfills);
     let ours = backfills.filter(|backfill| backfill.collection_id == collection.0);
     if let Some(backfill) = ours.max_by_key(|backfill| backfill.backfill_id) {
@@ -79,5 +97,9 @@ pub fn of_collection(
 
 fn report(status: &GetStatusResponse, node: u64, partition: u64) -> Option<&PartitionReport> {
     let node = status.nodes.iter().find(|status| status.node_id == node)?;
-    node.report.as_ref()?.partitions.iter().find(|report| report.partition_id == partition)
+    node.report
+        .as_ref()?
+        .partitions
+        .iter()
+        .find(|report| report.partition_id == partition)
 }

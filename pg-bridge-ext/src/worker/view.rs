@@ -125,7 +125,10 @@ impl Text {
         }
         let mut bytes = [0; REASON_BYTES_MAX];
         bytes[..len].copy_from_slice(&text.as_bytes()[..len]);
-        Self { len: len as u32, bytes }
+        Self {
+            len: len as u32,
+            bytes,
+        }
     }
 
     fn read(&self) -> String {
@@ -175,7 +178,11 @@ impl Table {
 
     /// What was last written about an index, however long ago.
     pub fn read(&self, database_oid: u32, index_oid: u32, generation: u64) -> IndexView {
-        let wanted = Key { database_oid, index_oid, definition_generation: generation };
+        let wanted = Key {
+            database_oid,
+            index_oid,
+            definition_generation: generation,
+        };
         for _ in 0..READ_ATTEMPTS_MAX {
             let before = self.sequence.load(Ordering::Acquire);
             if before & 1 == 0 {
@@ -201,7 +208,9 @@ struct Copied {
 }
 
 unsafe fn copy(content: *const Content, wanted: Key) -> Copied {
-    let count = (&raw const (*content).count).read_volatile().min(COLLECTIONS_MAX as u32) as usize;
+    let count = (&raw const (*content).count)
+        .read_volatile()
+        .min(COLLECTIONS_MAX as u32) as usize;
     let keys = (&raw const (*content).keys).cast::<Key>();
     let (mut low, mut high) = (0, count);
     while low < high {
@@ -215,12 +224,17 @@ unsafe fn copy(content: *const Content, wanted: Key) -> Copied {
     let is_found = low < count && keys.add(low).read_volatile() == wanted;
     let entries = (&raw const (*content).entries).cast::<Entry>();
     let databases = (&raw const (*content).databases).cast::<Database>();
-    let known = (&raw const (*content).database_count).read_volatile().min(DATABASES_MAX as u32);
+    let known = (&raw const (*content).database_count)
+        .read_volatile()
+        .min(DATABASES_MAX as u32);
     let mut followed = (0..known as usize).map(|at| databases.add(at).read_volatile());
     Copied {
         entry: is_found.then(|| entries.add(low).read_volatile()),
         database: followed.find(|database| database.oid == wanted.database_oid),
-        is_overfull: (&raw const (*content).is_overfull).cast::<u8>().read_volatile() != 0,
+        is_overfull: (&raw const (*content).is_overfull)
+            .cast::<u8>()
+            .read_volatile()
+            != 0,
     }
 }
 
@@ -266,8 +280,15 @@ fn flatten(map: &PartitionMap, system_identifier: u64) -> (Vec<Database>, Vec<(K
         if slot.system_identifier != system_identifier {
             continue;
         }
-        databases.push(Database { oid: slot.database_oid, problem: Text::new(&source.problem) });
-        for collection in map.collections.values().filter(|c| c.spec.source == source.id) {
+        databases.push(Database {
+            oid: slot.database_oid,
+            problem: Text::new(&source.problem),
+        });
+        for collection in map
+            .collections
+            .values()
+            .filter(|c| c.spec.source == source.id)
+        {
             let key = Key {
                 database_oid: slot.database_oid,
                 index_oid: collection.spec.index_oid,
@@ -295,7 +316,8 @@ fn flatten(map: &PartitionMap, system_identifier: u64) -> (Vec<Database>, Vec<(K
                     if snapshot.running.len() > RUNNING_MAX {
                         // No snapshot covers this one.
                         entry.xmax = u64::MAX;
-                        entry.reason = Text::new("its backfill's snapshot has too many transactions");
+                        entry.reason =
+                            Text::new("its backfill's snapshot has too many transactions");
                     } else {
                         entry.running_count = snapshot.running.len() as u32;
                         entry.running[..snapshot.running.len()].copy_from_slice(&snapshot.running);
@@ -311,7 +333,10 @@ fn flatten(map: &PartitionMap, system_identifier: u64) -> (Vec<Database>, Vec<(K
 
 /// Milliseconds of CLOCK_BOOTTIME, the same for all processes of the machine.
 pub fn boot_ms() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: fills the struct that it is given.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut now) };
     now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000
