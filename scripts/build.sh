@@ -14,7 +14,7 @@ if [ -n "${PREBUILT:-}" ]; then
   mv "$RUN_DIR/bin/ruvector.new" "$RUN_DIR/bin/ruvector"
   exit 0
 fi
-with_progress "Building ruvector" "$RUN_DIR/logs/build.log" cargo build --release --locked -p ruvector
+with_progress "Building ruvector" "$RUN_DIR/logs/build.log" cargo build --release --locked --workspace --bin ruvector
 cp "$CARGO_TARGET_DIR/release/ruvector" "$RUN_DIR/bin/ruvector.new"
 mv "$RUN_DIR/bin/ruvector.new" "$RUN_DIR/bin/ruvector"
 with_progress "Building the extension" "$RUN_DIR/logs/build-extension.log" \

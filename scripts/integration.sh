@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The integration tests. Those that kill nothing share one cluster, started here;
-# the others start their own. Arguments go to cargo test, as in
+# The tests that need a real Postgres and real processes. Those that kill nothing
+# share one cluster, started here; the others start their own. Arguments go to
+# cargo test instead of all of them, as in
 #   scripts/integration.sh --test rows -- --test-threads=1 toast
 set -euo pipefail
 # shellcheck source=scripts/env.sh
@@ -8,8 +9,11 @@ set -euo pipefail
 
 cd "$ROOT"
 "$SCRIPTS/build.sh"
-with_progress "Building the tests" "$RUN_DIR/logs/build-tests.log" \
-  cargo test --release --locked -p integration-tests --no-run
+# Always the whole workspace: another selection has other features, and cargo
+# would compile half of the dependencies again.
+cargo_test() { cargo test --release --locked --workspace "$@"; }
+TESTS=(--test definitions --test queries --test rows --test snapshots --test faults --test postgres)
+with_progress "Building the tests" "$RUN_DIR/logs/build-tests.log" cargo_test "${TESTS[@]}" --no-run
 
 export PREBUILT=$RUN_DIR/bin/ruvector
 export SHARED_CLUSTER_RUN_DIR=/var/tmp/ruvector-test-shared-$$
@@ -31,5 +35,7 @@ finish() {
 trap finish EXIT
 
 shared up NODES=2 COORDINATORS=1 REPLICAS=2
-[ $# -gt 0 ] || set -- -- --test-threads=1
-cargo test --release --locked -p integration-tests "$@"
+TEST_DSN=$(shared dsn)
+export TEST_DSN
+[ $# -gt 0 ] || set -- "${TESTS[@]}" -- --test-threads=1 --include-ignored
+cargo_test "$@"

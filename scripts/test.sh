@@ -22,9 +22,7 @@ style() {
 
 unit() {
   say "== Unit and golden tests"
-  local but=()
-  [ -d integration-tests ] && but=(--exclude integration-tests)
-  cargo test --release --locked --workspace "${but[@]}" --quiet
+  cargo test --release --locked --workspace --exclude integration-tests --quiet
 }
 
 extension() {

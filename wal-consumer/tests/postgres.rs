@@ -1,6 +1,6 @@
-//! Against a real Postgres with `wal_level = logical`: `RUVECTOR_TEST_DSN` names
-//! a superuser's database; without it there is nothing to test. The tables need
-//! no extension: vectors are not looked into here.
+//! Against a real Postgres with `wal_level = logical`: `TEST_DSN` names a
+//! superuser's database, and scripts/integration.sh sets it. The tables need no
+//! extension: vectors are not looked into here.
 #![allow(clippy::unwrap_used)]
 
 use cluster_core::wal_position::Lsn;
@@ -16,10 +16,10 @@ use wal_consumer::replication::stream::{Feedback, StreamTimes, WalEvent, WalStre
 use wal_consumer::source::{preflight, sql};
 use wal_consumer::transaction::{Assembler, Transaction};
 
-fn postgres() -> Option<Config> {
-    std::env::var("RUVECTOR_TEST_DSN")
-        .ok()
-        .map(|dsn| dsn.parse().unwrap())
+fn postgres() -> Config {
+    let dsn = std::env::var("TEST_DSN")
+        .expect("TEST_DSN names a Postgres; scripts/integration.sh sets it");
+    dsn.parse().unwrap()
 }
 
 const WAIT: Duration = Duration::from_secs(20);
@@ -66,8 +66,9 @@ async fn confirmed(client: &Client, name: &str) -> Lsn {
 }
 
 #[tokio::test]
+#[ignore = "needs a Postgres: scripts/integration.sh"]
 async fn rows_before_a_slot_are_in_its_snapshot_and_rows_after_it_in_its_stream() {
-    let Some(config) = postgres() else { return };
+    let config = postgres();
     let name = "consumer_seam";
     let client = sql::connect(&config).await.unwrap();
     prepare(&client, name).await;
@@ -144,8 +145,9 @@ async fn rows_before_a_slot_are_in_its_snapshot_and_rows_after_it_in_its_stream(
 }
 
 #[tokio::test]
+#[ignore = "needs a Postgres: scripts/integration.sh"]
 async fn a_wanted_position_of_an_idle_source_arrives_within_milliseconds() {
-    let Some(config) = postgres() else { return };
+    let config = postgres();
     let name = "consumer_wanted";
     let client = sql::connect(&config).await.unwrap();
     prepare(&client, name).await;
@@ -198,8 +200,9 @@ async fn a_wanted_position_of_an_idle_source_arrives_within_milliseconds() {
 }
 
 #[tokio::test]
+#[ignore = "needs a Postgres: scripts/integration.sh"]
 async fn a_stream_that_nobody_reads_outlives_the_servers_timeout() {
-    let Some(config) = postgres() else { return };
+    let config = postgres();
     let name = "consumer_blocked";
     let client = sql::connect(&config).await.unwrap();
     prepare(&client, name).await;
@@ -237,6 +240,7 @@ async fn a_stream_that_nobody_reads_outlives_the_servers_timeout() {
 }
 
 #[tokio::test]
+#[ignore = "needs a Postgres: scripts/integration.sh"]
 async fn a_wrong_password_is_an_error_that_says_so() {
     let Some(mut config) = postgres() else { return };
     if config.get_password().is_none() {
