@@ -318,7 +318,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         }
         // Every other replica first, then a pause before the next round.
         let replicas = partition.usable_replicas().max(1) as u32;
-        if partition.failures % replicas == 0 {
+        if partition.failures.is_multiple_of(replicas) {
             let round = (partition.failures / replicas).min(self.limits.backoff_doublings_max);
             let whole = self.limits.backoff_ms << round;
             let jitter = mix(self.seed ^ mix(self.attempts_made ^ partition.id.0)) % whole.max(1);

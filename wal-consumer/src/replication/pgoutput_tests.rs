@@ -27,8 +27,11 @@ fn captured() -> Vec<(Lsn, Bytes)> {
         .collect()
 }
 
+/// Messages with their ordinals.
+type Messages = Vec<(Option<u32>, Message)>;
+
 /// The changes of each transaction, as the consumer sees them.
-fn transactions() -> Vec<(u32, Vec<(Option<u32>, Message)>)> {
+fn transactions() -> Vec<(u32, Messages)> {
     let mut assembler = Assembler::new(1 << 20);
     let mut all = Vec::new();
     for (at, payload) in captured() {
