@@ -15,7 +15,7 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 type Committed = (i64, Instant);
 
 fn literal(id: i64) -> String {
-    let component = |i: usize| ((id as usize * 31 + i * 7) % 997) as f32 / 10.0;
+    let component = |i: usize| ((id as usize * 7_919 + i * 104_729) % 1_000_003) as f32 / 1000.0;
     let text: Vec<String> = (0..DIMENSIONS).map(|i| component(i).to_string()).collect();
     format!("[{}]", text.join(","))
 }
@@ -25,9 +25,10 @@ pub fn run(dsn: &str, seconds: u64) -> Result<()> {
     session.batch_execute(&format!(
         "DROP TABLE IF EXISTS path_bench;
          CREATE TABLE path_bench(id bigint PRIMARY KEY, embedding vector({DIMENSIONS}));
-         CREATE INDEX path_bench_idx ON path_bench USING ruhnsw (embedding vector_l2_ops);
-         SELECT ruvector_wait_for_index('path_bench_idx', 60)"
+         CREATE INDEX path_bench_idx ON path_bench USING ruhnsw (embedding vector_l2_ops)"
     ))?;
+    // A statement of its own: the cluster hears of the index at its commit.
+    session.batch_execute("SELECT ruvector_wait_for_index('path_bench_idx', 60)")?;
     let (sender, receiver) = mpsc::channel::<Committed>();
     let (dsn_writer, dsn_reader) = (dsn.to_owned(), dsn.to_owned());
     let reader = std::thread::spawn(move || poll(&dsn_reader, receiver));

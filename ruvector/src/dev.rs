@@ -4,7 +4,7 @@
 //! The first start gives the cluster its id, writes that to the data folder, and
 //! initialises with it; later starts repeat the same idempotent call.
 
-use crate::process::Work;
+use crate::process::{ProcessConfig, Work};
 use crate::settings::Layers;
 use anyhow::Context;
 use cluster_client::transport::Transport;
@@ -32,6 +32,13 @@ pub struct Config {
     pub coordinator: coordinator::Config,
     pub node: cluster_node::Config,
     pub consumer: wal_consumer::Config,
+}
+
+/// The metrics are one server for all three: they follow the coordinator's rule.
+impl ProcessConfig for Config {
+    fn transport(&self) -> &Transport {
+        &self.coordinator.transport
+    }
 }
 
 impl Config {

@@ -6,6 +6,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::settings::{Settings, to_toml};
 use crate::{logging, observe};
 use anyhow::Context;
+use cluster_client::transport::Transport;
 use futures::future::LocalBoxFuture;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
@@ -22,9 +23,32 @@ pub const METRICS_CONSUMER: &str = "127.0.0.1:7602";
 /// shutdown, or with the reason why it cannot go on.
 pub type Work = JoinHandle<anyhow::Result<()>>;
 
+/// A process's settings, as far as the process's frame has to know them.
+pub trait ProcessConfig: Serialize {
+    fn transport(&self) -> &Transport;
+}
+
+impl ProcessConfig for coordinator::Config {
+    fn transport(&self) -> &Transport {
+        &self.transport
+    }
+}
+
+impl ProcessConfig for cluster_node::Config {
+    fn transport(&self) -> &Transport {
+        &self.transport
+    }
+}
+
+impl ProcessConfig for wal_consumer::Config {
+    fn transport(&self) -> &Transport {
+        &self.transport
+    }
+}
+
 pub fn run<C, F>(args: &ProcessArgs, settings: Settings<C>, start: F) -> Result<(), Failure>
 where
-    C: Serialize,
+    C: ProcessConfig,
     F: for<'a> FnOnce(
         C,
         &'a mut Registry,
@@ -50,6 +74,7 @@ where
 
 async fn serve<C, F>(pid_file: Option<&Path>, settings: Settings<C>, start: F) -> anyhow::Result<()>
 where
+    C: ProcessConfig,
     F: for<'a> FnOnce(
         C,
         &'a mut Registry,
@@ -59,7 +84,8 @@ where
     let mut terminate = listen_for(SignalKind::terminate())?;
     let mut interrupt = listen_for(SignalKind::interrupt())?;
     let shutdown = CancellationToken::new();
-    let metrics_listener = observe::bind(&settings.metrics_listen).await?;
+    let metrics_listener =
+        observe::bind(settings.process.transport(), &settings.metrics_listen).await?;
 
     let mut registry = Registry::default();
     let starting = start(settings.process, &mut registry, shutdown.clone());

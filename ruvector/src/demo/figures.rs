@@ -68,9 +68,20 @@ impl Figures {
                 format!("p50 {}   p99 {}", millis(latency.p50), millis(latency.p99)),
             ),
         ];
-        lines
+        let mut table = lines
             .map(|(name, value)| format!("  {name:<28} {value}\n"))
-            .concat()
+            .concat();
+        table += self.gaps().unwrap_or_default();
+        table
+    }
+
+    /// Why figures are missing that no later run can measure.
+    fn gaps(&self) -> Option<&'static str> {
+        let all = [self.load_seconds, self.ready_seconds, self.folded_seconds];
+        all.contains(&None).then_some(
+            "  (not measured: an earlier run began this and ended before it was done, or kept\n   \
+             no figures; 'make clean' and then 'make quickstart' measures from the start)\n",
+        )
     }
 }
 
@@ -96,5 +107,12 @@ mod tests {
         };
         figures.write(Some(&path)).expect("writes");
         assert_eq!(Figures::read(Some(&path)).expect("reads"), figures);
+        assert!(figures.gaps().is_some(), "two were never measured");
+        let whole = Figures {
+            load_seconds: Some(1.5),
+            ready_seconds: Some(2.0),
+            folded_seconds: Some(3.0),
+        };
+        assert_eq!(whole.gaps(), None);
     }
 }

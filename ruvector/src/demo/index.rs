@@ -11,12 +11,6 @@ const POLL_EVERY: Duration = Duration::from_millis(200);
 /// Without any progress for this long, something is wrong.
 const STALL_MAX: Duration = Duration::from_secs(120);
 
-pub struct Waited {
-    pub is_new: bool,
-    pub ready_seconds: Option<f64>,
-    pub folded_seconds: Option<f64>,
-}
-
 #[derive(Default, PartialEq)]
 struct IndexStatus {
     state: String,
@@ -57,20 +51,26 @@ impl IndexStatus {
     }
 }
 
-pub async fn create_and_wait(client: &Client) -> anyhow::Result<Waited> {
+/// When the index was created; `None` when it was there already.
+pub async fn create(client: &Client) -> anyhow::Result<Option<Instant>> {
     let exists: bool = client
         .query_one("SELECT to_regclass($1) IS NOT NULL", &[&INDEX])
         .await?
         .get(0);
-    let started = Instant::now();
-    if !exists {
-        let sql = format!("CREATE INDEX {INDEX} ON {TABLE} USING ruhnsw (embedding vector_l2_ops)");
-        client
-            .batch_execute(&sql)
-            .await
-            .context("CREATE INDEX failed")?;
+    if exists {
+        return Ok(None);
     }
-    let status = wait(client, "index", IndexStatus::is_ready, |status| {
+    let started = Instant::now();
+    let sql = format!("CREATE INDEX {INDEX} ON {TABLE} USING ruhnsw (embedding vector_l2_ops)");
+    client
+        .batch_execute(&sql)
+        .await
+        .context("CREATE INDEX failed")?;
+    Ok(Some(started))
+}
+
+pub async fn wait_until_ready(client: &Client) -> anyhow::Result<()> {
+    wait(client, "index", IndexStatus::is_ready, |status| {
         (
             status
                 .rows_copied
@@ -79,19 +79,18 @@ pub async fn create_and_wait(client: &Client) -> anyhow::Result<Waited> {
         )
     })
     .await?;
-    let ready_seconds = started.elapsed().as_secs_f64();
-    if !status.is_folded() {
-        wait(client, "fold", IndexStatus::is_folded, |status| {
-            (status.rows.saturating_sub(status.tail_rows), status.rows)
-        })
-        .await?;
+    Ok(())
+}
+
+pub async fn wait_until_folded(client: &Client) -> anyhow::Result<()> {
+    if IndexStatus::read(client).await?.is_folded() {
+        return Ok(());
     }
-    let folded_seconds = started.elapsed().as_secs_f64();
-    Ok(Waited {
-        is_new: !exists,
-        ready_seconds: Some(ready_seconds),
-        folded_seconds: Some(folded_seconds),
+    wait(client, "fold", IndexStatus::is_folded, |status| {
+        (status.rows.saturating_sub(status.tail_rows), status.rows)
     })
+    .await?;
+    Ok(())
 }
 
 async fn wait(

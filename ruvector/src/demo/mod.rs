@@ -65,10 +65,18 @@ async fn tour(args: DemoArgs) -> anyhow::Result<()> {
         };
         figures.write(args.figures.as_deref())?;
     }
-    let waited = index::create_and_wait(&client).await?;
-    if waited.is_new {
-        figures.ready_seconds = waited.ready_seconds;
-        figures.folded_seconds = waited.folded_seconds;
+    // Each figure is written as soon as it is known: an interruption costs only
+    // those that come after it.
+    let created = index::create(&client).await?;
+    index::wait_until_ready(&client).await?;
+    if let Some(created) = created {
+        figures.ready_seconds = Some(created.elapsed().as_secs_f64());
+        figures.folded_seconds = None;
+        figures.write(args.figures.as_deref())?;
+    }
+    index::wait_until_folded(&client).await?;
+    if let Some(created) = created {
+        figures.folded_seconds = Some(created.elapsed().as_secs_f64());
         figures.write(args.figures.as_deref())?;
     }
 
