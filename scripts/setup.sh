@@ -23,7 +23,29 @@ install_packages() {
   command -v apt-get >/dev/null || die "missing: ${missing[*]}; install them with your system's package manager"
   say "Installing Debian packages: ${missing[*]}"
   as_root apt-get update -qq
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  if [[ " ${missing[*]} " == *" postgresql-15 "* ]]; then
+    without_main_cluster install "${missing[@]}"
+  else
+    install "${missing[@]}"
+  fi
+}
+
+install() {
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+}
+
+# without_main_cluster COMMAND…: Debian's package creates a server of its own on
+# port 5432 and starts it at every boot. Nobody asked for that one; the setting
+# goes away again, for it would bind later versions too.
+without_main_cluster() {
+  local folder=/etc/postgresql-common/createcluster.d status=0
+  local file=$folder/ruvector-setup.conf
+  say "  without Debian's default server on port 5432 ('pg_createcluster 15 main' makes one)"
+  as_root mkdir -p "$folder"
+  as_root tee "$file" >/dev/null <<<"create_main_cluster = false"
+  "$@" || status=$?
+  as_root rm -f "$file"
+  return "$status"
 }
 
 check_rust() {
