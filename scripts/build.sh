@@ -20,4 +20,4 @@ mv "$RUN_DIR/bin/ruvector.new" "$RUN_DIR/bin/ruvector"
 with_progress "Building the extension" "$RUN_DIR/logs/build-extension.log" \
   env CARGO_TARGET_DIR="$EXTENSION_TARGET_DIR" cargo build --release --locked --manifest-path pg-bridge-ext/Cargo.toml
 # In the foreground, for sudo may ask for a password.
-SKIP_BUILD=1 CARGO_TARGET_DIR=$EXTENSION_TARGET_DIR "$SCRIPTS/install-extension.sh"
+SKIP_BUILD=1 "$SCRIPTS/install-extension.sh"
