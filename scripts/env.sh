@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034 # what is set here is used elsewhere
 # The variables and the words that every script and every make target share.
 # Sourced, never run. Anything set here may be set from outside instead.
 #
@@ -6,6 +6,10 @@
 #   CARGO_TARGET_DIR      build output of the main workspace
 #   EXTENSION_TARGET_DIR  build output of the Postgres extension's workspace
 #   RUN_DIR               run-time state of this clone: data, sockets, logs, pids
+
+# Under root's umask of 077 the server's own user could not reach its folders;
+# what is secret is closed by name.
+umask 022
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 SCRIPTS=$ROOT/scripts
