@@ -4,7 +4,9 @@
 #
 #   cluster.sh dev                        one process that holds everything
 #   cluster.sh up NODES COORDINATORS REPLICAS
-#   cluster.sh start PROC | down | status | logs | coordinators | ctl ARGS…
+#   cluster.sh check dev | check up NODES COORDINATORS REPLICAS
+#                                         whether that would be refused, before a build
+#   cluster.sh start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
@@ -18,8 +20,8 @@ STOP_SECONDS_MAX=30
 mode() { cat "$RUN_DIR/mode" 2>/dev/null || true; }
 home() { printf '%s/%s' "$RUN_DIR" "$(mode)"; }
 
-# enter_mode MODE: dev and cluster have data of their own and take turns.
-enter_mode() {
+# check_turn MODE: dev and cluster have data of their own and take turns.
+check_turn() {
   local other
   other=$(mode)
   if [ -n "$other" ] && [ "$other" != "$1" ] && any_alive; then
@@ -28,9 +30,14 @@ enter_mode() {
       *) die "the processes of 'make up' are running; 'make down' first (their data stays)" ;;
     esac
   fi
+}
+
+enter_mode() {
   prepare_run_dir
   printf '%s\n' "$1" >"$RUN_DIR/mode"
   mkdir -p "$(home)"/{config,data}
+  # The coordinators keep the databases' passwords.
+  chmod 700 "$(home)/data"
 }
 
 any_alive() {
@@ -50,6 +57,11 @@ processes() {
       if [ -f "$file" ]; then basename "$file" .toml; fi
     done | sort -V
   done
+}
+
+check_process() {
+  processes | grep -xF -e "$1" >/dev/null ||
+    die "there is no process '$1'; there are: $(processes | paste -sd' ' | sed 's/^$/none yet (make quickstart, or make up)/')"
 }
 
 setting() { sed -n "s/^$2 = \"\(.*\)\"/\1/p" "$(home)/config/$1.toml" | head -n 1; }
@@ -107,14 +119,15 @@ CONF
 # Ports in the files that exist are taken, running or not.
 reserve_ports() {
   local port
-  for port in $(cat "$(home)"/config/*.toml 2>/dev/null | sed -n 's/^.*listen = "127.0.0.1:\([0-9]*\)"/\1/p'); do
+  while read -r port; do
     PORTS_TAKEN="$PORTS_TAKEN$port "
-  done
+  done < <(cat "$(home)"/config/*.toml 2>/dev/null | sed -n 's/^.*listen = "127.0.0.1:\([0-9]*\)"/\1/p')
 }
 
 check_number() {
-  [[ $2 =~ ^[0-9]{1,3}$ ]] && [ "$2" -ge 1 ] && [ "$2" -le "$3" ] ||
+  if ! [[ $2 =~ ^[1-9][0-9]{0,2}$ ]] || [ "$2" -gt "$3" ]; then
     die "$1=$2 is not a number from 1 to $3"
+  fi
 }
 
 # The coordinators' addresses are settled before the first file is written, for
@@ -146,24 +159,24 @@ replication_factor = $replicas"
   write_process consumer-1 "" "coordinators = [${list%, }]"
 }
 
+# check_topology NODES COORDINATORS REPLICAS: of `make up`, whatever runs now.
 check_topology() {
-  local nodes=$1 coordinators=$2 replicas=$3 had
+  local nodes=$1 coordinators=$2 replicas=$3 had file existing=0
   check_number NODES "$nodes" 16
-  check_number COORDINATORS "$coordinators" 5
+  [ "$coordinators" = 1 ] || [ "$coordinators" = 3 ] ||
+    die "COORDINATORS=$coordinators: use 1, or 3 to survive the loss of one"
   check_number REPLICAS "$replicas" 5
-  [ $((coordinators % 2)) = 1 ] ||
-    die "COORDINATORS=$coordinators: use 1, 3 or 5; an even number tolerates no more failures than one less"
   [ "$replicas" -le "$nodes" ] ||
     die "REPLICAS=$replicas needs as many nodes at least; NODES=$nodes"
-  had=$(cat "$(home)/topology" 2>/dev/null || true)
+  had=$(cat "$RUN_DIR/cluster/topology" 2>/dev/null || true)
   if [ -n "$had" ] && [ "$had" != "$coordinators $replicas" ]; then
     die "this cluster was made with COORDINATORS=${had% *} REPLICAS=${had#* }; 'make clean' starts a new one (and deletes this one's data)"
   fi
-  local existing
-  existing=$(processes | grep -c '^node-' || true)
+  for file in "$RUN_DIR"/cluster/config/node-*.toml; do
+    if [ -f "$file" ]; then existing=$((existing + 1)); fi
+  done
   [ "$existing" -le "$nodes" ] ||
     die "this cluster has $existing nodes already; NODES=$nodes would leave some out. 'make clean' starts a new one (and deletes this one's data)"
-  printf '%s %s\n' "$coordinators" "$replicas" >"$(home)/topology"
 }
 
 start() {
@@ -178,9 +191,6 @@ start() {
     return
   fi
   config=$(home)/config/$name.toml
-  if [ -z "$(mode)" ] || [ ! -f "$config" ]; then
-    die "there is no process '$name'; there are: $(processes | paste -sd' ' | sed 's/^$/none yet (make quickstart, or make up)/')"
-  fi
   [ -x "$BINARY" ] || die "$BINARY is not there: make build"
   rm -f "$pid_file"
   setsid "$BINARY" "${name%%-*}" --config "$config" --pid-file "$pid_file" >>"$LOGS/$name.log" 2>&1 </dev/null &
@@ -263,7 +273,18 @@ connect_postgres() {
 }
 
 case ${1:-} in
+  check)
+    case ${2:-} in
+      dev) check_turn dev ;;
+      up)
+        check_topology "${3:-}" "${4:-}" "${5:-}"
+        check_turn cluster
+        ;;
+      *) die "usage: cluster.sh check dev | check up NODES COORDINATORS REPLICAS" ;;
+    esac
+    ;;
   dev)
+    check_turn dev
     enter_mode dev
     write_dev
     start dev
@@ -272,8 +293,10 @@ case ${1:-} in
     connect_postgres
     ;;
   up)
-    enter_mode cluster
     check_topology "${2:-}" "${3:-}" "${4:-}"
+    check_turn cluster
+    enter_mode cluster
+    printf '%s %s\n' "$3" "$4" >"$(home)/topology"
     write_cluster "$2" "$3" "$4"
     for name in $(processes | grep '^coordinator-'); do start "$name"; done
     members=$(coordinators | tr ',' '\n' | awk '{printf "%s%d=%s", (NR > 1 ? "," : ""), NR, $1}')
@@ -283,8 +306,14 @@ case ${1:-} in
     start postgres
     connect_postgres
     ;;
-  start) start "${2:?cluster.sh start PROC}" ;;
-  stop) stop "${2:?cluster.sh stop PROC}" ;;
+  start)
+    check_process "${2:?cluster.sh start PROC}"
+    start "$2"
+    ;;
+  stop)
+    check_process "${2:?cluster.sh stop PROC}"
+    stop "$2"
+    ;;
   down)
     if [ -z "$(mode)" ]; then say "Nothing runs"; else down; fi
     ;;
@@ -295,5 +324,5 @@ case ${1:-} in
     shift
     exec "$BINARY" ctl --coordinators "$(coordinators)" "$@"
     ;;
-  *) die "usage: cluster.sh dev | up NODES COORDINATORS REPLICAS | start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…" ;;
+  *) die "usage: cluster.sh check … | dev | up NODES COORDINATORS REPLICAS | start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…" ;;
 esac

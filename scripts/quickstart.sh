@@ -5,6 +5,7 @@ set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
 
+"$SCRIPTS/cluster.sh" check dev
 say "1/4 Packages and caches"
 "$SCRIPTS/setup.sh"
 say "2/4 Build"
