@@ -6,7 +6,7 @@ NODES ?= 3
 COORDINATORS ?= 3
 REPLICAS ?= 2
 
-.PHONY: help quickstart up down start stop status psql dsn ctl logs build setup test clean
+.PHONY: help quickstart up down start stop status psql dsn ctl logs bench build setup test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,7 +14,8 @@ help: ## list the targets
 quickstart: ## install, build, start Postgres and a one-process cluster, load and search Fashion-MNIST
 	@scripts/quickstart.sh
 
-up: ## a cluster of separate processes: NODES=3 COORDINATORS=3 REPLICAS=2
+up: ## a cluster of separate processes: NODES=3 COORDINATORS=3 (or 1) REPLICAS=2
+	@scripts/cluster.sh check up '$(NODES)' '$(COORDINATORS)' '$(REPLICAS)'
 	@scripts/setup.sh
 	@scripts/build.sh
 	@scripts/cluster.sh up '$(NODES)' '$(COORDINATORS)' '$(REPLICAS)'
@@ -43,6 +44,9 @@ ctl: ## ask the cluster: ARGS='lag --json' (status, map, collections, lag, sourc
 
 logs: ## follow all logs
 	@scripts/cluster.sh logs
+
+bench: ## freshness and SQL overhead, at the running quickstart
+	@scripts/bench.sh
 
 setup: ## install the Debian packages, compile RocksDB once
 	@scripts/setup.sh
