@@ -6,6 +6,7 @@ set -euo pipefail
 . "$(dirname "$0")/env.sh"
 
 "$SCRIPTS/setup.sh"
+# shellcheck source=scripts/env.sh
 . "$SCRIPTS/env.sh" # setup may just have made the RocksDB archive
 prepare_run_dir
 cd "$ROOT"
@@ -14,6 +15,9 @@ in_extension() { (cd "$ROOT/pg-bridge-ext" && CARGO_TARGET_DIR=$EXTENSION_TARGET
 
 style() {
   say "== Format and lints"
+  if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
+    die "rustfmt or clippy is not there: rustup component add rustfmt clippy"
+  fi
   cargo fmt --all --check
   in_extension cargo fmt --all --check
   cargo clippy --release --locked --workspace --all-targets --quiet -- -D warnings
@@ -27,7 +31,7 @@ unit() {
 
 extension() {
   say "== Extension: regression tests in a private Postgres"
-  CARGO_TARGET_DIR=$EXTENSION_TARGET_DIR "$SCRIPTS/install-extension.sh"
+  "$SCRIPTS/install-extension.sh"
   "$ROOT/pg-bridge-ext/tests/run.sh"
 }
 
