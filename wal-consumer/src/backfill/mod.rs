@@ -121,15 +121,16 @@ impl Backfills {
         }
     }
 
-    /// Takes a table out of the publication once no collection needs it.
-    pub fn unpublish_if_unused(&self, table_oid: u32) {
+    /// Takes the tables out of the publication that no collection needs. What a
+    /// run does not get done its successor does.
+    pub fn unpublish_unused(&self) {
         let shared = self.shared.clone();
         let cancel = self.cancel.clone();
         self.tasks.spawn(async move {
             let mut backoff = Backoff::new(&shared.context.config);
             let trying = async {
-                while let Err(problem) = table::unpublish_if_unused(&shared, table_oid).await {
-                    tracing::warn!(source = %shared.context.source, table_oid, problem = format!("{problem:#}"), "table stays in the publication for now");
+                while let Err(problem) = table::unpublish_unused(&shared).await {
+                    tracing::warn!(source = %shared.context.source, problem = format!("{problem:#}"), "a table stays in the publication for now");
                     backoff.pause().await;
                 }
             };

@@ -6,9 +6,13 @@
 
 use super::Shared;
 use crate::feed::router;
+use crate::source::definitions;
 use crate::source::sql::{self, identifier};
 use anyhow::Context;
 use cluster_core::collection::CollectionSpec;
+use cluster_core::ids::SourceId;
+use cluster_core::map::PartitionMap;
+use std::collections::BTreeSet;
 use tokio_postgres::Client;
 use tokio_postgres::types::Oid;
 
@@ -174,38 +178,112 @@ pub async fn publish(shared: &Shared, spec: &CollectionSpec) -> Result<Table, Ta
     Ok(table)
 }
 
-pub async fn unpublish_if_unused(shared: &Shared, table_oid: u32) -> anyhow::Result<()> {
+const PUBLISHED: &str = "
+SELECT c.oid, n.nspname::text AS schema, c.relname::text AS name
+  FROM pg_publication_rel r
+  JOIN pg_publication p ON p.oid = r.prpubid
+  JOIN pg_class c ON c.oid = r.prrelid
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE p.pubname = $1 AND c.oid <> 'ruvector.collections'::regclass";
+
+/// Takes every table out of the publication that no collection needs, whoever
+/// has left it there. One that is locked does not keep the others in.
+pub async fn unpublish_unused(shared: &Shared) -> anyhow::Result<()> {
     let _one_at_a_time = shared.publication_lock.lock().await;
     let map = shared.context.client.map();
     let source = shared.context.source;
-    let is_used = map
-        .collections
-        .values()
-        .any(|c| c.spec.table_oid == table_oid && router::is_fed(&map, source, c.id));
-    if is_used {
-        return Ok(());
-    }
     let client = sql::connect(&shared.postgres).await?;
-    let found = client
-        .query_opt(
-            "SELECT n.nspname::text, c.relname::text FROM pg_publication_rel r \
-             JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid \
-             JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE p.pubname = $1 AND c.oid = $2",
-            &[&shared.publication, &table_oid],
-        )
-        .await?;
-    let Some(row) = found else { return Ok(()) };
-    let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-    let alter = format!(
-        "BEGIN; SET LOCAL lock_timeout = {}; ALTER PUBLICATION {} DROP TABLE ONLY {}.{}; COMMIT",
-        shared.context.config.publication_lock_timeout_ms,
-        identifier(&shared.publication),
-        identifier(&schema),
-        identifier(&name)
-    );
-    client
-        .batch_execute(&alter)
-        .await
-        .context("taking the table out of the publication")
+    let defined = definitions::read_all(&client, source).await?;
+    let needed = needed_tables(&map, source, &defined);
+    let mut problem = Ok(());
+    for row in client.query(PUBLISHED, &[&shared.publication]).await? {
+        if needed.contains(&row.try_get::<_, Oid>("oid")?) {
+            continue;
+        }
+        let alter = format!(
+            "BEGIN; SET LOCAL lock_timeout = {}; ALTER PUBLICATION {} DROP TABLE ONLY {}.{}; COMMIT",
+            shared.context.config.publication_lock_timeout_ms,
+            identifier(&shared.publication),
+            identifier(row.try_get("schema")?),
+            identifier(row.try_get("name")?)
+        );
+        if let Err(error) = client.batch_execute(&alter).await {
+            client.batch_execute("ROLLBACK").await?;
+            problem = Err(error).context("taking a table out of the publication");
+        }
+    }
+    problem
+}
+
+/// The tables of the collections that are fed, and of definitions that are not
+/// collections yet: those are on their way in the stream.
+fn needed_tables(
+    map: &PartitionMap,
+    source: SourceId,
+    defined: &[CollectionSpec],
+) -> BTreeSet<Oid> {
+    let of_source = map.collections.values().filter(|c| c.spec.source == source);
+    let fed = of_source.filter(|c| router::is_fed(map, source, c.id));
+    let coming = defined.iter().filter(|spec| {
+        map.collection_by_index(source, spec.index_oid, spec.definition_generation)
+            .is_none()
+    });
+    let fed = fed.map(|c| c.spec.table_oid);
+    fed.chain(coming.map(|spec| spec.table_oid)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cluster_core::collection::{Collection, CollectionState, Metric};
+    use cluster_core::ids::{BackfillId, CollectionId};
+
+    fn spec(source: u64, index_oid: u32, table_oid: u32) -> CollectionSpec {
+        CollectionSpec {
+            source: SourceId(source),
+            index_oid,
+            definition_generation: 1,
+            table_oid,
+            schema_name: "public".to_owned(),
+            table_name: "t".to_owned(),
+            index_name: "i".to_owned(),
+            column_name: "v".to_owned(),
+            column_attnum: 2,
+            key_attnums: vec![1],
+            metric: Metric::L2,
+            dimensions: 2,
+            m: 16,
+            ef_construction: 64,
+        }
+    }
+
+    #[test]
+    fn a_table_stays_published_for_what_is_fed_and_for_what_is_still_coming() {
+        let mut map = PartitionMap::default();
+        let building = CollectionState::Building {
+            backfill: BackfillId(1),
+        };
+        let failed = CollectionState::Failed {
+            reason: "why".to_owned(),
+        };
+        let collections = [
+            (1, spec(1, 11, 101), building.clone()),
+            (2, spec(1, 12, 102), failed),
+            (3, spec(2, 13, 103), building),
+        ];
+        for (id, spec, state) in collections {
+            let id = CollectionId(id);
+            let last_backfill = BackfillId(1);
+            let collection = Collection {
+                id,
+                spec,
+                state,
+                last_backfill,
+            };
+            map.collections.insert(id, collection);
+        }
+        let defined = [spec(1, 11, 101), spec(1, 12, 102), spec(1, 14, 104)];
+        let needed = needed_tables(&map, SourceId(1), &defined);
+        assert_eq!(needed, BTreeSet::from([101, 104]));
+    }
 }

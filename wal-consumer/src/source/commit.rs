@@ -230,6 +230,12 @@ impl Run {
         reason: &str,
     ) -> Result<(), RunEnd> {
         coordination::fail_collection(&self.context, id, reason).await?;
+        // Who decides whether the table is still needed looks into the map.
+        let source = self.context.source;
+        coordination::wait_for_map(&self.context, |map| {
+            !crate::feed::router::is_fed(map, source, id)
+        })
+        .await?;
         self.remove_collection(id);
         Ok(())
     }

@@ -45,8 +45,12 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
         .parse()
         .map_err(|e| RunEnd::Problem(format!("the connection string is not one: {e}")))?;
     let sql = sql::connect(&postgres).await?;
-    let has_source = |map: &PartitionMap| map.sources.contains_key(&context.source);
-    let map = wait_for_map(context, has_source).await?;
+    // A map of before the assignment may lack collections of the former consumer.
+    let is_ours = |map: &PartitionMap| {
+        let source = map.sources.get(&context.source);
+        source.is_some_and(|s| s.consumer_epoch >= context.token)
+    };
+    let map = wait_for_map(context, is_ours).await?;
     let source = &map.sources[&context.source];
     slot::check_name(&source.slot_name)?;
     slot::check_name(&source.publication_name)?;

@@ -130,6 +130,7 @@ async fn stream(
         },
     };
     run.add_known_collections()?;
+    run.backfills.unpublish_unused();
 
     let connection = Connection::connect(&postgres, "-c wal_sender_timeout=60s").await?;
     let halves = slot::start(connection, &slot_name, &publication, following.start).await?;
@@ -311,13 +312,10 @@ impl Run {
     }
 
     pub(super) fn remove_collection(&mut self, id: CollectionId) {
-        let table = self.router.collections().get(&id).map(|c| c.spec.table_oid);
         self.router.remove_collection(id);
         self.tables.forget_collection(id);
         self.backfills.stop(id);
-        if let Some(table) = table {
-            self.backfills.unpublish_if_unused(table);
-        }
+        self.backfills.unpublish_unused();
     }
 
     fn follow_map(&mut self) -> Result<(), RunEnd> {
