@@ -2,6 +2,7 @@
 
 use arc_swap::ArcSwap;
 use cluster_core::ids::{LeaseEpoch, MapVersion};
+use cluster_core::invariants::check_successor;
 use cluster_core::map::PartitionMap;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -31,17 +32,22 @@ impl MapCache {
         self.changes.subscribe()
     }
 
-    /// Takes a map if it supersedes the one held; answers whether it did.
+    /// Takes a map if it supersedes the one held; answers whether it did. One
+    /// that takes a source's tokens back cannot come from the same cluster.
     pub fn offer(&self, map: PartitionMap) -> bool {
         let map = Arc::new(map);
         // The watch's lock orders concurrent offers.
         self.changes.send_if_modified(|held| {
-            let is_newer = held.is_superseded_by(&map);
-            if is_newer {
-                *held = map.clone();
-                self.current.store(map.clone());
+            if !held.is_superseded_by(&map) {
+                return false;
             }
-            is_newer
+            if let Err(violation) = check_successor(held, &map) {
+                tracing::error!(%violation, "map refused; the one held stays");
+                return false;
+            }
+            *held = map.clone();
+            self.current.store(map.clone());
+            true
         })
     }
 
@@ -54,6 +60,8 @@ impl MapCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cluster_core::ids::{ConsumerEpoch, Incarnation, SourceId};
+    use cluster_core::map::Source;
 
     fn map(epoch: u64, version: u64) -> PartitionMap {
         PartitionMap {
@@ -76,5 +84,30 @@ mod tests {
         assert!(!cache.is_at_least((LeaseEpoch(3), MapVersion(8))));
         assert_eq!(watch.borrow().epoch, LeaseEpoch(3));
         assert_eq!(cache.get().epoch, LeaseEpoch(3));
+    }
+
+    #[test]
+    fn p6_a_newer_map_that_takes_a_token_back_is_refused() {
+        let with_token = |version, token| {
+            let source = Source {
+                id: SourceId(1),
+                name: String::new(),
+                incarnation: Incarnation(1),
+                slot: None,
+                slot_name: String::new(),
+                publication_name: String::new(),
+                problem: String::new(),
+                consumer: None,
+                consumer_epoch: ConsumerEpoch(token),
+            };
+            let mut map = map(1, version);
+            map.sources.insert(source.id, source);
+            map
+        };
+        let cache = MapCache::default();
+        assert!(cache.offer(with_token(1, 5)));
+        assert!(!cache.offer(with_token(2, 4)));
+        assert_eq!(cache.get().version, MapVersion(1));
+        assert!(cache.offer(with_token(3, 5)));
     }
 }

@@ -86,6 +86,11 @@ impl ConfirmTracker {
         self.confirmed
     }
 
+    /// What each required replica has made durable.
+    pub fn required_durable(&self) -> impl Iterator<Item = WalPosition> {
+        self.durable.values().copied()
+    }
+
     /// The lowest durable position of the required replicas; `None` without any.
     pub fn lowest_durable(&self) -> Option<WalPosition> {
         self.durable.values().min().copied()

@@ -5,14 +5,16 @@
 //! input (refuse).
 
 use crate::ids::{CollectionId, NodeId, PartitionId, SourceId};
-use crate::map::{PartitionMap, tiles_whole_space};
+use crate::map::{HashRange, PartitionMap, tiles_whole_space};
 use crate::wal_position::WalPosition;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     #[error("P7: the partitions of {0} do not tile the hash space")]
     Untiled(CollectionId),
+    #[error("{0} has no replica")]
+    NoReplica(PartitionId),
     #[error("{0} has two replicas on {1}")]
     SharedNode(PartitionId, NodeId),
     #[error("{0} is on {1}, which the map does not list")]
@@ -36,8 +38,13 @@ pub enum Violation {
 
 /// What holds of every map that a coordinator commits.
 pub fn check_map(map: &PartitionMap) -> Result<(), Violation> {
+    let mut ranges: BTreeMap<CollectionId, Vec<HashRange>> = BTreeMap::new();
+    for partition in map.partitions.values() {
+        let of_collection = ranges.entry(partition.collection).or_default();
+        of_collection.push(partition.range);
+    }
     for collection in map.collections.values() {
-        if !tiles_whole_space(map.partitions_of(collection.id).iter().map(|p| p.range)) {
+        if !tiles_whole_space(ranges.remove(&collection.id).unwrap_or_default()) {
             return Err(Violation::Untiled(collection.id));
         }
         if !map.sources.contains_key(&collection.spec.source) {
@@ -53,6 +60,9 @@ pub fn check_map(map: &PartitionMap) -> Result<(), Violation> {
                 partition.id,
                 partition.collection,
             ));
+        }
+        if partition.replicas.is_empty() {
+            return Err(Violation::NoReplica(partition.id));
         }
         let mut nodes = BTreeSet::new();
         for replica in &partition.replicas {

@@ -2,7 +2,8 @@
 
 use super::command::{Command, CoordinatorMember, Refusal, Reign, Response};
 use crate::ids::*;
-use crate::map::{PartitionMap, Source, tiles_whole_space};
+use crate::invariants::check_map;
+use crate::map::{PartitionMap, Source};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -164,45 +165,15 @@ impl ClusterState {
 
     /// The first broken invariant of the state, in words.
     pub fn violation(&self) -> Option<String> {
-        let map = &self.map;
-        for collection in map.collections.values() {
-            let ranges = map
-                .partitions_of(collection.id)
-                .into_iter()
-                .map(|p| p.range);
-            if !tiles_whole_space(ranges) {
-                return Some(format!("{} does not tile the hash space", collection.id));
-            }
-            if !map.sources.contains_key(&collection.spec.source) {
-                return Some(format!("{} has no source", collection.id));
-            }
+        if let Err(violation) = check_map(&self.map) {
+            return Some(violation.to_string());
         }
-        for partition in map.partitions.values() {
-            if !map.collections.contains_key(&partition.collection) {
-                return Some(format!("{} has no collection", partition.id));
-            }
-            if partition.id > self.last.partition {
-                return Some(format!("{} was never given", partition.id));
-            }
-            if partition.replicas.is_empty() {
-                return Some(format!("{} has no replica", partition.id));
-            }
-            for (i, replica) in partition.replicas.iter().enumerate() {
-                if !map.nodes.contains_key(&replica.node) {
-                    return Some(format!(
-                        "{} lives on unknown {}",
-                        partition.id, replica.node
-                    ));
-                }
-                if partition.replicas[..i]
-                    .iter()
-                    .any(|other| other.node == replica.node)
-                {
-                    return Some(format!("{} lives twice on {}", partition.id, replica.node));
-                }
-            }
+        let newest = self.map.partitions.keys().next_back();
+        if let Some(id) = newest.filter(|id| **id > self.last.partition) {
+            return Some(format!("{id} was never given"));
         }
-        map.sources
+        self.map
+            .sources
             .keys()
             .find(|id| !self.dsns.contains_key(id))
             .map(|id| format!("{id} has no connection string"))

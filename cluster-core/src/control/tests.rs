@@ -3,6 +3,7 @@
 use super::*;
 use crate::collection::*;
 use crate::ids::*;
+use crate::invariants::check_successor;
 use crate::map::*;
 use crate::placement::{PlacementPolicy, place_collection};
 use crate::wal_position::Lsn;
@@ -58,7 +59,6 @@ impl Cluster {
         unversioned.version = old.version;
         let rise = if unversioned == *old { 0 } else { 1 };
         assert_eq!(new.version.0, old.version.0 + rise, "{command:?}");
-        assert!(new.epoch >= old.epoch);
         if matches!(response, Response::Refused(_)) {
             assert_eq!(
                 self.state, before,
@@ -66,12 +66,7 @@ impl Cluster {
             );
         }
         assert_eq!(self.state.violation(), None, "{command:?}");
-        for (id, source) in &new.sources {
-            if let Some(old) = old.sources.get(id) {
-                assert!(source.consumer_epoch >= old.consumer_epoch);
-                assert!(source.incarnation >= old.incarnation);
-            }
-        }
+        assert_eq!(check_successor(old, new), Ok(()), "{command:?}");
         self.note_new_ids(&before);
         // The state survives its stored form.
         let json = serde_json::to_string(&self.state).unwrap();

@@ -30,6 +30,8 @@ pub enum DiskError {
         what: String,
         source: serde_json::Error,
     },
+    #[error("the stored {what} is not one that a coordinator commits: {problem}")]
+    Broken { what: String, problem: String },
     #[error("cannot encode {what}: {source}")]
     Unwritable {
         what: String,

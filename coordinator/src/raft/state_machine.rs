@@ -2,11 +2,13 @@
 //! the log behind it. A snapshot is one synced write.
 //!
 //! Every applied change of the map is published to the watchers, who may skip
-//! versions and never see one twice or an older one.
+//! versions and never see one twice or an older one. A state that breaks an
+//! invariant is our own mistake: the process ends before anybody sees it.
 
 use super::disk::{Disk, DiskError, Sync, blocking, decode, encode};
 use super::{LogId, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig};
 use cluster_core::control::{ClusterState, Response};
+use cluster_core::invariants::check_successor;
 use cluster_core::map::PartitionMap;
 use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, Entry, EntryPayload, OptionalSend, RaftSnapshotBuilder, StorageIOError};
@@ -44,7 +46,7 @@ impl StateMachine {
     pub fn open(disk: Arc<Disk>) -> Result<Self, DiskError> {
         let mut applied = Applied::default();
         if let Some((meta, data)) = stored_snapshot(&disk)? {
-            applied.state = decode(&data, "snapshot")?;
+            applied.state = decode_state(&data, "snapshot")?;
             applied.last = meta.last_log_id;
             applied.membership = meta.last_membership;
         }
@@ -75,6 +77,8 @@ impl StateMachine {
         self.shared.maps.send_if_modified(|known| {
             let newer = known.is_superseded_by(map);
             if newer {
+                assert_eq!(applied.state.violation(), None, "at {:?}", applied.last);
+                assert_eq!(check_successor(known, map), Ok(()), "at {:?}", applied.last);
                 *known = Arc::new(map.clone());
             }
             newer
@@ -101,6 +105,17 @@ fn stored_snapshot(disk: &Disk) -> Result<Option<(SnapshotMeta, Vec<u8>)>, DiskE
     };
     let data = disk.db().get_cf(disk.state(), SNAPSHOT_DATA)?;
     Ok(data.map(|data| (meta, data)))
+}
+
+fn decode_state(data: &[u8], what: &str) -> Result<ClusterState, DiskError> {
+    let state: ClusterState = decode(data, what)?;
+    match state.violation() {
+        None => Ok(state),
+        Some(problem) => Err(DiskError::Broken {
+            what: what.to_owned(),
+            problem,
+        }),
+    }
 }
 
 fn read_failed(error: &DiskError) -> StorageError {
@@ -191,7 +206,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let (this, meta) = (self.clone(), meta.clone());
         let installed = blocking(move || {
             let data = snapshot.into_inner();
-            let state = decode(&data, "snapshot from the leader")?;
+            let state = decode_state(&data, "snapshot from the leader")?;
             this.store_snapshot(&meta, &data)?;
             *this.shared.applied.write() = Applied {
                 last: meta.last_log_id,

@@ -3,6 +3,7 @@
 use crate::replication::stream::Feedback;
 use cluster_core::confirm::{ConfirmTracker, ReplicaKey};
 use cluster_core::ids::{CollectionId, ConsumerEpoch, Incarnation, NodeId, PartitionId, SourceId};
+use cluster_core::invariants::check_confirmation;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -138,7 +139,17 @@ impl Progress {
     fn advance(&self, change: impl FnOnce(&mut ConfirmTracker)) {
         let mut tracker = self.tracker.lock();
         change(&mut tracker);
-        self.feedback.confirm(tracker.confirmed());
+        let confirmed = tracker.confirmed();
+        // A replica that is required later holds nothing back that was confirmed
+        // before: only what is new is checked.
+        if confirmed <= self.feedback.confirmed() {
+            return;
+        }
+        let position = self.following.end_of(confirmed);
+        match check_confirmation(position, tracker.required_durable()) {
+            Ok(()) => self.feedback.confirm(confirmed),
+            Err(violation) => self.end(RunEnd::Problem(violation.to_string())),
+        }
     }
 }
 
