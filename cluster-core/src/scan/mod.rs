@@ -15,10 +15,12 @@
 //! [`DistributedScan`] is the function between them. The sender of requests, the
 //! clock and the seed belong to the caller.
 
+mod attempts;
 mod failure;
 mod given;
 mod merge;
 mod partition;
+mod placing;
 mod protocol;
 mod replicas;
 mod state;
