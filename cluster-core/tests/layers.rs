@@ -1,8 +1,10 @@
-//! The layers that DESIGN §9 draws, read from `cargo metadata`: the pure crates
-//! depend on nothing that does I/O, and on no shell.
+//! The layers that ARCHITECTURE.md draws, read from `cargo metadata` and the
+//! sources: the pure crates depend on nothing that does I/O (so on no protobuf
+//! either) and on no shell; RocksDB and Raft stay where they are kept.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Direct dependencies (without dev-dependencies) of the workspace's crates.
@@ -39,16 +41,7 @@ fn the_pure_crates_know_no_io_no_async_and_no_shell() {
             "cluster-core",
             vec!["hashring", "serde", "thiserror", "xxhash-rust"],
         ),
-        (
-            "index-engine",
-            vec![
-                "cluster-core",
-                "parking_lot",
-                "simsimd",
-                "thiserror",
-                "xxhash-rust",
-            ],
-        ),
+        ("index-engine", vec!["parking_lot", "thiserror"]),
     ]);
     let dependencies = dependencies();
     for (name, allowed) in allowed {
@@ -77,18 +70,41 @@ fn shells_do_not_depend_on_each_other() {
 }
 
 #[test]
-fn protobuf_and_rocksdb_stay_in_their_crates() {
-    let dependencies = dependencies();
-    for (name, direct) in &dependencies {
-        let has = |dependency: &str| direct.iter().any(|d| d == dependency);
-        if has("rocksdb") {
-            assert!(
-                ["cluster-node", "coordinator"].contains(&name.as_str()),
-                "{name} uses RocksDB"
-            );
+fn raft_stays_in_the_coordinator() {
+    for (name, direct) in dependencies() {
+        let has_raft = direct.iter().any(|d| d == "openraft");
+        assert_eq!(has_raft, name == "coordinator", "{name}");
+    }
+}
+
+#[test]
+fn rocksdb_stays_in_the_nodes_storage_and_the_coordinators_raft() {
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let allowed = ["cluster-node/src/storage", "coordinator/src/raft"].map(|dir| root.join(dir));
+    let mut users = BTreeSet::new();
+    for name in dependencies().into_keys() {
+        let mut sources = Vec::new();
+        rust_files(&root.join(&name).join("src"), &mut sources);
+        assert!(!sources.is_empty(), "no sources of {name}");
+        for source in sources {
+            let text = std::fs::read_to_string(&source).unwrap();
+            if !text.contains("rocksdb::") {
+                continue;
+            }
+            let home = allowed.iter().find(|dir| source.starts_with(dir));
+            users.insert(home.unwrap_or_else(|| panic!("{} uses RocksDB", source.display())));
         }
-        if has("openraft") {
-            assert_eq!(name, "coordinator");
+    }
+    assert_eq!(users.len(), allowed.len(), "the search has found {users:?}");
+}
+
+fn rust_files(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
         }
     }
 }
