@@ -179,15 +179,6 @@ impl PartitionMap {
                 && c.spec.definition_generation == definition_generation
         })
     }
-
-    /// The source that follows a database.
-    pub fn source_by_database(&self, system_identifier: u64, database_oid: u32) -> Option<&Source> {
-        self.sources.values().find(|s| {
-            s.slot.as_ref().is_some_and(|slot| {
-                slot.system_identifier == system_identifier && slot.database_oid == database_oid
-            })
-        })
-    }
 }
 
 #[cfg(test)]
