@@ -150,13 +150,6 @@ impl NodeService for StandIn {
     ) -> Result<Response<v1::InstallConsumerResponse>, Status> {
         Err(Status::unimplemented("install_consumer"))
     }
-
-    async fn get_node_status(
-        &self,
-        _: Request<v1::GetNodeStatusRequest>,
-    ) -> Result<Response<v1::NodeReport>, Status> {
-        Err(Status::unimplemented("get_node_status"))
-    }
 }
 
 struct Cluster {

@@ -163,6 +163,7 @@ impl Node {
             is_plaintext: self.config.transport.is_plaintext(),
             searches_total: self.metrics.searches.get(),
             estale_total: self.metrics.estale_total(),
+            allows_plaintext_off_loopback: self.config.transport.allow_plaintext_off_loopback,
         }
     }
 }

@@ -39,7 +39,8 @@ pub struct NodeLease {
 
 pub struct ConsumerLease {
     pub renewed_at: Instant,
-    pub progress: Vec<v1::SourceProgress>,
+    /// The last renewal.
+    pub report: v1::RenewConsumerLeaseRequest,
 }
 
 /// The reign ended before the renewal could be recorded.
@@ -107,16 +108,16 @@ impl Leases {
         reign: Reign,
         consumer: ConsumerId,
         received: Instant,
-        progress: Option<Vec<v1::SourceProgress>>,
+        report: Option<v1::RenewConsumerLeaseRequest>,
     ) -> Result<Handovers, ReignOver> {
         self.within(reign, |current| {
             let lease = current.consumers.entry(consumer).or_insert(ConsumerLease {
                 renewed_at: received,
-                progress: Vec::new(),
+                report: v1::RenewConsumerLeaseRequest::default(),
             });
             lease.renewed_at = lease.renewed_at.max(received);
-            if let Some(progress) = progress {
-                lease.progress = progress;
+            if let Some(report) = report {
+                lease.report = report;
             }
             current.handing_over.clone()
         })
@@ -210,12 +211,12 @@ impl Leases {
         &self,
         consumer: ConsumerId,
         now: Instant,
-    ) -> Option<(Duration, Vec<v1::SourceProgress>)> {
+    ) -> Option<(Duration, v1::RenewConsumerLeaseRequest)> {
         let current = self.current.lock();
         let lease = current.as_ref()?.consumers.get(&consumer)?;
         Some((
             now.saturating_duration_since(lease.renewed_at),
-            lease.progress.clone(),
+            lease.report.clone(),
         ))
     }
 }

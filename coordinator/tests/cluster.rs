@@ -169,7 +169,7 @@ async fn lesson_28_a_leader_cut_off_from_its_quorum_renews_no_lease() {
     }
     let renew_consumer = v1::RenewConsumerLeaseRequest {
         consumer_id: consumer,
-        progress: Vec::new(),
+        ..Default::default()
     };
     for _ in 0..3 {
         let refused = within(coordinator.renew_node_lease(renewal(node, "disk-1"))).await;
@@ -200,7 +200,7 @@ async fn p5_a_silent_consumers_source_goes_to_a_living_one_after_its_lease() {
     let source = add_source(&client).await;
     let renew = |consumer_id| v1::RenewConsumerLeaseRequest {
         consumer_id,
-        progress: Vec::new(),
+        ..Default::default()
     };
     let held_by = async |consumer| {
         let answer = lead!(client, renew_consumer_lease, renew(consumer)).unwrap();
@@ -256,7 +256,7 @@ async fn a_collection_is_placed_once_there_are_nodes_and_survives_a_restart() {
     let source = add_source(&client).await;
     let renew = v1::RenewConsumerLeaseRequest {
         consumer_id: consumer,
-        progress: Vec::new(),
+        ..Default::default()
     };
     while lead!(client, renew_consumer_lease, renew.clone())
         .unwrap()

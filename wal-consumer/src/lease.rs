@@ -150,6 +150,7 @@ impl Consumer {
         v1::RenewConsumerLeaseRequest {
             consumer_id: id.0,
             progress: progress.collect(),
+            allows_plaintext_off_loopback: self.config.transport.allow_plaintext_off_loopback,
         }
     }
 

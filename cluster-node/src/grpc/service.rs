@@ -197,13 +197,6 @@ impl v1::node_server::Node for NodeService {
         }
         Ok(Response::new(map.as_ref().into()))
     }
-
-    async fn get_node_status(
-        &self,
-        _request: Request<v1::GetNodeStatusRequest>,
-    ) -> Result<Response<v1::NodeReport>, Status> {
-        Ok(Response::new(self.node.report()))
-    }
 }
 
 impl NodeService {

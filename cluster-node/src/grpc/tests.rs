@@ -143,8 +143,7 @@ async fn rows_stream_in_are_acknowledged_when_durable_and_found_at_their_positio
     assert_eq!(found.pages[0].hits.len(), 1);
     assert_eq!(found.pages[0].hits[0].distance, 2.0);
     assert!(found.pages[0].exhausted);
-    let status = w.client.get_node_status(v1::GetNodeStatusRequest {}).await;
-    assert_eq!(status.unwrap().into_inner().partitions[0].rows, 1);
+    assert_eq!(w.t.node.report().partitions[0].rows, 1);
     w.stop.cancel();
 }
 

@@ -140,7 +140,7 @@ impl CoordinatorService {
         // Recorded first, read second: what is taken from here on was silent
         // for a whole lease after this renewal.
         let handing_over = leases
-            .renew_consumer(reign, consumer, received, Some(request.progress))
+            .renew_consumer(reign, consumer, received, Some(request))
             .map_err(|ReignOver| not_leader(None))?;
         let assignments = self.coordinator.state.read(|state| {
             let held = state.held_by(consumer);

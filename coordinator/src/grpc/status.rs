@@ -30,10 +30,13 @@ pub fn status_of(coordinator: &Coordinator) -> v1::GetStatusResponse {
     });
     let consumers = consumer_ids.into_iter().map(|id| {
         let known = coordinator.leases.consumer(id, now);
+        let renewed_ms_ago = known.as_ref().map(|(ago, _)| ms(*ago));
+        let report = known.map(|(_, report)| report).unwrap_or_default();
         v1::ConsumerStatus {
             consumer_id: id.0,
-            renewed_ms_ago: known.as_ref().map(|(ago, _)| ms(*ago)),
-            sources: known.map(|(_, progress)| progress).unwrap_or_default(),
+            renewed_ms_ago,
+            sources: report.progress,
+            allows_plaintext_off_loopback: report.allows_plaintext_off_loopback,
         }
     });
     v1::GetStatusResponse {
@@ -49,6 +52,7 @@ pub fn status_of(coordinator: &Coordinator) -> v1::GetStatusResponse {
         nodes: nodes.collect(),
         consumers: consumers.collect(),
         is_plaintext: coordinator.config.transport.is_plaintext(),
+        allows_plaintext_off_loopback: coordinator.config.transport.allow_plaintext_off_loopback,
         map: Some((&map).into()),
     }
 }

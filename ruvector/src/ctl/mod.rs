@@ -96,6 +96,9 @@ fn show(report: &impl Report, json: bool) -> Result<String, Failure> {
     Ok(text + "\n")
 }
 
+/// How long one coordinator of several is waited for.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The cluster, as one command sees it.
 struct Ctl {
     client: ClusterClient,
@@ -128,16 +131,26 @@ impl Ctl {
         Observed::new(status)
     }
 
+    /// What one coordinator knows, or why it does not say.
+    async fn status_of(&self, address: &str) -> Result<GetStatusResponse, String> {
+        let coordinator = self.client.coordinator(address);
+        let mut coordinator = coordinator.map_err(|problem| problem.to_string())?;
+        let asking = coordinator.get_status(GetStatusRequest {});
+        match tokio::time::timeout(self.timeout.min(ATTEMPT_TIMEOUT), asking).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(status.message().to_owned()),
+            Err(_) => Err("no answer in time".to_owned()),
+        }
+    }
+
     /// What any coordinator knows, for when there is no leader.
     async fn any_status(&self) -> Result<Observed, Failure> {
         let mut last = None;
         for address in &self.client.config().coordinators {
-            let mut coordinator = self.client.coordinator(address).map_err(failure)?;
-            let asking = coordinator.get_status(GetStatusRequest {});
-            match tokio::time::timeout(self.timeout.min(Duration::from_secs(2)), asking).await {
-                Ok(Ok(answer)) => return Observed::new(answer.into_inner()),
-                Ok(Err(status)) => last = Some(format!("{address}: {}", status.message())),
-                Err(_) => last = Some(format!("{address}: no answer in time")),
+            self.client.coordinator(address).map_err(failure)?;
+            match self.status_of(address).await {
+                Ok(answer) => return Observed::new(answer),
+                Err(why) => last = Some(format!("{address}: {why}")),
             }
         }
         Err(unreachable(

@@ -3,7 +3,9 @@
 use super::table::{Align, Table, ago, bytes, count, or_dash};
 use super::{Ctl, Observed, Report};
 use crate::failure::{Failure, FailureKind};
+use proto::v1::{CoordinatorStatus, GetStatusResponse};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 #[derive(Serialize)]
 pub struct Status {
@@ -13,6 +15,8 @@ pub struct Status {
     epoch: u64,
     map_version: u64,
     is_plaintext: bool,
+    /// The processes that may be reached in plaintext from other machines.
+    plaintext_off_loopback: Vec<String>,
     coordinators: Vec<CoordinatorLine>,
     nodes: Vec<NodeLine>,
     consumers: Vec<ConsumerLine>,
@@ -26,7 +30,13 @@ struct CoordinatorLine {
     id: u64,
     address: String,
     is_leader: bool,
+    /// Absent when it does not answer.
+    term: Option<u64>,
+    last_applied_index: Option<u64>,
 }
+
+/// What each coordinator says of itself, or why it does not, by id.
+type Answers = BTreeMap<u64, Result<GetStatusResponse, String>>;
 
 #[derive(Serialize)]
 struct NodeLine {
@@ -39,6 +49,8 @@ struct NodeLine {
     tail_rows: u64,
     memory_bytes: u64,
     disk_bytes: u64,
+    searches_total: u64,
+    estale_total: u64,
 }
 
 #[derive(Serialize)]
@@ -63,20 +75,40 @@ pub async fn status(ctl: &Ctl) -> Result<Status, Failure> {
     // Any coordinator first: it answers at once, leader or not.
     let seen = ctl.any_status().await?;
     if !seen.status.is_initialised || seen.status.leader_id == 0 {
-        return Ok(Status::of(&seen, None));
+        let answers = ask_each(ctl, &seen).await;
+        return Ok(Status::of(&seen, &answers, None));
     }
-    match ctl.leader_status().await {
-        Ok(known) => Ok(Status::of(&known, None)),
-        Err(failure) if failure.is(FailureKind::Unreachable) => Ok(Status::of(
-            &seen,
+    let (seen, problem) = match ctl.leader_status().await {
+        Ok(known) => (known, None),
+        Err(failure) if failure.is(FailureKind::Unreachable) => (
+            seen,
             Some("the leader does not answer; this is what another coordinator knows"),
-        )),
-        Err(failure) => Err(failure),
-    }
+        ),
+        Err(failure) => return Err(failure),
+    };
+    let answers = ask_each(ctl, &seen).await;
+    Ok(Status::of(&seen, &answers, problem))
+}
+
+async fn ask_each(ctl: &Ctl, seen: &Observed) -> Answers {
+    let ask = |coordinator: &CoordinatorStatus| {
+        let (id, address) = (coordinator.coordinator_id, coordinator.address.clone());
+        async move {
+            match id == seen.status.coordinator_id {
+                true => (id, Ok(seen.status.clone())),
+                false => (id, ctl.status_of(&address).await),
+            }
+        }
+    };
+    let asking = seen.status.coordinators.iter().map(ask);
+    futures::future::join_all(asking)
+        .await
+        .into_iter()
+        .collect()
 }
 
 impl Status {
-    fn of(seen: &Observed, problem: Option<&str>) -> Self {
+    fn of(seen: &Observed, answers: &Answers, problem: Option<&str>) -> Self {
         let (status, map) = (&seen.status, &seen.map);
         let has_leader = status.leader_id != 0;
         let mut lines = Self {
@@ -86,6 +118,7 @@ impl Status {
             epoch: map.epoch.0,
             map_version: map.version.0,
             is_plaintext: status.is_plaintext,
+            plaintext_off_loopback: plaintext_off_loopback(seen, answers),
             coordinators: Vec::new(),
             nodes: map
                 .nodes
@@ -105,13 +138,23 @@ impl Status {
             problems: Vec::new(),
         };
         for coordinator in &status.coordinators {
+            let answer = answers.get(&coordinator.coordinator_id);
+            let answer = answer.and_then(|answer| answer.as_ref().ok());
             lines.coordinators.push(CoordinatorLine {
                 id: coordinator.coordinator_id,
                 address: coordinator.address.clone(),
                 is_leader: coordinator.is_leader,
+                term: answer.map(|answer| answer.term),
+                last_applied_index: answer.map(|answer| answer.last_applied_index),
             });
         }
         lines.problems = lines.find_problems(seen, problem);
+        for (id, answer) in answers {
+            if let Err(why) = answer {
+                let problem = format!("coordinator {id} says nothing of itself: {why}");
+                lines.problems.push(problem);
+            }
+        }
         lines
     }
 
@@ -168,6 +211,22 @@ impl Status {
     }
 }
 
+fn plaintext_off_loopback(seen: &Observed, answers: &Answers) -> Vec<String> {
+    let coordinators = answers.iter().filter_map(|(id, answer)| {
+        let allows = answer.as_ref().ok()?.allows_plaintext_off_loopback;
+        allows.then(|| format!("coordinator {id}"))
+    });
+    let nodes = seen.status.nodes.iter().filter_map(|node| {
+        let allows = node.report.as_ref()?.allows_plaintext_off_loopback;
+        allows.then(|| format!("node {}", node.node_id))
+    });
+    let consumers = seen.status.consumers.iter().filter_map(|consumer| {
+        let allows = consumer.allows_plaintext_off_loopback;
+        allows.then(|| format!("consumer {}", consumer.consumer_id))
+    });
+    coordinators.chain(nodes).chain(consumers).collect()
+}
+
 impl NodeLine {
     fn of(seen: &Observed, node: &cluster_core::map::Node) -> Self {
         let known = seen
@@ -196,6 +255,8 @@ impl NodeLine {
                 .sum(),
             memory_bytes: report.memory_bytes,
             disk_bytes: report.disk_bytes,
+            searches_total: report.searches_total,
+            estale_total: report.estale_total,
         }
     }
 }
@@ -236,10 +297,10 @@ impl SourceLine {
 
 impl Report for Status {
     fn text(&self) -> String {
-        let security = if self.is_plaintext {
-            "PLAINTEXT (no TLS)"
-        } else {
-            "TLS"
+        let security = match (self.is_plaintext, &self.plaintext_off_loopback[..]) {
+            (false, _) => "TLS".to_owned(),
+            (true, []) => "plaintext on loopback".to_owned(),
+            (true, open) => format!("PLAINTEXT ALLOWED OFF LOOPBACK: {}", open.join(", ")),
         };
         let mut text = format!(
             "cluster {}   epoch {}   map version {}   {security}\n\n",
@@ -251,10 +312,18 @@ impl Report for Status {
             ("coordinator", Align::Right),
             ("address", Align::Left),
             ("role", Align::Left),
+            ("term", Align::Right),
+            ("applied", Align::Right),
         ]);
         for line in &self.coordinators {
             let role = if line.is_leader { "leader" } else { "follower" };
-            coordinators.row([line.id.to_string(), line.address.clone(), role.to_owned()]);
+            coordinators.row([
+                line.id.to_string(),
+                line.address.clone(),
+                role.to_owned(),
+                line.term.map_or("-".to_owned(), |term| term.to_string()),
+                line.last_applied_index.map_or("-".to_owned(), count),
+            ]);
         }
         text += &coordinators.render("no coordinator is known");
 
