@@ -34,7 +34,7 @@ pub struct TlsConfig {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransportError {
-    #[error("{0:?} is not host:port")]
+    #[error("{0:?} is not an address: write host:port, as in 127.0.0.1:7401")]
     BadAddress(String),
     #[error(
         "{0} is not a loopback address, and the transport is plaintext: \

@@ -96,8 +96,11 @@ pub enum ConfigError {
     ZeroId,
     #[error("coordinator {0} is not among its own peers")]
     NotAmongPeers(u64),
-    #[error("peers name an id or an address twice")]
-    PeersRepeat,
+    #[error(
+        "peers name coordinator {id} or its address {address} twice: write each \
+         coordinator once, as in 1=127.0.0.1:7401,2=127.0.0.1:7402"
+    )]
+    PeersRepeat { id: u64, address: String },
     #[error("{0} must be at least {1}")]
     TooSmall(&'static str, u64),
     #[error("lease renewal every {renew} ms cannot keep a lease of {ttl} ms")]
@@ -112,10 +115,14 @@ impl Config {
         if !self.peers.is_empty() && !self.peers.iter().any(|peer| peer.id == self.id) {
             return Err(ConfigError::NotAmongPeers(self.id));
         }
-        let ids: BTreeSet<_> = self.peers.iter().map(|peer| peer.id).collect();
-        let addresses: BTreeSet<_> = self.peers.iter().map(|peer| &peer.address).collect();
-        if ids.len() != self.peers.len() || addresses.len() != self.peers.len() {
-            return Err(ConfigError::PeersRepeat);
+        let (mut ids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+        for peer in &self.peers {
+            if !ids.insert(peer.id) || !addresses.insert(&peer.address) {
+                return Err(ConfigError::PeersRepeat {
+                    id: peer.id,
+                    address: peer.address.clone(),
+                });
+            }
         }
         let at_least_one = [
             ("replication_factor", u64::from(self.replication_factor)),
@@ -200,7 +207,8 @@ mod tests {
             Err(ConfigError::NotAmongPeers(1))
         );
         let repeated = with(vec![peer(1, 1), peer(2, 1)]);
-        assert_eq!(repeated.check(), Err(ConfigError::PeersRepeat));
+        let refused = repeated.check().expect_err("an address twice").to_string();
+        assert!(refused.contains("127.0.0.1:1 twice"), "{refused}");
         let zero = Config {
             replication_factor: 0,
             ..Config::default()
