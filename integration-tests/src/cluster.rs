@@ -36,33 +36,66 @@ pub struct Cluster {
 impl Cluster {
     /// Starts everything in a fresh run folder named after the test.
     pub fn start(name: &str, shape: Shape) -> Result<Self> {
-        let run_dir = PathBuf::from(format!(
-            "/var/tmp/ruvector-test-{name}-{}",
-            std::process::id()
-        ));
-        let mut cluster = Self {
-            run_dir,
-            dsn: String::new(),
-            is_shared: false,
-        };
+        Self::start_with(name, shape, &[])
+    }
+
+    /// The same, with variables that scripts/postgres.sh reads when it writes the
+    /// server's settings.
+    pub fn start_with(name: &str, shape: Shape, settings: &[(&str, &str)]) -> Result<Self> {
+        let cluster = Self::in_fresh_folder(name);
         let Shape {
             nodes,
             coordinators,
             replicas,
         } = shape;
-        cluster.make(&[
-            "up",
-            &format!("NODES={nodes}"),
-            &format!("COORDINATORS={coordinators}"),
-            &format!("REPLICAS={replicas}"),
-        ])?;
-        cluster.dsn = cluster.make(&["dsn"])?.trim().to_owned();
+        let arguments = [
+            "up".to_owned(),
+            format!("NODES={nodes}"),
+            format!("COORDINATORS={coordinators}"),
+            format!("REPLICAS={replicas}"),
+        ];
+        let mut up = cluster.command("make");
+        up.args(["--no-print-directory", "-s"])
+            .args(arguments)
+            .envs(settings.iter().copied());
+        run(up)?;
+        cluster.connect()
+    }
+
+    /// The embedded default: `ruvector dev`, all of it in one process.
+    pub fn start_dev(name: &str) -> Result<Self> {
+        let cluster = Self::in_fresh_folder(name);
+        for script in ["scripts/build.sh", "scripts/cluster.sh dev"] {
+            let mut command = cluster.command("bash");
+            command.args(["-c", script]);
+            run(command)?;
+        }
+        cluster.connect()
+    }
+
+    fn in_fresh_folder(name: &str) -> Self {
+        let run_dir = format!("/var/tmp/ruvector-test-{name}-{}", std::process::id());
+        Self {
+            run_dir: run_dir.into(),
+            dsn: String::new(),
+            is_shared: false,
+        }
+    }
+
+    fn connect(mut self) -> Result<Self> {
+        self.dsn = self.make(&["dsn"])?.trim().to_owned();
         ensure!(
-            cluster.dsn.starts_with("postgres"),
+            self.dsn.starts_with("postgres"),
             "make dsn printed {:?}",
-            cluster.dsn
+            self.dsn
         );
-        Ok(cluster)
+        Ok(self)
+    }
+
+    /// Takes the cluster down and removes its folder. A test that fails does not
+    /// come here: its logs stay.
+    pub fn finish(self) -> Result<()> {
+        self.make(&["clean"]).map(drop)
     }
 
     /// The cluster that scripts/integration.sh started for all tests that kill
@@ -102,22 +135,19 @@ impl Cluster {
 
     /// Runs a make target of the project against this cluster's run folder.
     pub fn make(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new("make")
-            .args(["--no-print-directory", "-s", "-C", root()])
-            .args(arguments)
+        let mut make = self.command("make");
+        make.args(["--no-print-directory", "-s"]).args(arguments);
+        run(make)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
             .env("RUN_DIR", &self.run_dir)
             .env_remove("MAKEFLAGS")
-            .env_remove("MAKELEVEL")
-            .output()
-            .context("make does not run")?;
-        if !output.status.success() {
-            bail!(
-                "make {arguments:?} failed:\n{}{}",
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            .env_remove("MAKELEVEL");
+        command
     }
 
     /// Sends a signal to a process by the name of its pid file.
@@ -171,20 +201,23 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if self.is_shared {
-            return;
-        }
-        if std::thread::panicking() {
-            eprintln!("logs of the failed test stay in {}", self.run_dir.display());
+        if !self.is_shared && self.run_dir.exists() {
             let _ = self.make(&["down"]);
-        } else if let Err(error) = self.make(&["down"]) {
-            eprintln!("{error:#}");
-        } else {
-            let _ = std::fs::remove_dir_all(&self.run_dir);
+            eprintln!("logs of the failed test stay in {}", self.run_dir.display());
         }
     }
 }
 
-fn root() -> &'static str {
-    concat!(env!("CARGO_MANIFEST_DIR"), "/..")
+fn run(mut command: Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("{command:?} does not run"))?;
+    if !output.status.success() {
+        bail!(
+            "{command:?} failed:\n{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

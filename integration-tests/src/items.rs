@@ -141,6 +141,6 @@ impl Items {
             want.len()
         );
         ensure!(got == want, "other rows than the heap's");
-        Ok(())
+        session.explain(&sql)?.assert_answered_by_the_cluster()
     }
 }

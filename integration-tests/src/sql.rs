@@ -1,23 +1,41 @@
 //! A session that reads through the index or fails, and what EXPLAIN says.
 
 use anyhow::{Context, Result, ensure};
-use postgres::{Client, NoTls, SimpleQueryMessage};
+use postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex};
 
 pub struct Session {
     client: Client,
+    warnings: Arc<Mutex<Vec<String>>>,
 }
 
 impl Session {
     /// Opens a session for which an answer that did not come from the cluster is
     /// an error: fallback off, sequential scans the planner's last resort.
     pub fn open(dsn: &str) -> Result<Self> {
-        let mut client = Client::connect(dsn, NoTls)?;
+        let warnings = Arc::new(Mutex::new(Vec::new()));
+        let received = Arc::clone(&warnings);
+        let mut config: Config = dsn.parse()?;
+        config.notice_callback(move |notice| {
+            if let Ok(mut warnings) = received.lock() {
+                warnings.push(notice.message().to_owned());
+            }
+        });
+        let mut client = config.connect(NoTls)?;
         client.batch_execute(
             "SET ruvector.on_unavailable = error; SET enable_seqscan = off; SET jit = off;
              SET statement_timeout = '60s'",
         )?;
-        Ok(Self { client })
+        Ok(Self { client, warnings })
+    }
+
+    /// Warnings and notices since the last call.
+    pub fn warnings(&mut self) -> Vec<String> {
+        self.warnings
+            .lock()
+            .map(|mut all| std::mem::take(&mut *all))
+            .unwrap_or_default()
     }
 
     /// Rows of a query that returns one bigint column.
@@ -104,6 +122,18 @@ impl Explained {
             .lines()
             .find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(": "))
             .with_context(|| format!("EXPLAIN has no {name:?}:\n{}", self.text))
+    }
+
+    /// A number of the line that sums up our scans.
+    pub fn count(&self, name: &str) -> Result<u64> {
+        let line = self.property("RuVector")?;
+        let value = line
+            .split(' ')
+            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        value
+            .with_context(|| format!("no {name} in {line:?}"))?
+            .parse()
+            .context("a number")
     }
 
     pub fn assert_answered_by_the_cluster(&self) -> Result<()> {

@@ -36,6 +36,22 @@ fn p2_rows_that_were_there_before_the_index_and_rows_inserted_later_are_found() 
 }
 
 #[test]
+fn rows_in_the_tail_are_answered_as_an_exact_scan_would() -> Result<()> {
+    let mut session = session()?;
+    let items = Items::indexed(&mut session, "rows_tail", 100, 64)?;
+    let mut tail_rows = 0;
+    for round in 0..20 {
+        items.insert(&mut session, 1_000 * (round + 1)..1_000 * (round + 1) + 900)?;
+        tail_rows = tail_rows.max(session.explain(&items.nearest(5, 10))?.count("tail_rows")?);
+        items.assert_equals_exact(&mut session, 10)?;
+        if tail_rows > 0 && round > 3 {
+            return items.assert_every_row_once(&mut session);
+        }
+    }
+    panic!("no search met a row in the tail");
+}
+
+#[test]
 fn recall_stays_once_the_tail_is_folded() -> Result<()> {
     let mut session = session()?;
     let items = Items::indexed(&mut session, "rows_folded", 10_000, 32)?;
