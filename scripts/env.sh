@@ -49,7 +49,7 @@ die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; return; fi
   command -v sudo >/dev/null || die "'$*' needs root: install sudo, or run it as root, then try again"
-  say "  sudo $*"
+  say "  sudo $*" >&2
   sudo "$@"
 }
 

@@ -38,14 +38,16 @@ install() {
 # port 5432 and starts it at every boot. Nobody asked for that one; the setting
 # goes away again, for it would bind later versions too.
 without_main_cluster() {
-  local folder=/etc/postgresql-common/createcluster.d status=0
+  local folder=/etc/postgresql-common/createcluster.d
   local file=$folder/ruvector-setup.conf
   say "  without Debian's default server on port 5432 ('pg_createcluster 15 main' makes one)"
+  # shellcheck disable=SC2064 # the name is known here only
+  trap "as_root rm -f '$file'" EXIT
   as_root mkdir -p "$folder"
   as_root tee "$file" >/dev/null <<<"create_main_cluster = false"
-  "$@" || status=$?
+  "$@"
   as_root rm -f "$file"
-  return "$status"
+  trap - EXIT
 }
 
 check_rust() {
