@@ -95,7 +95,7 @@ prepare_rocksdb() {
   printf '%s' "$version" >"$folder/VERSION"
 }
 
-install_packages
 check_rust
+install_packages
 [ -x "$PG_CONFIG" ] || die "$PG_CONFIG is not there: is postgresql-server-dev-15 installed, or should PG_CONFIG name another?"
 prepare_rocksdb
