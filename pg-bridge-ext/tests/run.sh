@@ -28,6 +28,8 @@ as_server "$PG_BIN/initdb" -D "$work/data" -U postgres -A trust --no-locale -E U
 as_server "$PG_BIN/pg_ctl" -D "$work/data" -l "$work/log" -w \
   -o "-p $port -k $work -c listen_addresses='' -c fsync=off ${SERVER_OPTIONS:-}" start >/dev/null
 
+# Files that a script writes with \copy go away with the rest.
+cd "$work"
 failed=0
 for script in "$here"/sql/*.sql; do
   name=$(basename "$script" .sql)

@@ -49,8 +49,8 @@ CREATE TABLE held (v vector(2));
 INSERT INTO held VALUES (ARRAY[1,2]);
 INSERT INTO held VALUES ('[1,2,3]');
 INSERT INTO held VALUES (ARRAY[1,2,3]);
-COPY held TO '/tmp/ruvector-held.bin' (FORMAT binary);
-COPY held FROM '/tmp/ruvector-held.bin' (FORMAT binary);
+\copy held TO 'held.bin' (FORMAT binary)
+\copy held FROM 'held.bin' (FORMAT binary)
 SELECT * FROM held;
 DROP TABLE held;
 
