@@ -12,6 +12,7 @@ use pgrx::itemptr::item_pointer_to_u64;
 use pgrx::pg_sys;
 use std::ffi::c_int;
 
+const UTF8: c_int = pg_sys::pg_enc::PG_UTF8 as c_int;
 const BTREE_EQUAL: u16 = pg_sys::BTEqualStrategyNumber as u16;
 
 pub struct KeyLookup {
@@ -22,6 +23,33 @@ pub struct KeyLookup {
     /// Where the index scan keeps what it allocates on the way: btree's list of
     /// killed items is made at the first dead entry and lives until the scan ends.
     memory: pg_sys::MemoryContext,
+}
+
+/// A row key's text is UTF-8, as the consumer's connection has it, while receive
+/// functions convert from the encoding of this session's client: while this
+/// lives, that is UTF-8.
+struct Utf8Input(Option<c_int>);
+
+impl Utf8Input {
+    unsafe fn begin() -> Self {
+        let client = pg_sys::pg_get_client_encoding();
+        if client == UTF8 {
+            return Self(None);
+        }
+        if pg_sys::PrepareClientEncoding(UTF8) < 0 || pg_sys::SetClientEncoding(UTF8) < 0 {
+            pgrx::error!("row keys cannot be converted from UTF-8 to the database's encoding");
+        }
+        Self(Some(client))
+    }
+}
+
+impl Drop for Utf8Input {
+    fn drop(&mut self) {
+        if let Some(client) = self.0 {
+            // SAFETY: its conversion was prepared when the session chose it.
+            unsafe { pg_sys::SetClientEncoding(client) };
+        }
+    }
 }
 
 /// How one column of the key, in the row key's order, becomes a scan key.
@@ -146,12 +174,14 @@ impl KeyLookup {
             )
             .raise(),
         };
+        let utf8 = Utf8Input::begin();
         let mut keys: Vec<_> = self
             .columns
             .iter()
             .zip(values)
             .map(|(column, bytes)| column.scan_key(bytes))
             .collect();
+        drop(utf8);
         // btree wants them in the order of its own columns.
         keys.sort_by_key(|key: &pg_sys::ScanKeyData| key.sk_attno);
         keys
@@ -228,7 +258,9 @@ impl Column {
             Receive::Text => {
                 let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
                 pg_sys::getTypeInputInfo(self.kind, &mut function, &mut parameter);
-                pg_sys::OidInputFunctionCall(function, copy.cast(), parameter, self.typmod)
+                // Terminated as well, whether it is a new copy or this one.
+                let text = pg_sys::pg_any_to_server(copy.cast(), bytes.len() as c_int, UTF8);
+                pg_sys::OidInputFunctionCall(function, text, parameter, self.typmod)
             }
         }
     }
