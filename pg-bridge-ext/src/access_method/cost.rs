@@ -29,7 +29,10 @@ pub unsafe extern "C-unwind" fn amcostestimate(
         *correlation = 0.0;
         *pages = 1.0;
         let hypothetical = (*(*path).indexinfo).hypothetical;
-        if (*path).indexorderbys.is_null()
+        let order_bys = (*path).indexorderbys;
+        // A scan is ordered by one distance; a second one would be left out.
+        if order_bys.is_null()
+            || (*order_bys).length != 1
             || hypothetical
             || !can_answer((*(*path).indexinfo).indexoid)
         {
