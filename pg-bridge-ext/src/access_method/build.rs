@@ -89,7 +89,11 @@ unsafe fn register(definition: &Definition) -> u64 {
     let key = match &definition.key {
         Ok(key) => key,
         Err(reason) => {
-            let was_known = collections::remove(definition.index_oid);
+            // A temporary table is nobody else's business, and writing for it
+            // would be the only write of a transaction that may do no other.
+            let is_temporary = pg_sys::get_rel_persistence(definition.table_oid)
+                == pg_sys::RELPERSISTENCE_TEMP as std::ffi::c_char;
+            let was_known = !is_temporary && collections::remove(definition.index_oid);
             if definition_is_new(definition) || was_known {
                 warn_exact(definition, reason)
                     .hint("Remove the cause and REINDEX; until then the index is not used.")
