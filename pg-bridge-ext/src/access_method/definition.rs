@@ -147,7 +147,10 @@ unsafe fn followable(
 
 /// Finds the index that names rows: the replica identity; with REPLICA IDENTITY
 /// FULL, the primary key. Postgres lists only valid, immediate, whole-table ones.
-unsafe fn row_key_index(table: pg_sys::Relation) -> Result<RowKeyIndex, String> {
+///
+/// # Safety
+/// The table is open.
+pub unsafe fn row_key_index(table: pg_sys::Relation) -> Result<RowKeyIndex, String> {
     let mut index_oid = pg_sys::RelationGetReplicaIndex(table);
     let identity = (*(*table).rd_rel).relreplident as u8;
     if index_oid == pg_sys::InvalidOid && identity == b'f' {

@@ -75,6 +75,94 @@ pub unsafe fn remove(index_oid: pg_sys::Oid) -> bool {
     })
 }
 
+/// Whether the row of an index stands, as far as anybody has committed: an index
+/// whose table lost its key and got it back has missed what came between.
+///
+/// # Safety
+/// In a transaction.
+pub unsafe fn is_registered(index_oid: pg_sys::Oid, generation: u64) -> bool {
+    /// How a row begins.
+    #[repr(C)]
+    struct Head {
+        index_oid: pg_sys::Oid,
+        definition_generation: i64,
+    }
+    let Some(table_oid) = table() else {
+        return false;
+    };
+    let table = pg_sys::table_open(table_oid, pg_sys::AccessShareLock as c_int);
+    let mut key = pg_sys::ScanKeyData::default();
+    pg_sys::ScanKeyInit(
+        &mut key,
+        1,
+        pg_sys::BTEqualStrategyNumber as u16,
+        pg_sys::Oid::from_u32(pg_sys::F_OIDEQ),
+        pg_sys::Datum::from(index_oid),
+    );
+    let index = pg_sys::RelationGetPrimaryKeyIndex(table);
+    let scan = pg_sys::systable_beginscan(table, index, true, std::ptr::null_mut(), 1, &mut key);
+    let tuple = pg_sys::systable_getnext(scan);
+    let is_registered = !tuple.is_null() && {
+        let head = pg_sys::GETSTRUCT(tuple).cast::<Head>();
+        (*head).definition_generation as u64 == generation
+    };
+    pg_sys::systable_endscan(scan);
+    pg_sys::table_close(table, pg_sys::AccessShareLock as c_int);
+    is_registered
+}
+
+/// Lets go of a table that the cluster can no longer follow: deletes the rows of
+/// its indexes, and takes it out of the publications that tell the cluster of
+/// them. Postgres refuses UPDATE and DELETE of a published table without a key.
+///
+/// # Safety
+/// In a transaction that may write.
+pub unsafe fn release_table(table_oid: pg_sys::Oid) {
+    let Some(owner) = owner_of_table() else {
+        return;
+    };
+    as_owner(owner, || {
+        Spi::connect_mut(|client| {
+            let args = [DatumWithOid::from(table_oid)];
+            run(
+                client,
+                "DELETE FROM ruvector.index_fingerprints f USING ruvector.collections c \
+                 WHERE f.index_oid OPERATOR(pg_catalog.=) c.index_oid \
+                 AND c.table_oid OPERATOR(pg_catalog.=) $1",
+                &args,
+            );
+            run(
+                client,
+                "DELETE FROM ruvector.collections WHERE table_oid OPERATOR(pg_catalog.=) $1",
+                &args,
+            );
+            for statement in texts(client, LEAVE_PUBLICATIONS, &args) {
+                run(client, &statement, &[]);
+            }
+        })
+    })
+}
+
+const LEAVE_PUBLICATIONS: &str = "
+SELECT pg_catalog.format('ALTER PUBLICATION %I DROP TABLE ONLY %I.%I', p.pubname, n.nspname, t.relname)
+  FROM pg_catalog.pg_publication p
+  JOIN pg_catalog.pg_publication_rel ours ON ours.prpubid OPERATOR(pg_catalog.=) p.oid
+  JOIN pg_catalog.pg_publication_rel theirs ON theirs.prpubid OPERATOR(pg_catalog.=) p.oid
+  JOIN pg_catalog.pg_class t ON t.oid OPERATOR(pg_catalog.=) theirs.prrelid
+  JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.relnamespace
+ WHERE ours.prrelid OPERATOR(pg_catalog.=) 'ruvector.collections'::pg_catalog.regclass
+   AND t.oid OPERATOR(pg_catalog.=) $1";
+
+/// The first column of a query of ours.
+fn texts(client: &mut SpiClient<'_>, sql: &str, args: &[DatumWithOid<'_>]) -> Vec<String> {
+    match client.update(sql, None, args) {
+        Ok(rows) => rows
+            .filter_map(|row| row.get::<String>(1).ok().flatten())
+            .collect(),
+        Err(error) => pgrx::error!("ruvector.collections: {error}"),
+    }
+}
+
 /// Runs SQL of ours and answers how many rows it touched.
 fn run(client: &mut SpiClient<'_>, sql: &str, args: &[DatumWithOid<'_>]) -> usize {
     match client.update(sql, None, args) {
@@ -172,16 +260,19 @@ fn upsert(
     );
 }
 
-/// The owner of `ruvector.collections`, the extension's.
-unsafe fn owner_of_table() -> Option<pg_sys::Oid> {
+/// `ruvector.collections` itself.
+unsafe fn table() -> Option<pg_sys::Oid> {
     let schema = pg_sys::get_namespace_oid(c"ruvector".as_ptr(), true);
     if schema == pg_sys::InvalidOid {
         return None;
     }
     let table = pg_sys::get_relname_relid(c"collections".as_ptr(), schema);
-    if table == pg_sys::InvalidOid {
-        return None;
-    }
+    (table != pg_sys::InvalidOid).then_some(table)
+}
+
+/// The owner of `ruvector.collections`, the extension's.
+unsafe fn owner_of_table() -> Option<pg_sys::Oid> {
+    let table = table()?;
     let tuple = pg_sys::SearchSysCache1(
         pg_sys::SysCacheIdentifier::RELOID as c_int,
         pg_sys::Datum::from(table),
@@ -194,8 +285,10 @@ unsafe fn owner_of_table() -> Option<pg_sys::Oid> {
     Some(owner)
 }
 
-/// Runs as the given role, with a search path of the system's only. An error
-/// leaves both to the end of the transaction, which restores them.
+/// Runs as the given role, with a search path of the system's only, and may
+/// write: REINDEX, VACUUM FULL and CLUSTER are allowed where a transaction is
+/// read-only. An error leaves all three to the end of the (sub)transaction, which
+/// restores them.
 unsafe fn as_owner<R>(owner: pg_sys::Oid, body: impl FnOnce() -> R) -> R {
     let (mut user, mut context) = (pg_sys::InvalidOid, 0);
     pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
@@ -214,7 +307,10 @@ unsafe fn as_owner<R>(owner: pg_sys::Oid, body: impl FnOnce() -> R) -> R {
         0,
         false,
     );
+    let is_read_only = pg_sys::XactReadOnly;
+    pg_sys::XactReadOnly = false;
     let result = body();
+    pg_sys::XactReadOnly = is_read_only;
     pg_sys::AtEOXact_GUC(false, level);
     pg_sys::SetUserIdAndSecContext(user, context);
     result

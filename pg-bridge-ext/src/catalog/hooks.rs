@@ -1,12 +1,12 @@
-//! Hooks into the server: DROP of an index removes its row, ALTER TABLE is
-//! noticed (a rewrite may change what an index holds), the end of a transaction
-//! clears what belonged to it.
+//! Hooks into the server: DROP of an index removes its row, a table that loses
+//! its key leaves the cluster, ALTER TABLE is noticed (a rewrite may change what an
+//! index holds), the end of a transaction clears what belonged to it.
 //!
 //! A hook calls the next one without a boundary in between, so that errors pass
 //! through unchanged; its frame therefore holds nothing that needs a destructor.
 
 use super::collections;
-use crate::access_method;
+use crate::access_method::{self, definition};
 use crate::error::guard;
 use crate::scan::{exact_slots, own_writes};
 use pgrx::pg_sys;
@@ -21,6 +21,11 @@ thread_local! {
     /// DROP INDEX CONCURRENTLY must not write before its own transactions are
     /// through: these rows go when the statement ends.
     static DROPPED_CONCURRENTLY: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
+    /// Tables whose key the running statement takes away, or replaces: which of
+    /// the two is known when it ends.
+    static KEY_CHANGED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
+    /// Open subtransactions, and the depth at which each began.
+    static DEPTHS: RefCell<Vec<(pg_sys::SubTransactionId, u32)>> = const { RefCell::new(Vec::new()) };
 }
 
 mod unguarded {
@@ -67,6 +72,7 @@ unsafe extern "C-unwind" fn on_process_utility(
 ) {
     let alters = (*(*statement).utilityStmt).type_ == pg_sys::NodeTag::T_AlterTableStmt;
     if alters {
+        guard(|| before_alter_table((*statement).utilityStmt.cast()));
         ALTER_TABLE_DEPTH.set(ALTER_TABLE_DEPTH.get() + 1);
     }
     let next = NEXT_PROCESS_UTILITY;
@@ -96,13 +102,82 @@ unsafe extern "C-unwind" fn on_process_utility(
     if alters {
         ALTER_TABLE_DEPTH.set(ALTER_TABLE_DEPTH.get().saturating_sub(1));
     }
-    if DROPPED_CONCURRENTLY.with_borrow(|dropped| !dropped.is_empty()) {
-        guard(|| {
-            for index in DROPPED_CONCURRENTLY.take() {
-                collections::remove(index);
-            }
-        });
+    let has_dropped = DROPPED_CONCURRENTLY.with_borrow(|dropped| !dropped.is_empty());
+    let has_changed = KEY_CHANGED.with_borrow(|changed| !changed.is_empty());
+    if ALTER_TABLE_DEPTH.get() == 0 && (has_dropped || has_changed) {
+        guard(|| after_statement());
     }
+}
+
+/// What Postgres refuses for a published table, and does not tell of by a hook.
+unsafe fn before_alter_table(statement: *const pg_sys::AlterTableStmt) {
+    use pg_sys::AlterTableType::{AT_ReplicaIdentity, AT_SetUnLogged};
+    let has = |kind| {
+        let commands = (*statement).cmds;
+        let count = if commands.is_null() {
+            0
+        } else {
+            (*commands).length as usize
+        };
+        (0..count).any(|at| {
+            let command = (*(*commands).elements.add(at)).ptr_value;
+            (*command.cast::<pg_sys::AlterTableCmd>()).subtype == kind
+        })
+    };
+    let (loses_wal, changes_key) = (has(AT_SetUnLogged), has(AT_ReplicaIdentity));
+    if !loses_wal && !changes_key {
+        return;
+    }
+    let table = pg_sys::RangeVarGetRelidExtended(
+        (*statement).relation,
+        pg_sys::NoLock as c_int,
+        pg_sys::RVROption::RVR_MISSING_OK,
+        None,
+        std::ptr::null_mut(),
+    );
+    // What the user may not do, the statement itself refuses.
+    if table == pg_sys::InvalidOid
+        || !is_permanent(table)
+        || !pg_sys::pg_class_ownercheck(table, pg_sys::GetUserId())
+    {
+        return;
+    }
+    if loses_wal && !pg_sys::RecoveryInProgress() {
+        collections::release_table(table);
+    }
+    if changes_key {
+        KEY_CHANGED.with_borrow_mut(|changed| changed.push(table));
+    }
+}
+
+unsafe fn after_statement() {
+    for index in DROPPED_CONCURRENTLY.take() {
+        collections::remove(index);
+    }
+    let mut tables = KEY_CHANGED.take();
+    if tables.is_empty() {
+        return;
+    }
+    tables.sort_unstable_by_key(|table| table.to_u32());
+    tables.dedup();
+    // The relation cache then knows what the statement did.
+    pg_sys::CommandCounterIncrement();
+    for table in tables {
+        let relation = pg_sys::try_relation_open(table, pg_sys::AccessShareLock as c_int);
+        if relation.is_null() {
+            continue;
+        }
+        // A key that differs from the one before is noticed by its fingerprint.
+        let has_key = definition::row_key_index(relation).is_ok();
+        pg_sys::relation_close(relation, pg_sys::AccessShareLock as c_int);
+        if !has_key {
+            collections::release_table(table);
+        }
+    }
+}
+
+unsafe fn is_permanent(relation: pg_sys::Oid) -> bool {
+    pg_sys::get_rel_persistence(relation) == pg_sys::RELPERSISTENCE_PERMANENT as c_char
 }
 
 unsafe extern "C-unwind" fn on_object_access(
@@ -143,9 +218,7 @@ unsafe fn on_drop(relation: pg_sys::Oid, concurrently: bool) {
         Some((index_method, _)) if index_method == method => {
             collections::remove(relation);
         }
-        // Without its key the table cannot be followed: while it is published,
-        // its own UPDATEs would fail.
-        Some((_, Some(table))) => forget_indexes(table, method),
+        Some((_, Some(table))) => KEY_CHANGED.with_borrow_mut(|changed| changed.push(table)),
         _ => {}
     }
 }
@@ -181,26 +254,6 @@ unsafe fn dropped_index(relation: pg_sys::Oid) -> Option<(pg_sys::Oid, Option<pg
     Some((method, table))
 }
 
-unsafe fn forget_indexes(table: pg_sys::Oid, method: pg_sys::Oid) {
-    let relation = pg_sys::try_relation_open(table, pg_sys::NoLock as c_int);
-    if relation.is_null() {
-        return;
-    }
-    let indexes = pg_sys::RelationGetIndexList(relation);
-    pg_sys::relation_close(relation, pg_sys::NoLock as c_int);
-    let count = if indexes.is_null() {
-        0
-    } else {
-        (*indexes).length
-    };
-    for place in 0..count as usize {
-        let index = (*(*indexes).elements.add(place)).oid_value;
-        if matches!(dropped_index(index), Some((found, _)) if found == method) {
-            collections::remove(index);
-        }
-    }
-}
-
 unsafe extern "C-unwind" fn on_transaction_event(
     event: pg_sys::XactEvent::Type,
     _argument: *mut c_void,
@@ -216,10 +269,13 @@ unsafe extern "C-unwind" fn on_transaction_event(
     ) {
         ALTER_TABLE_DEPTH.set(0);
         guard(|| {
+            DEPTHS.take();
             own_writes::end_of_transaction();
             exact_slots::release();
+            // DROP INDEX CONCURRENTLY commits on its way.
             if event == XACT_EVENT_ABORT {
                 DROPPED_CONCURRENTLY.take();
+                KEY_CHANGED.take();
             }
         });
     }
@@ -233,13 +289,29 @@ unsafe extern "C-unwind" fn on_subtransaction_event(
 ) {
     use pg_sys::SubXactEvent::*;
     guard(|| match event {
-        SUBXACT_EVENT_START_SUB => own_writes::start_of_subtransaction(subtransaction),
-        SUBXACT_EVENT_COMMIT_SUB => own_writes::commit_of_subtransaction(subtransaction),
+        SUBXACT_EVENT_START_SUB => {
+            let depth = ALTER_TABLE_DEPTH.get();
+            DEPTHS.with_borrow_mut(|depths| depths.push((subtransaction, depth)));
+            own_writes::start_of_subtransaction(subtransaction);
+        }
+        SUBXACT_EVENT_COMMIT_SUB => {
+            depth_before(subtransaction);
+            own_writes::commit_of_subtransaction(subtransaction);
+        }
         SUBXACT_EVENT_ABORT_SUB => {
-            ALTER_TABLE_DEPTH.set(0);
+            if let Some(depth) = depth_before(subtransaction) {
+                ALTER_TABLE_DEPTH.set(depth);
+            }
             own_writes::abort_of_subtransaction(subtransaction);
             exact_slots::release();
         }
         _ => {}
     });
+}
+
+/// The depth at which a subtransaction that ends now began.
+fn depth_before(subtransaction: pg_sys::SubTransactionId) -> Option<u32> {
+    DEPTHS
+        .with_borrow_mut(|depths| depths.pop_if(|begun| begun.0 == subtransaction))
+        .map(|begun| begun.1)
 }

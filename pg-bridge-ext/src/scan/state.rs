@@ -10,7 +10,7 @@ use super::ranking::{Ranked, Ranking};
 use super::{counters, exact_slots, freshness, own_writes, snapshot};
 use crate::access_method::definition::{Definition, RowKeyIndex, fingerprint_hash};
 use crate::access_method::metapage::Metapage;
-use crate::catalog::prerequisites;
+use crate::catalog::{collections, prerequisites};
 use crate::error::{SqlError, SqlState};
 use crate::settings::{self, IterativeScan, OnUnavailable};
 use crate::types::vector;
@@ -256,11 +256,17 @@ unsafe fn followed_key<'a>(
             "the table's key or column changed; REINDEX the index",
         ));
     }
+    if !collections::is_registered(definition.index_oid, metapage.definition_generation) {
+        return Err(Refusal::structural(NO_LONGER_REGISTERED));
+    }
     Ok(key)
 }
 
 pub const NOT_REGISTERED: &str =
     "the index was built when the cluster could not keep it; REINDEX the index";
+
+pub const NO_LONGER_REGISTERED: &str =
+    "the table left the cluster when it lost its key; REINDEX the index";
 
 unsafe fn own_writes_of(request: &Request) -> Result<Vec<u64>, Refusal> {
     let in_worker = pg_sys::ParallelWorkerNumber >= 0;

@@ -4,10 +4,10 @@
 use crate::access_method;
 use crate::access_method::definition::{Definition, fingerprint_hash};
 use crate::access_method::metapage::Metapage;
-use crate::catalog::prerequisites;
+use crate::catalog::{collections, prerequisites};
 use crate::error::{Call, SqlError, SqlState, sql_functions};
 use crate::scan::counters;
-use crate::scan::state::NOT_REGISTERED;
+use crate::scan::state::{NO_LONGER_REGISTERED, NOT_REGISTERED};
 use crate::worker::{self, IndexStatus, ViewState};
 use pgrx::{IntoDatum, pg_sys};
 use std::ffi::c_int;
@@ -107,6 +107,9 @@ unsafe fn judge(definition: &Definition, metapage: &Metapage) -> (&'static str, 
     }
     if metapage.fingerprint_hash != fingerprint_hash(&definition.fingerprint()) {
         return exact("the table's key or column changed; REINDEX the index");
+    }
+    if !collections::is_registered(definition.index_oid, metapage.definition_generation) {
+        return exact(NO_LONGER_REGISTERED);
     }
     let view = worker::index_view(
         pg_sys::MyDatabaseId.to_u32(),
