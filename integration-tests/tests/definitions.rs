@@ -196,3 +196,108 @@ fn definitions_that_cannot_be_served_are_refused_by_name() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn keys_are_found_whatever_encoding_the_client_speaks() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    session.batch_execute(
+        "DROP TABLE IF EXISTS key_text; CREATE TABLE key_text(id text PRIMARY KEY, n bigint, embedding vector(3));
+         INSERT INTO key_text VALUES ('é', 1, '[1,2,3]'), ('plain', 2, '[7,8,9]');
+         CREATE INDEX key_text_idx ON key_text USING ruhnsw (embedding vector_l2_ops)",
+    )?;
+    session.wait_for("key_text_idx", false)?;
+    session.batch_execute("SET client_encoding = 'LATIN1'")?;
+    let sql = "SELECT n FROM key_text ORDER BY embedding <-> '[1,2,3]' LIMIT 2";
+    session.explain(sql)?.assert_answered_by_the_cluster()?;
+    assert_eq!(session.ids(sql)?, [1, 2]);
+    assert_eq!(session.value("SHOW client_encoding")?, "LATIN1");
+    Ok(())
+}
+
+#[test]
+fn a_table_that_loses_its_key_leaves_the_cluster_and_its_writes_go_on() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    let items = Items::indexed(&mut session, "key_lost", 50, 3)?;
+    let nearest = "SELECT id FROM key_lost ORDER BY embedding <-> '[90,90,90]' LIMIT 1";
+    let registered = "SELECT count(*) FROM ruvector.collections WHERE table_name = 'key_lost'";
+    let reindex = |session: &mut Session| -> Result<()> {
+        session.batch_execute("REINDEX INDEX key_lost_embedding_idx")?;
+        session.wait_for(&items.index(), false)?;
+        items.assert_every_row_once(session)
+    };
+
+    session.batch_execute(
+        "BEGIN; ALTER TABLE key_lost DROP CONSTRAINT key_lost_pkey;
+         UPDATE key_lost SET embedding = '[90,90,90]' WHERE id = 7;
+         ALTER TABLE key_lost ADD PRIMARY KEY (id); COMMIT",
+    )?;
+    assert_eq!(session.ids(nearest)?, [7], "the update is not missed");
+    reindex(&mut session)?;
+
+    session.batch_execute("ALTER TABLE key_lost REPLICA IDENTITY NOTHING")?;
+    session.batch_execute(
+        "UPDATE key_lost SET embedding = '[90,90,91]' WHERE id = 7; DELETE FROM key_lost WHERE id = 8",
+    )?;
+    assert_eq!(session.ids(nearest)?, [7]);
+    session.batch_execute("ALTER TABLE key_lost REPLICA IDENTITY DEFAULT")?;
+    reindex(&mut session)?;
+
+    session.batch_execute("ALTER TABLE key_lost SET UNLOGGED")?;
+    session.batch_execute("DELETE FROM key_lost WHERE id = 7")?;
+    assert_ne!(session.ids(nearest)?, [7]);
+    session.batch_execute("ALTER TABLE key_lost SET LOGGED")?;
+    reindex(&mut session)?;
+
+    session.batch_execute(
+        "CREATE UNIQUE INDEX key_lost_other ON key_lost (id);
+         ALTER TABLE key_lost REPLICA IDENTITY USING INDEX key_lost_other",
+    )?;
+    session.batch_execute("DROP INDEX CONCURRENTLY key_lost_other")?;
+    session.batch_execute("UPDATE key_lost SET label = 1")?;
+    assert_eq!(session.value(registered)?, "0");
+    Ok(())
+}
+
+#[test]
+fn a_key_that_is_made_again_keeps_the_index() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    let items = Items::indexed(&mut session, "key_again", 50, 3)?;
+    session.batch_execute(
+        "ALTER TABLE key_again DROP CONSTRAINT key_again_pkey, ADD PRIMARY KEY (id)",
+    )?;
+    items.assert_every_row_once(&mut session)?;
+    session.batch_execute("ALTER TABLE key_again ALTER COLUMN id TYPE bigint USING id + 0")?;
+    session.wait_for(&items.index(), false)?;
+    items.assert_every_row_once(&mut session)
+}
+
+#[test]
+fn rebuilds_are_allowed_in_read_only_transactions() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    let items = Items::indexed(&mut session, "read_only", 50, 3)?;
+    session.batch_execute("SET default_transaction_read_only = on")?;
+    for rebuild in [
+        "REINDEX INDEX read_only_embedding_idx",
+        "VACUUM FULL read_only",
+        "CLUSTER read_only USING read_only_pkey",
+    ] {
+        session.batch_execute(rebuild)?;
+    }
+    let insert = "INSERT INTO read_only VALUES (99, 0, '[1,1,1]')";
+    assert_eq!(session.client_error(insert).as_deref(), Some("25006"));
+    session.wait_for(&items.index(), false)?;
+    items.assert_every_row_once(&mut session)
+}
+
+#[test]
+fn a_second_order_by_operator_breaks_ties_as_without_an_index() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    Items::indexed(&mut session, "two_orders", 50, 3)?;
+    let sql = "SELECT id FROM two_orders ORDER BY embedding <-> '[0,0,0]', embedding <-> '[1,1,1]'";
+    let text = session.explain(sql)?.text;
+    assert!(
+        !text.contains("Index Scan using two_orders_embedding"),
+        "{text}"
+    );
+    Ok(())
+}
