@@ -146,7 +146,12 @@ fn take_requests(
         *running = Some((claim, stop.clone()));
         let (service, answered) = (service.clone(), answered.clone());
         runtime.spawn(async move {
-            let latch = service.serve(claim, request, stop).await.map(Latch);
+            // A task of its own, so that a panic there leaves no backend waiting.
+            let work = async move { service.serve(claim, request, stop).await.map(Latch) };
+            let latch = tokio::spawn(work).await.unwrap_or_else(|_| {
+                let text = "the background worker failed on this request; see the server's log";
+                segment.answer(claim, &unavailable(text)).map(Latch)
+            });
             if let Some(latch) = latch {
                 answered.push(latch);
             }
@@ -156,13 +161,16 @@ fn take_requests(
 
 /// Answers what a worker that is gone had under way.
 unsafe fn fail_orphans(segment: &Segment) {
-    let text = "the background worker restarted".to_owned();
-    let response = Response::Failure(ScanFailure::Unavailable(text)).encode();
+    let response = unavailable("the background worker restarted");
     for claim in segment.orphans() {
         if let Some(latch) = segment.answer(claim, &response) {
             pg_sys::SetLatch(latch);
         }
     }
+}
+
+fn unavailable(text: &str) -> Vec<u8> {
+    Response::Failure(ScanFailure::Unavailable(text.to_owned())).encode()
 }
 
 unsafe fn wait_set(answered: &Answered) -> *mut pg_sys::WaitEventSet {

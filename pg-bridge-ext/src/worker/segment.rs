@@ -221,6 +221,14 @@ impl Segment {
             response.len()
         );
         let slot = &self.slots[claim.slot];
+        let word = slot.word.load(Ordering::Acquire);
+        let is_ours = [Phase::Running, Phase::Abandoned]
+            .into_iter()
+            .any(|phase| word == word_of(claim, phase));
+        if !is_ours {
+            // Answered already, or somebody else's by now.
+            return None;
+        }
         let latch = slot.backend_latch.load(Ordering::Relaxed);
         slot.response_len
             .store(response.len() as u32, Ordering::Relaxed);
