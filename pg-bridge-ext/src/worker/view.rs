@@ -10,7 +10,7 @@ use cluster_core::ids::{CollectionId, SourceId};
 use cluster_core::map::PartitionMap;
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Collections of this server that shared memory has room for.
 pub const COLLECTIONS_MAX: usize = 1024;
@@ -22,7 +22,10 @@ pub const RUNNING_MAX: usize = 64;
 const REASON_BYTES_MAX: usize = 256;
 /// Without word from a coordinator for so long, the table is not trusted.
 pub const DISCONNECTED_AFTER: Duration = Duration::from_secs(5);
-const READ_ATTEMPTS_MAX: usize = 100_000;
+/// A writer takes microseconds, unless it is not running or has died.
+const READ_SPINS_MAX: usize = 1_000;
+const READ_PAUSE: Duration = Duration::from_micros(100);
+const READ_PATIENCE: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ViewState {
@@ -183,7 +186,8 @@ impl Table {
             index_oid,
             definition_generation: generation,
         };
-        for _ in 0..READ_ATTEMPTS_MAX {
+        let mut give_up_at = None;
+        for attempt in 0.. {
             let before = self.sequence.load(Ordering::Acquire);
             if before & 1 == 0 {
                 // SAFETY: plain integers, valid whatever they hold; copied with
@@ -194,7 +198,15 @@ impl Table {
                     return copy.interpret();
                 }
             }
-            std::hint::spin_loop();
+            if attempt < READ_SPINS_MAX {
+                std::hint::spin_loop();
+                continue;
+            }
+            let now = Instant::now();
+            if now >= *give_up_at.get_or_insert(now + READ_PATIENCE) {
+                break;
+            }
+            std::thread::sleep(READ_PAUSE);
         }
         IndexView::without_collection(ViewState::Disconnected, "the worker stopped while it wrote")
     }
