@@ -16,8 +16,12 @@ pub unsafe fn is_mvcc(snapshot: pg_sys::Snapshot) -> bool {
 /// collection or its former versions.
 ///
 /// # Safety
-/// The pointer is an MVCC snapshot of this server, not taken in recovery.
+/// The pointer is an MVCC snapshot of this server.
 pub unsafe fn covered(snapshot: pg_sys::Snapshot, backfill: &BackfillSnapshot) -> Option<u64> {
+    // One of recovery lists what runs elsewhere, and may outlive a promotion.
+    if (*snapshot).takenDuringRecovery {
+        return None;
+    }
     let next = pg_sys::ReadNextFullTransactionId().value;
     let wide = |xid: pg_sys::TransactionId| widen(xid.into_inner(), next);
     // Top-level transactions only: the backfill's snapshot lists no others, and
