@@ -290,6 +290,10 @@ CREATE FUNCTION ruvector_index_status() RETURNS TABLE (
 	JOIN pg_catalog.pg_am a ON a.oid OPERATOR(pg_catalog.=) c.relam
 	CROSS JOIN LATERAL @extschema@.ruvector_index_status(c.oid::pg_catalog.regclass) s
 	WHERE c.relkind OPERATOR(pg_catalog.=) 'i' AND a.amname OPERATOR(pg_catalog.=) 'ruhnsw'
+	-- What cannot be opened here: other sessions' temporary indexes, and on a
+	-- standby unlogged ones.
+	AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace)
+	AND NOT (c.relpersistence OPERATOR(pg_catalog.=) 'u' AND pg_catalog.pg_is_in_recovery())
 	ORDER BY c.oid
 $$;
 
