@@ -45,6 +45,11 @@ pub fn scan_exactly(index: pg_sys::Oid) {
     });
 }
 
+/// Whether the index was built in this transaction.
+pub fn is_built(index: pg_sys::Oid) -> bool {
+    OWN_WRITES.with_borrow(|own| own.built.contains(&index))
+}
+
 /// Heap TIDs written into the index by this transaction; or why they are not known.
 pub fn of(index: pg_sys::Oid) -> Result<Vec<u64>, &'static str> {
     OWN_WRITES.with_borrow(|own| {

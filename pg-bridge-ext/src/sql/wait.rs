@@ -3,7 +3,7 @@
 
 use super::status::{self, Local};
 use crate::error::{SqlError, SqlState, sql_functions};
-use crate::scan::freshness;
+use crate::scan::{freshness, own_writes};
 use crate::worker;
 use pgrx::pg_sys;
 use std::ffi::c_long;
@@ -54,6 +54,13 @@ unsafe fn wait(index_oid: pg_sys::Oid, timeout: Duration, folded: bool) {
                     local.reason
                 ),
             )
+            .raise(),
+            _ if own_writes::is_built(index_oid) => SqlError::new(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                format!("index \"{name}\" was built in this transaction"),
+            )
+            .detail("The cluster learns of it when the transaction commits.")
+            .hint("Wait for the index in a later transaction.")
             .raise(),
             _ => {}
         }
