@@ -1,4 +1,4 @@
-//! Errors with SQLSTATEs of our own (`RV001`…`RV003`), which pgrx's error type
+//! Errors with SQLSTATEs of our own (`RV001`…`RV004`), which pgrx's error type
 //! cannot carry. [`guard`] is the boundary of every function that Postgres
 //! calls; below it, [`SqlError::raise`] unwinds like a panic, so destructors run.
 
@@ -17,6 +17,9 @@ impl SqlState {
     pub const ESTALE: Self = Self("RV001");
     pub const LAGGING: Self = Self("RV002");
     pub const UNAVAILABLE: Self = Self("RV003");
+    pub const GATED: Self = Self("RV004");
+    pub const CONFIGURATION_LIMIT: Self = Self("53400");
+    pub const NOT_AUTHORISED: Self = Self("42501");
     pub const DATA_EXCEPTION: Self = Self("22000");
     pub const OUT_OF_RANGE: Self = Self("22003");
     pub const NULL_NOT_ALLOWED: Self = Self("22004");
@@ -132,7 +135,14 @@ impl CopiedError {
         if level >= ERROR {
             pg_sys::thread_check::active_thread::clear();
         }
-        errfinish(c"ruvector".as_ptr(), 0, c"ruvector".as_ptr());
+        let finish = || errfinish(c"ruvector".as_ptr(), 0, c"ruvector".as_ptr());
+        if level >= ERROR {
+            finish();
+        } else {
+            // A client that has gone, or a full log, makes an error of it: this
+            // has to unwind through the caller.
+            pg_sys::ffi::pg_guard_ffi_boundary(finish);
+        }
     }
 }
 

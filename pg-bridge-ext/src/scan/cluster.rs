@@ -101,6 +101,12 @@ impl ClusterScan {
         pg_sys::table_index_fetch_end(fetch);
     }
 
+    /// Leaves out rows that a former scan returned.
+    pub fn skip(&mut self, returned: HashSet<u64>) {
+        self.waiting.retain(|row| !returned.contains(&row.tid));
+        self.seen.extend(returned);
+    }
+
     /// The next row, in the order that the cluster and the heap agree on.
     ///
     /// # Safety
@@ -143,6 +149,7 @@ impl ClusterScan {
             counters.partitions = counters.partitions.max(u64::from(page.stats.partitions));
             counters.tail_rows = counters.tail_rows.max(page.stats.tail_rows);
             counters.retries += u64::from(page.stats.retries);
+            counters.hedges += u64::from(page.stats.hedges);
             counters.distances += page.stats.distances;
         });
         self.bound = page.bound;

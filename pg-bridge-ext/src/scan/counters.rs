@@ -16,6 +16,7 @@ pub struct Counters {
     pub partitions: u64,
     pub tail_rows: u64,
     pub retries: u64,
+    pub hedges: u64,
     pub distances: u64,
     /// Why a scan was exact; the last reason.
     pub fallback: Option<String>,

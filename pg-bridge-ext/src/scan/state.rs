@@ -26,6 +26,8 @@ pub struct ScanState {
     row_memory: pg_sys::MemoryContext,
     /// Of the last row returned.
     last_distance: f64,
+    /// The cluster was asked again, and has not given a row since.
+    retried: bool,
 }
 
 enum Phase {
@@ -63,6 +65,7 @@ impl ScanState {
             phase: Phase::Fresh,
             row_memory,
             last_distance: f64::NEG_INFINITY,
+            retried: false,
         }
     }
 
@@ -93,7 +96,10 @@ impl ScanState {
                     continue;
                 }
                 Phase::Cluster(cluster) => match cluster.next() {
-                    Ok(row) => row,
+                    Ok(row) => {
+                        self.retried = false;
+                        row
+                    }
                     Err(failure) => {
                         self.phase = self.take_over(scan, failure);
                         continue;
@@ -132,12 +138,23 @@ impl ScanState {
         request.exact(refusal, &ranking, HashSet::new())
     }
 
-    /// The cluster failed in the middle: the rest comes from the table.
+    /// The cluster failed in the middle, or the worker restarted and has forgotten
+    /// the scan: a new search leaves out what was returned; if there is none, the
+    /// rest comes from the table.
     unsafe fn take_over(&mut self, scan: pg_sys::IndexScanDesc, failure: ScanFailure) -> Phase {
         let request = self.request(scan);
         match std::mem::replace(&mut self.phase, Phase::Done) {
             Phase::Cluster(cluster) => {
                 let (ranking, returned) = cluster.close();
+                if !std::mem::replace(&mut self.retried, true) {
+                    let definition = Definition::of(request.table, request.index);
+                    let again = self::ranking(scan, &definition);
+                    if let Ok(mut cluster) = ask_cluster(&request, &definition, again) {
+                        counters::count(|counters| counters.retries += 1);
+                        cluster.skip(returned);
+                        return Phase::Cluster(Box::new(cluster));
+                    }
+                }
                 request.exact(Refusal::Outage(failure), &ranking, returned)
             }
             other => other,
@@ -333,7 +350,10 @@ impl Request {
     /// Whether an outage may cost an exact scan of this table; the row limit.
     unsafe fn admit_outage(&self, failure: &ScanFailure) -> u64 {
         let forbidden = settings::on_unavailable() == OnUnavailable::Error
-            || matches!(failure, ScanFailure::Invalid(_));
+            || matches!(
+                failure,
+                ScanFailure::Invalid(_) | ScanFailure::NotAuthorised(_)
+            );
         if forbidden {
             failure_error(failure).raise();
         }
@@ -343,8 +363,12 @@ impl Request {
             too_large(&failure_text(failure), rows_max);
         }
         if !exact_slots::acquire() {
+            let state = match failure {
+                ScanFailure::Throttled(_) => SqlState::CONFIGURATION_LIMIT,
+                _ => SqlState::UNAVAILABLE,
+            };
             SqlError::new(
-                SqlState::UNAVAILABLE,
+                state,
                 "the vector index is unavailable, and enough exact scans are running already",
             )
             .detail(failure_text(failure))
@@ -375,6 +399,8 @@ pub fn failure_text(failure: &ScanFailure) -> String {
         ScanFailure::Throttled(text) => ("throttled", text),
         ScanFailure::Invalid(text) => ("invalid request", text),
         ScanFailure::Corrupt(text) => ("corrupt", text),
+        ScanFailure::Gated(text) => ("gated", text),
+        ScanFailure::NotAuthorised(text) => ("not authorised", text),
     };
     format!("{kind}: {text}")
 }
@@ -398,7 +424,7 @@ fn failure_error(failure: &ScanFailure) -> SqlError {
             "See ruvector_index_status(); ruvector.on_unavailable = exact scans the table instead.",
         ),
         ScanFailure::Throttled(_) => (
-            SqlState("53400"),
+            SqlState::CONFIGURATION_LIMIT,
             "the cluster is overloaded",
             "Try again later.",
         ),
@@ -411,6 +437,16 @@ fn failure_error(failure: &ScanFailure) -> SqlError {
             SqlState::CORRUPT_DATA,
             "the vector index is corrupt",
             "The cluster rebuilds the partition; ruvector.on_unavailable = exact scans the table instead.",
+        ),
+        ScanFailure::Gated(_) => (
+            SqlState::GATED,
+            "the cluster does not admit searches of this index yet",
+            "Wait; ruvector.on_unavailable = exact scans the table instead.",
+        ),
+        ScanFailure::NotAuthorised(_) => (
+            SqlState::NOT_AUTHORISED,
+            "the cluster does not let this server search the index",
+            "The operator of the cluster decides who may search it.",
         ),
     };
     SqlError::new(state, message).detail(detail).hint(hint)

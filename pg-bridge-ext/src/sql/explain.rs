@@ -158,7 +158,7 @@ unsafe fn show(state: *mut pg_sys::ExplainState, counters: &Counters) {
     pg_sys::ExplainCloseGroup(group, std::ptr::null(), true, state);
 }
 
-fn numbers(counters: &Counters) -> [(&'static str, u64); 11] {
+fn numbers(counters: &Counters) -> [(&'static str, u64); 12] {
     [
         ("Scans", counters.scans),
         ("Partitions", counters.partitions),
@@ -170,6 +170,7 @@ fn numbers(counters: &Counters) -> [(&'static str, u64); 11] {
         ("Tail Rows", counters.tail_rows),
         ("Distances", counters.distances),
         ("Retries", counters.retries),
+        ("Hedges", counters.hedges),
         ("Exact Rows", counters.exact_rows),
     ]
 }

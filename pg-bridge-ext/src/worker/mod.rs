@@ -69,6 +69,9 @@ pub enum ScanFailure {
     Throttled(String),
     Invalid(String),
     Corrupt(String),
+    /// The cluster does not let searches in yet.
+    Gated(String),
+    NotAuthorised(String),
 }
 
 impl ScanFailure {
@@ -80,6 +83,8 @@ impl ScanFailure {
             Self::Throttled(text) => (4, text),
             Self::Invalid(text) => (5, text),
             Self::Corrupt(text) => (6, text),
+            Self::Gated(text) => (7, text),
+            Self::NotAuthorised(text) => (8, text),
         }
     }
 
@@ -91,6 +96,8 @@ impl ScanFailure {
             4 => Self::Throttled(text),
             5 => Self::Invalid(text),
             6 => Self::Corrupt(text),
+            7 => Self::Gated(text),
+            8 => Self::NotAuthorised(text),
             _ => return None,
         })
     }
