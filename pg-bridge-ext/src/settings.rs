@@ -38,6 +38,7 @@ pub const EXACT_SCANS_MAX: i32 = 64;
 
 static COORDINATORS: GucSetting<Option<CString>> =
     GucSetting::<Option<CString>>::new(Some(c"127.0.0.1:7401"));
+static ALLOW_PLAINTEXT_OFF_LOOPBACK: GucSetting<bool> = GucSetting::<bool>::new(false);
 static EF_SEARCH: GucSetting<i32> = GucSetting::<i32>::new(100);
 static READ_CONSISTENCY: GucSetting<ReadConsistency> =
     GucSetting::<ReadConsistency>::new(ReadConsistency::Session);
@@ -49,8 +50,22 @@ static SEARCH_TIMEOUT_MS: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static ITERATIVE_SCAN: GucSetting<IterativeScan> =
     GucSetting::<IterativeScan>::new(IterativeScan::Relaxed);
 
-/// The coordinators' addresses, `host:port` each.
-pub fn coordinators() -> Vec<String> {
+/// Where the coordinators are, and how they may be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Coordinators {
+    /// `host:port` each.
+    pub addresses: Vec<String>,
+    pub allow_plaintext_off_loopback: bool,
+}
+
+pub fn coordinators() -> Coordinators {
+    Coordinators {
+        addresses: addresses(),
+        allow_plaintext_off_loopback: ALLOW_PLAINTEXT_OFF_LOOPBACK.get(),
+    }
+}
+
+fn addresses() -> Vec<String> {
     let text = COORDINATORS.get().map_or_else(
         || COORDINATORS_DEFAULT.to_owned(),
         |text| text.to_string_lossy().into_owned(),
@@ -98,6 +113,14 @@ pub fn register() {
         c"Coordinators of the cluster, as host:port,host:port.",
         c"The background worker reads it again when the configuration is reloaded.",
         &COORDINATORS,
+        GucContext::Sighup,
+        none,
+    );
+    GucRegistry::define_bool_guc(
+        c"ruvector.allow_plaintext_off_loopback",
+        c"Whether coordinators and nodes on other machines are reached in plaintext.",
+        c"Only in a network where nobody else listens; without it they are not reached at all.",
+        &ALLOW_PLAINTEXT_OFF_LOOPBACK,
         GucContext::Sighup,
         none,
     );

@@ -5,6 +5,8 @@ use super::codec::{IndexName, Open, PAGE_BYTES, ROW_BYTES, Request, Response};
 use super::segment::{Claim, RESPONSE_BYTES, Segment};
 use super::view::{self, IndexView, ViewState};
 use super::{PageStats, ScanFailure, ScanPage, status};
+use crate::settings::Coordinators;
+use cluster_client::transport::Transport;
 use cluster_client::{
     ClientConfig, ClusterClient, Consistency, Scan, ScanError, ScanErrorKind, ScanSpec,
 };
@@ -57,7 +59,7 @@ impl Service {
         segment: &'static Segment,
         system_identifier: u64,
         start: u64,
-        coordinators: Vec<String>,
+        coordinators: Coordinators,
     ) -> Arc<Self> {
         let stop = CancellationToken::new();
         let client = client(coordinators);
@@ -79,7 +81,7 @@ impl Service {
 
     /// Goes to other coordinators. Open scans end with the connection that they
     /// were opened on.
-    pub fn reconnect(self: &Arc<Self>, coordinators: Vec<String>) {
+    pub fn reconnect(self: &Arc<Self>, coordinators: Coordinators) {
         let (client, stop) = (client(coordinators), CancellationToken::new());
         let connection = Connection {
             client: client.clone(),
@@ -305,15 +307,21 @@ impl Service {
 
     /// Keeps the table as new as the map.
     fn follow(self: Arc<Self>, client: ClusterClient, stop: CancellationToken) {
+        // Before the first map can come, so that it is not missed.
+        let mut maps = client.watch_map();
+        maps.mark_changed();
         client.spawn_map_watch(stop.clone());
         tokio::spawn(async move {
-            let mut maps = client.watch_map();
             let follow = async {
                 let mut heartbeat = tokio::time::interval(HEARTBEAT_EVERY);
                 loop {
                     tokio::select! {
                         Ok(()) = maps.changed() => {
                             let map = maps.borrow_and_update().clone();
+                            // No coordinator has spoken yet.
+                            if map.epoch.0 == 0 {
+                                continue;
+                            }
                             let _one_writer = self.table.lock();
                             if !stop.is_cancelled() {
                                 self.segment.table.write(&map, self.system_identifier);
@@ -349,9 +357,13 @@ impl Service {
     }
 }
 
-fn client(coordinators: Vec<String>) -> ClusterClient {
+fn client(coordinators: Coordinators) -> ClusterClient {
     ClusterClient::new(ClientConfig {
-        coordinators,
+        coordinators: coordinators.addresses,
+        transport: Transport {
+            allow_plaintext_off_loopback: coordinators.allow_plaintext_off_loopback,
+            ..Transport::default()
+        },
         ..ClientConfig::default()
     })
 }
@@ -364,9 +376,8 @@ fn scan_failure(error: ScanError) -> ScanFailure {
         ScanErrorKind::Throttled => ScanFailure::Throttled(text),
         ScanErrorKind::Corrupt => ScanFailure::Corrupt(text),
         ScanErrorKind::Invalid => ScanFailure::Invalid(text),
-        ScanErrorKind::CursorLost
-        | ScanErrorKind::Unavailable
-        | ScanErrorKind::Gated
-        | ScanErrorKind::NotAuthorised => ScanFailure::Unavailable(text),
+        ScanErrorKind::Gated => ScanFailure::Gated(text),
+        ScanErrorKind::NotAuthorised => ScanFailure::NotAuthorised(text),
+        ScanErrorKind::CursorLost | ScanErrorKind::Unavailable => ScanFailure::Unavailable(text),
     }
 }
