@@ -301,3 +301,31 @@ fn a_second_order_by_operator_breaks_ties_as_without_an_index() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn an_index_of_the_own_transaction_is_not_waited_for() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    let items = Items::create(&mut session, "too_early", 5, 3)?;
+    session.batch_execute(
+        "BEGIN; CREATE INDEX too_early_embedding_idx ON too_early USING ruhnsw (embedding vector_l2_ops)",
+    )?;
+    let wait = "SELECT ruvector_wait_for_index('too_early_embedding_idx', 30)";
+    assert_eq!(session.client_error(wait).as_deref(), Some("55000"));
+    session.batch_execute("ROLLBACK")?;
+    items.create_index(&mut session, "vector_l2_ops")?;
+    items.assert_every_row_once(&mut session)
+}
+
+#[test]
+fn a_temporary_index_does_not_hide_the_status_of_others() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let (mut one, mut other) = (cluster.session()?, cluster.session()?);
+    one.batch_execute(
+        "CREATE TEMP TABLE mine(id int PRIMARY KEY, embedding vector(3));
+         CREATE INDEX mine_idx ON mine USING ruhnsw (embedding vector_l2_ops)",
+    )?;
+    let count = "SELECT count(*) FROM ruvector_index_status() WHERE index_name = 'mine_idx'";
+    assert_eq!(one.value(count)?, "1");
+    assert_eq!(other.value(count)?, "0");
+    Ok(())
+}
