@@ -1,9 +1,9 @@
 //! Follows the map: makes the replicas that it assigns to this node, and deletes
 //! those that it has taken away.
 //!
-//! Data is deleted only under a held lease and a map at least as new as the
-//! lease's epoch: a node that was cut off, or asked a coordinator left behind,
-//! must not throw away what may be the last copy.
+//! Data is deleted only under a held lease and a map at least as new as the one
+//! that the lease was granted under: a node that was cut off, or asked a
+//! coordinator left behind, must not throw away what may be the last copy.
 
 use crate::node::Node;
 use crate::partition::replicas::ReplicaError;
@@ -109,7 +109,7 @@ pub async fn reconcile(node: &Arc<Node>) {
         held
     };
     let removals = plan(&map, id, &held()).remove;
-    if node.lease.is_held() && map.epoch >= node.lease.epoch() {
+    if node.lease.is_held() && (map.epoch, map.version) >= node.lease.map_floor() {
         for partition in removals {
             tracing::info!(%partition, version = %map.version, "deleting a partition that left this node");
             if let Err(error) = node.replicas.remove(partition).await {
@@ -138,7 +138,10 @@ async fn create(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::clock::boot_ms;
+    use crate::testing::{PARTITION, TestNode, map as served_map};
     use cluster_core::collection::{Collection, CollectionSpec, CollectionState, Metric};
     use cluster_core::map::{HashRange, Partition, Replica, ReplicaState};
 
@@ -202,5 +205,25 @@ mod tests {
         };
         assert_eq!(plan(&map(2), NodeId(7), &held), removed);
         assert_eq!(plan(&map(1), NodeId(8), &held), removed);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn p6_a_map_older_than_the_lease_deletes_nothing_even_in_its_epoch() {
+        let dir = tempfile::tempdir().unwrap();
+        let t = TestNode::start(dir.path()).await;
+        let granted = (LeaseEpoch(1), MapVersion(3));
+        t.node.lease.granted(granted, boot_ms(), 60_000);
+        let lacking = |version| {
+            let mut map = served_map();
+            map.version = MapVersion(version);
+            map.partitions.clear();
+            Arc::new(map)
+        };
+        t.maps.send_replace(lacking(2));
+        reconcile(&t.node).await;
+        assert!(t.node.replicas.get(PARTITION).is_some());
+        t.maps.send_replace(lacking(3));
+        reconcile(&t.node).await;
+        assert!(t.node.replicas.get(PARTITION).is_none());
     }
 }

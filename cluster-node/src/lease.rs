@@ -2,7 +2,7 @@
 
 use crate::clock::boot_ms;
 use crate::node::Node;
-use cluster_core::ids::LeaseEpoch;
+use cluster_core::ids::{LeaseEpoch, MapVersion};
 use cluster_core::lease::{BootMs, HeldLease};
 use parking_lot::Mutex;
 use proto::v1;
@@ -29,6 +29,8 @@ pub enum Standing {
 
 pub struct Lease {
     held: Mutex<HeldLease>,
+    /// The newest map that a renewal spoke of.
+    map_floor: Mutex<(LeaseEpoch, MapVersion)>,
     urgent: Notify,
     epoch_grace_ms: u64,
 }
@@ -37,6 +39,7 @@ impl Lease {
     pub fn new(epoch_grace_ms: u64) -> Self {
         Self {
             held: Mutex::default(),
+            map_floor: Mutex::new((LeaseEpoch(0), MapVersion(0))),
             urgent: Notify::new(),
             epoch_grace_ms,
         }
@@ -50,8 +53,20 @@ impl Lease {
         self.held.lock().is_held(boot_ms())
     }
 
-    pub fn granted(&self, epoch: LeaseEpoch, sent_at: BootMs, ttl_ms: u64) {
-        self.held.lock().granted(epoch, sent_at, ttl_ms, boot_ms());
+    /// An older map than this may still assign what has long moved, or lack
+    /// what came since: nothing is deleted on its word.
+    pub fn map_floor(&self) -> (LeaseEpoch, MapVersion) {
+        *self.map_floor.lock()
+    }
+
+    /// `map` is the map that the leader had when it granted. The floor rises
+    /// first, so that nobody finds the lease held above a floor of before.
+    pub fn granted(&self, map: (LeaseEpoch, MapVersion), sent_at: BootMs, ttl_ms: u64) {
+        {
+            let mut floor = self.map_floor.lock();
+            *floor = map.max(*floor);
+        }
+        self.held.lock().granted(map.0, sent_at, ttl_ms, boot_ms());
     }
 
     /// Judges a request. One that bears a newer epoch makes the node renew at
@@ -119,8 +134,8 @@ async fn renew(node: &Node) -> Duration {
     match result {
         Ok(grant) => {
             let sent_at = *sent_at.lock();
-            node.lease
-                .granted(LeaseEpoch(grant.epoch), sent_at, grant.ttl_ms);
+            let map = (LeaseEpoch(grant.epoch), MapVersion(grant.map_version));
+            node.lease.granted(map, sent_at, grant.ttl_ms);
             match grant.renew_every_ms {
                 0 => RENEW_EVERY,
                 ms => Duration::from_millis(ms),

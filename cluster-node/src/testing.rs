@@ -171,7 +171,8 @@ impl TestNode {
         };
         node.set_identity(identity).unwrap();
         node.replicas.recover().unwrap();
-        node.lease.granted(LeaseEpoch(1), boot_ms(), 60_000);
+        let granted = (LeaseEpoch(1), MapVersion(1));
+        node.lease.granted(granted, boot_ms(), 60_000);
         crate::assignment::reconcile(&node).await;
         Self {
             node,

@@ -235,6 +235,7 @@ async fn a_backfill_is_opened_filled_and_closed_over_the_wire() {
     }
     let refused = answers.message().await.unwrap().unwrap();
     assert!(refused.refused.contains("not open"), "{}", refused.refused);
+    w.t.nothing_else(20).await;
     assert_eq!(w.t.find(CURRENT).await, [1]);
     w.stop.cancel();
 }

@@ -53,6 +53,7 @@ async fn a_newer_backfill_voids_an_older_and_chunks_count() {
         "chunk 1 is missing"
     );
     t.chunk(2, 1, 10, rows()).await.unwrap();
+    t.nothing_else(20).await;
     assert_eq!(t.find(CURRENT).await, [1]);
 }
 

@@ -340,6 +340,12 @@ async fn a_search_for_another_assignment_or_a_closed_one_is_stale() {
         }],
         ..search()
     };
+    // A complete collection's replica that was told of nothing has lost its data.
+    assert!(matches!(
+        t.page(of(1)).await.unwrap_err(),
+        PageError::Stale(_)
+    ));
+    t.nothing_else(10).await;
     assert!(t.page(of(1)).await.is_ok());
     assert!(matches!(
         t.page(of(2)).await.unwrap_err(),

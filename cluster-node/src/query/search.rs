@@ -7,6 +7,7 @@ use crate::lease::Standing;
 use crate::node::Node;
 use crate::partition::live_index::LiveCursor;
 use crate::partition::replica::Replica;
+use cluster_core::collection::CollectionState;
 use cluster_core::ids::*;
 use cluster_core::map::ReplicaState;
 use cluster_core::row_key::RowKey;
@@ -203,6 +204,15 @@ impl Node {
         });
         if !is_serving {
             return Err(PageError::Stale("the map does not let this replica serve").into());
+        }
+        // Whatever became of its data: a replica of a complete collection that
+        // was told of nothing yet must not answer that there is nothing.
+        let is_complete = map
+            .collections
+            .get(&search.collection)
+            .is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }));
+        if is_complete && replica.progress.applied() == WalPosition::ZERO {
+            return Err(PageError::Stale("the replica has not been filled").into());
         }
         match replica.problem() {
             Some(problem) => Err(PageError::Corrupt(problem).into()),
