@@ -282,10 +282,13 @@ impl Writer {
         )
     }
 
-    /// Pushes back while the tail is full, so that exact scans stay bounded.
+    /// Pushes back while the tail is full, so that exact scans stay bounded. Of a
+    /// quarantined replica nobody folds the tail any more.
     fn wait_for_folding(&self) {
         let started = Instant::now();
-        while self.is_tail_full() && !self.replica.is_stopping.load(Ordering::SeqCst) {
+        let is_over =
+            || self.replica.is_stopping.load(Ordering::SeqCst) || self.replica.is_quarantined();
+        while self.is_tail_full() && !is_over() {
             std::thread::sleep(TAIL_POLL);
         }
         let waited_ms = started.elapsed().as_millis() as u64;
