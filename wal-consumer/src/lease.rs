@@ -9,7 +9,7 @@ use crate::retry::Backoff;
 use crate::source::{self, SourceContext, Standing};
 use anyhow::Context;
 use cluster_client::ClusterClient;
-use cluster_core::ids::{ConsumerEpoch, ConsumerId, LeaseEpoch, SourceId};
+use cluster_core::ids::{ConsumerEpoch, ConsumerId, LeaseEpoch, MapVersion, SourceId};
 use cluster_core::lease::HeldLease;
 use proto::v1;
 use std::collections::BTreeMap;
@@ -124,7 +124,8 @@ impl Consumer {
                             let epoch = LeaseEpoch(answer.epoch);
                             self.lease.granted(epoch, renewal.sent_at, answer.ttl_ms, boot_ms());
                             if self.lease.is_held(boot_ms()) {
-                                self.assign(&answer.assignments).await;
+                                let map_floor = (epoch, MapVersion(answer.map_version));
+                                self.assign(&answer.assignments, map_floor).await;
                             }
                         }
                         Err(problem) if problem.is_empty() => return false,
@@ -154,7 +155,11 @@ impl Consumer {
         }
     }
 
-    async fn assign(&mut self, assignments: &[v1::ConsumerAssignment]) {
+    async fn assign(
+        &mut self,
+        assignments: &[v1::ConsumerAssignment],
+        map_floor: (LeaseEpoch, MapVersion),
+    ) {
         let assignments: BTreeMap<SourceId, ConsumerEpoch> = assignments
             .iter()
             .map(|a| (SourceId(a.source_id), ConsumerEpoch(a.consumer_epoch)))
@@ -179,6 +184,7 @@ impl Consumer {
                 client: self.client.clone(),
                 source,
                 token,
+                map_floor,
                 metrics: self.metrics.clone(),
                 standing: standing.clone(),
                 cancel: cancel.clone(),

@@ -1,8 +1,9 @@
 //! From a tuple of the stream to what it does to a collection's rows.
 //!
 //! Columns are found by the catalog's attribute numbers while the catalog still
-//! looks as the stream's Relation message says, by name otherwise. What cannot
-//! be told stops the collection with a reason; the source goes on.
+//! looks as the stream's Relation message says; otherwise by the name and type
+//! that the catalog gives the number, then by the name of when the index was made.
+//! What cannot be told stops the collection with a reason; the source goes on.
 
 use crate::replication::pgoutput::{OldTuple, Relation};
 use crate::replication::tuple::{Cell, Tuple};
@@ -72,10 +73,18 @@ impl ColumnMap {
             let keys: Option<Vec<usize>> = spec.key_attnums.iter().map(|a| at(*a)).collect();
             (at(spec.column_attnum), keys)
         } else {
-            let vector = relation
-                .columns
+            let renamed = live
                 .iter()
-                .position(|c| c.name == spec.column_name);
+                .find(|l| l.attnum == spec.column_attnum)
+                .and_then(|l| {
+                    let columns = &mut relation.columns.iter();
+                    columns.position(|c| c.name == l.name && c.type_oid == l.type_oid)
+                });
+            let named = || {
+                let columns = &mut relation.columns.iter();
+                columns.position(|c| c.name == spec.column_name)
+            };
+            let vector = renamed.or_else(named);
             // With FULL every column is flagged, and names are not recorded.
             (
                 vector,

@@ -75,6 +75,22 @@ fn value(x: f32) -> VectorColumn {
 }
 
 #[test]
+fn a_renamed_column_is_found_while_another_change_is_on_its_way() {
+    // The stream still shows the table of before a column was added.
+    let mut live = live();
+    live[2].name = "vec".into();
+    let added = LiveColumn {
+        attnum: 5,
+        name: "embedding".into(),
+        type_oid: 21,
+    };
+    live.push(added);
+    let relation = relation(&[("id", true), ("embedding", false), ("vec", false)]);
+    let columns = ColumnMap::new(&relation, &live, &spec()).unwrap();
+    assert_eq!(columns.vector, 2);
+}
+
+#[test]
 fn columns_are_found_by_attribute_number_past_dropped_ones() {
     let op = items()
         .insert(&vec![bin(b"k"), Cell::Null, v(1.0)])

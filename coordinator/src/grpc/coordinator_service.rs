@@ -142,14 +142,16 @@ impl CoordinatorService {
         let handing_over = leases
             .renew_consumer(reign, consumer, received, Some(request))
             .map_err(|ReignOver| not_leader(None))?;
-        let assignments = self.coordinator.state.read(|state| {
+        let (assignments, version) = self.coordinator.state.read(|state| {
             let held = state.held_by(consumer);
-            held.filter(|source| handing_over.get(&source.id) != Some(&source.consumer_epoch))
+            let assignments = held
+                .filter(|source| handing_over.get(&source.id) != Some(&source.consumer_epoch))
                 .map(|source| v1::ConsumerAssignment {
                     source_id: source.id.0,
                     consumer_epoch: source.consumer_epoch.0,
                 })
-                .collect()
+                .collect();
+            (assignments, state.map().version)
         });
         let terms = leases.terms();
         answer(v1::RenewConsumerLeaseResponse {
@@ -157,6 +159,7 @@ impl CoordinatorService {
             ttl_ms: terms.ttl_ms,
             renew_every_ms: terms.renew_every_ms,
             assignments,
+            map_version: version.0,
         })
     }
 }

@@ -33,6 +33,13 @@ pub enum RunEnd {
     /// Begins again at the confirmed position. The label is for metrics.
     #[error("{detail}")]
     Restart { label: &'static str, detail: String },
+    /// One collection cannot be fed from the slot any more: it fails, and the
+    /// source begins again without it.
+    #[error("{collection}: {reason}")]
+    Lost {
+        collection: CollectionId,
+        reason: String,
+    },
     /// Somebody must act; reported to the coordinators.
     #[error("{0}")]
     Problem(String),

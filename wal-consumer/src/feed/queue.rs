@@ -32,6 +32,8 @@ pub struct Fed {
     last_to: WalPosition,
     /// The node has reported it, so that it moves with "nothing else".
     is_known: bool,
+    /// The node does not hold it now: nothing is sent for it.
+    is_absent: bool,
     pub applied: WalPosition,
     pub durable: WalPosition,
 }
@@ -52,6 +54,7 @@ impl NodeQueue {
             generation,
             last_to: from,
             is_known: false,
+            is_absent: false,
             applied: WalPosition::ZERO,
             durable: WalPosition::ZERO,
         });
@@ -60,18 +63,40 @@ impl NodeQueue {
     /// Forgets a dropped partition and what waits for it.
     pub fn remove_partition(&mut self, id: PartitionId) {
         self.partitions.remove(&id);
+        self.retain(|item| item.partition != Some(id));
+        self.trim();
+    }
+
+    /// The node does not hold the partition, though it should: what is for it is
+    /// left out until the source starts over.
+    pub fn set_absent(&mut self, id: PartitionId) {
+        if let Some(fed) = self.partitions.get_mut(&id) {
+            fed.is_absent = true;
+            self.retain(|item| item.partition != Some(id));
+        }
+    }
+
+    pub fn is_absent(&self, id: PartitionId, generation: Generation) -> bool {
+        let fed = self.partitions.get(&id);
+        fed.is_some_and(|fed| fed.is_absent && fed.generation == generation)
+    }
+
+    fn retain(&mut self, mut stays: impl FnMut(&Item) -> bool) {
         let sent = self.sent;
         let mut index = 0;
         let mut sent_removed = 0;
+        let mut bytes_removed = 0;
         self.items.retain(|item| {
-            let stays = item.partition != Some(id);
-            sent_removed += usize::from(!stays && index < sent);
+            let stays = stays(item);
+            if !stays {
+                sent_removed += usize::from(index < sent);
+                bytes_removed += item.bytes;
+            }
             index += 1;
             stays
         });
         self.sent -= sent_removed;
-        self.bytes = self.items.iter().map(|item| item.bytes).sum();
-        self.trim();
+        self.bytes -= bytes_removed;
     }
 
     pub fn partition(&self, id: PartitionId) -> Option<&Fed> {
@@ -93,7 +118,7 @@ impl NodeQueue {
         changes: Vec<v1::RowChange>,
         bytes: usize,
     ) {
-        let Some(fed) = self.partitions.get_mut(&id) else {
+        let Some(fed) = self.partitions.get_mut(&id).filter(|f| !f.is_absent) else {
             return;
         };
         assert!(
@@ -138,11 +163,13 @@ impl NodeQueue {
             to,
             bytes: 0,
         };
-        let has_unsent = self.sent < self.items.len();
         match self.items.back_mut() {
-            Some(last) if last.partition.is_none() && has_unsent => {
+            // It covers the one before, sent or not: an idle source cannot fill
+            // the queue of a node that no longer makes anything durable.
+            Some(last) if last.partition.is_none() => {
                 last.kind = item.kind;
                 last.to = to;
+                self.sent = self.sent.min(self.items.len() - 1);
             }
             _ => self.push(item),
         }
@@ -158,9 +185,14 @@ impl NodeQueue {
     pub fn next_to_send(&mut self) -> Option<v1::ApplyRequest> {
         let item = self.items.get(self.sent)?;
         self.sent += 1;
-        Some(v1::ApplyRequest {
-            kind: Some(item.kind.clone()),
-        })
+        let mut kind = item.kind.clone();
+        if let Kind::NothingElse(message) = &mut kind {
+            // Should the node get hold of one after all, it must not take what it
+            // was not sent for nothing.
+            let absent = self.partitions.iter().filter(|(_, fed)| fed.is_absent);
+            message.except_partition_ids = absent.map(|(id, _)| id.0).collect();
+        }
+        Some(v1::ApplyRequest { kind: Some(kind) })
     }
 
     /// A new stream was opened: everything not durable is sent again.
@@ -200,23 +232,31 @@ impl NodeQueue {
         is_new
     }
 
-    /// Drops from the front what is durable wherever it concerns.
+    /// Drops what is durable wherever it concerns, also from behind what is not,
+    /// and a "nothing else" that the next item covers: one partition that stands
+    /// still does not fill the queue with the others' share.
     fn trim(&mut self) {
         let lowest = self.partitions.values().map(|fed| fed.durable).min();
-        while let Some(item) = self.items.front() {
+        let mut is_covered = false;
+        let mut stay = Vec::with_capacity(self.items.len());
+        for (index, item) in self.items.iter().enumerate().rev() {
             let durable = match item.partition {
                 Some(id) => self.partitions.get(&id).map(|fed| fed.durable),
                 None => lowest,
             };
+            let is_durable = durable.is_none_or(|durable| durable >= item.to);
+            let is_nothing_else = item.partition.is_none();
             // Unsent messages go out even if a former stream covered them: the
             // positions in "nothing else" tell what may be forgotten.
-            if self.sent == 0 || durable.is_some_and(|durable| durable < item.to) {
-                break;
+            let is_needless = is_durable || (is_nothing_else && is_covered);
+            let stays = index >= self.sent || !is_needless;
+            if stays {
+                is_covered = is_nothing_else;
             }
-            self.bytes -= item.bytes;
-            self.items.pop_front();
-            self.sent -= 1;
+            stay.push(stays);
         }
+        let mut stay = stay.into_iter().rev();
+        self.retain(|_| stay.next().unwrap_or(true));
     }
 }
 
@@ -287,8 +327,42 @@ mod tests {
         let mut queue = queue();
         for lsn in 11..1000 {
             queue.push_nothing_else(end(lsn), None, end(10));
+            // Sent, and never made durable.
+            assert_eq!(send(&mut queue).1, end(lsn));
         }
         assert_eq!(queue.items.len(), 1);
+    }
+
+    #[test]
+    fn p10_a_partition_that_stands_still_does_not_fill_the_queue_with_what_others_have() {
+        let mut queue = queue();
+        queue.report(Q, G, end(10), end(10));
+        queue.push_batch(Q, end(11), vec![], 100);
+        for lsn in 12..1000 {
+            queue.push_batch(P, end(lsn), vec![], 100);
+            queue.push_nothing_else(end(lsn), None, end(10));
+            while queue.next_to_send().is_some() {}
+            queue.report(P, G, end(lsn), end(lsn));
+        }
+        let batches = queue.items.iter().filter(|item| item.partition.is_some());
+        assert_eq!(batches.count(), 1);
+        assert_eq!(queue.items.len(), 2);
+        queue.report(Q, G, end(999), end(999));
+        assert_eq!((queue.items.len(), queue.sent, queue.bytes()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_partition_that_the_node_does_not_hold_is_left_out_by_name() {
+        let mut queue = queue();
+        queue.push_batch(Q, end(20), vec![], 100);
+        queue.set_absent(Q);
+        queue.push_batch(Q, end(30), vec![], 100);
+        queue.push_nothing_else(end(30), None, end(10));
+        match queue.next_to_send().unwrap().kind.unwrap() {
+            Kind::NothingElse(message) => assert_eq!(message.except_partition_ids, [Q.0]),
+            other => panic!("{other:?}"),
+        }
+        assert!(queue.next_to_send().is_none());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::progress::{Progress, RunEnd};
 use super::queue::NodeQueue;
 use crate::config::Config;
 use crate::retry::Backoff;
+use crate::source::preflight::rows_missing;
 use cluster_client::ClusterClient;
 use cluster_core::collection::CollectionState;
 use cluster_core::confirm::ReplicaKey;
@@ -291,13 +292,17 @@ impl NodeFeed {
             .following
             .end_of(self.progress.following.start);
         for id in state.complete.clone() {
-            let found = reports.iter().find(|r| r.partition == id);
-            let known = state.queue.partition(id).copied();
-            let Some((report, known)) = found.zip(known) else {
-                return Err(format!("does not report {id} yet"));
+            let Some(known) = state.queue.partition(id).copied() else {
+                continue;
+            };
+            let held = |r: &&Report| r.partition == id && r.generation == known.generation;
+            let Some(report) = reports.iter().find(held) else {
+                tracing::warn!(node = %self.node, partition = %id, "the node does not hold a replica that it should: the slot waits for it");
+                state.queue.set_absent(id);
+                continue;
             };
             let floor = start.max(known.durable);
-            if report.generation == known.generation && report.durable < floor {
+            if report.durable < floor {
                 self.progress
                     .end(self.behind(client, id, report.durable, floor));
                 return Err(format!("{id} stands at {}, below {floor}", report.durable));
@@ -314,7 +319,8 @@ impl NodeFeed {
         Ok(())
     }
 
-    /// A complete replica below the slot cannot be fed from it: fail closed.
+    /// A complete replica below the slot cannot be fed from it: its collection is
+    /// lost.
     fn behind(
         &self,
         client: &ClusterClient,
@@ -328,10 +334,10 @@ impl NodeFeed {
             .get(&id)
             .and_then(|p| map.collections.get(&p.collection));
         match collection.map(|c| &c.state) {
-            Some(CollectionState::Ready { .. }) => RunEnd::Problem(format!(
-                "replica of {id} on {} holds everything up to {at} only, but {floor} was confirmed or durable before: rows are missing there; recreate the index",
-                self.node
-            )),
+            Some(CollectionState::Ready { .. }) => RunEnd::Lost {
+                collection: map.partitions[&id].collection,
+                reason: rows_missing(id, self.node, at, floor),
+            },
             _ => RunEnd::restart("map_changed", format!("{id} is no longer complete")),
         }
     }
@@ -368,6 +374,10 @@ impl NodeFeed {
     fn report(&self, report: Report) {
         let is_new = {
             let mut state = self.state.lock();
+            if state.queue.is_absent(report.partition, report.generation) {
+                let detail = format!("{} holds {} again", self.node, report.partition);
+                return self.progress.end(RunEnd::restart("replica_back", detail));
+            }
             let is_new = state.queue.report(
                 report.partition,
                 report.generation,
@@ -376,6 +386,10 @@ impl NodeFeed {
             );
             if is_new {
                 state.moved_at = Instant::now();
+                if state.link == Link::GivenUp {
+                    let detail = format!("{} moves again", self.node);
+                    self.progress.end(RunEnd::restart("node_back", detail));
+                }
             }
             is_new
         };

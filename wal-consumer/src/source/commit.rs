@@ -12,8 +12,9 @@ use crate::rows::{ColumnMap, LiveColumn, RowOp, Unusable};
 use crate::transaction::Transaction;
 use anyhow::Context;
 use cluster_core::change::{Change, PositionedChange, VectorColumn};
-use cluster_core::collection::CollectionSpec;
-use cluster_core::ids::CollectionId;
+use cluster_core::collection::{Collection, CollectionSpec};
+use cluster_core::ids::{CollectionId, SourceId};
+use cluster_core::map::PartitionMap;
 use cluster_core::wal_position::WalPosition;
 use cluster_core::xid::FullXid;
 use std::collections::HashMap;
@@ -229,13 +230,7 @@ impl Run {
         id: CollectionId,
         reason: &str,
     ) -> Result<(), RunEnd> {
-        coordination::fail_collection(&self.context, id, reason).await?;
-        // Who decides whether the table is still needed looks into the map.
-        let source = self.context.source;
-        coordination::wait_for_map(&self.context, |map| {
-            !crate::feed::router::is_fed(map, source, id)
-        })
-        .await?;
+        coordination::give_up(&self.context, id, reason).await?;
         self.remove_collection(id);
         Ok(())
     }
@@ -286,11 +281,9 @@ impl Run {
         let highest = self.tables.generations.entry(index_oid).or_default();
         *highest = generation.max(*highest);
         if let Some(id) = coordination::create_collection(&self.context, &spec).await? {
-            // Dropped again already by a later part of a replayed stream: the
-            // next fetch of the map shows the collection, or a newer version.
-            let map =
-                coordination::wait_for_map(&self.context, |map| map.collections.contains_key(&id))
-                    .await?;
+            let source = self.context.source;
+            let shows_outcome = |map: &PartitionMap| shows_creation(map, source, id, &spec);
+            let map = coordination::wait_for_map(&self.context, shows_outcome).await?;
             if crate::feed::router::is_fed(&map, self.context.source, id) {
                 self.add_collection(&map, id);
             }
@@ -329,6 +322,24 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// Whether the map is of after the collection's creation. One that shows it may
+/// have been skipped: then it shows what took its place.
+fn shows_creation(
+    map: &PartitionMap,
+    source: SourceId,
+    id: CollectionId,
+    spec: &CollectionSpec,
+) -> bool {
+    let is_successor = |c: &Collection| {
+        c.spec.source == source
+            && c.spec.index_oid == spec.index_oid
+            && c.spec.definition_generation > spec.definition_generation
+    };
+    map.collections.contains_key(&id)
+        || map.collections.values().any(is_successor)
+        || !map.sources.contains_key(&source)
 }
 
 /// The table's columns as the catalog lists them now; none once it is gone.

@@ -3,6 +3,7 @@
 
 use super::SourceContext;
 use crate::feed::progress::RunEnd;
+use crate::feed::router::is_fed;
 use crate::retry::Backoff;
 use cluster_client::ClientError;
 use cluster_core::collection::{BackfillSnapshot, CollectionSpec};
@@ -187,6 +188,18 @@ pub async fn fail_collection(
         }
         _ => Ok(()),
     }
+}
+
+/// Fails a collection and waits until the map says so: who decides what is fed,
+/// or whether a table is still needed, looks there.
+pub async fn give_up(
+    context: &SourceContext,
+    collection: CollectionId,
+    reason: &str,
+) -> Result<(), RunEnd> {
+    fail_collection(context, collection, reason).await?;
+    wait_for_map(context, |map| !is_fed(map, context.source, collection)).await?;
+    Ok(())
 }
 
 /// Waits until the map is such, by watching and by asking.

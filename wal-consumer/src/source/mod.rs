@@ -1,14 +1,15 @@
 //! One source: attempts at following it, one after the other, until the lease
 //! ends. In reading order: what must be so before ([`preflight`]), one run
 //! ([`run`]), what a transaction does ([`commit`], [`key_change`]), and the
-//! parties: Postgres ([`sql`], [`xmin`]), the coordinators ([`coordination`]),
-//! the table that lists the collections ([`definitions`]).
+//! parties: Postgres ([`sql`], [`xmin`], [`publication`]), the coordinators
+//! ([`coordination`]), the table that lists the collections ([`definitions`]).
 
 pub mod commit;
 pub mod coordination;
 pub mod definitions;
 pub mod key_change;
 pub mod preflight;
+pub mod publication;
 pub mod run;
 pub mod sql;
 pub mod xmin;
@@ -18,7 +19,7 @@ use crate::feed::progress::RunEnd;
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use cluster_client::ClusterClient;
-use cluster_core::ids::{CollectionId, ConsumerEpoch, SourceId};
+use cluster_core::ids::{CollectionId, ConsumerEpoch, LeaseEpoch, MapVersion, SourceId};
 use cluster_core::wal_position::Lsn;
 use parking_lot::Mutex;
 use proto::v1;
@@ -38,6 +39,9 @@ pub struct SourceContext {
     pub source: SourceId,
     /// Fences every other consumer of the source.
     pub token: ConsumerEpoch,
+    /// The map that the assignment was read from. Only the token's holder creates
+    /// collections, so that one as new shows all of them.
+    pub map_floor: (LeaseEpoch, MapVersion),
     pub metrics: Metrics,
     pub standing: Arc<Standing>,
     /// Ends with the lease.
@@ -108,6 +112,13 @@ pub async fn follow(context: SourceContext) {
             RunEnd::Restart { label, detail } => {
                 context.metrics.restarted(context.source, label);
                 tracing::warn!(source = %context.source, reason = label, detail, "source starts over");
+            }
+            RunEnd::Lost { collection, reason } => {
+                context.metrics.restarted(context.source, "lost");
+                // Not done is not lost: the next run comes to the same end.
+                if let Err(end) = coordination::give_up(&context, collection, &reason).await {
+                    tracing::warn!(source = %context.source, %collection, %end, "collection is not failed yet");
+                }
             }
             RunEnd::Problem(problem) => {
                 context.metrics.restarted(context.source, "problem");

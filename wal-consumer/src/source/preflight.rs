@@ -2,8 +2,9 @@
 //! and the slot, made or taken over.
 //!
 //! Takeover: the token goes to the nodes first, then the former walsender is
-//! ended, then the slot is compared with the replicas. A slot above a complete
-//! replica's durable watermark fails closed: what lies between is lost there.
+//! ended, then the slot is compared with the replicas. Where the slot stands above
+//! a complete replica's durable watermark, what lies between is lost there: the
+//! collection fails, and the others go on.
 
 use super::coordination::{self, wait_for_map};
 use super::{SourceContext, definitions, sql};
@@ -12,11 +13,11 @@ use crate::replication::connection::Connection;
 use crate::replication::slot::{self, Lifetime, SystemIdentity};
 use anyhow::Context;
 use cluster_core::collection::CollectionState;
-use cluster_core::ids::{NodeId, PartitionId};
+use cluster_core::ids::{CollectionId, NodeId, PartitionId};
 use cluster_core::map::{PartitionMap, Slot, Source};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use proto::v1;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio_postgres::{Client, Config};
 
@@ -48,7 +49,8 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
     // A map of before the assignment may lack collections of the former consumer.
     let is_ours = |map: &PartitionMap| {
         let source = map.sources.get(&context.source);
-        source.is_some_and(|s| s.consumer_epoch >= context.token)
+        let is_current = (map.epoch, map.version) >= context.map_floor;
+        is_current && source.is_some_and(|s| s.consumer_epoch >= context.token)
     };
     let map = wait_for_map(context, is_ours).await?;
     let source = &map.sources[&context.source];
@@ -73,6 +75,12 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
                 consistent_point,
             };
             coordination::report(context, Some(&slot), "").await?;
+            // The next run must not take the slot for one that was never used.
+            let has_slot = |map: &PartitionMap| {
+                let source = map.sources.get(&context.source);
+                source.is_none_or(|s| s.slot.is_some())
+            };
+            wait_for_map(context, has_slot).await?;
             slot
         }
     };
@@ -84,7 +92,10 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
         incarnation: source.incarnation,
         start: confirmed.max(known.consistent_point),
     };
-    check_floors(&context.client.map(), &floors, following.end_of(confirmed))?;
+    let lost = below_slot(&context.client.map(), &floors, following.end_of(confirmed));
+    for (collection, reason) in lost {
+        coordination::give_up(context, collection, &reason).await?;
+    }
     Ok(Prepared {
         postgres,
         sql,
@@ -382,19 +393,78 @@ async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
     Ok(floors)
 }
 
-fn check_floors(map: &PartitionMap, floors: &Floors, confirmed: WalPosition) -> Result<(), RunEnd> {
+/// The complete collections with a replica that lacks what the slot no longer has.
+fn below_slot(
+    map: &PartitionMap,
+    floors: &Floors,
+    confirmed: WalPosition,
+) -> BTreeMap<CollectionId, String> {
+    let mut lost = BTreeMap::new();
     for (node, partition, durable) in floors {
         let collection = map
             .partitions
             .get(partition)
             .and_then(|p| map.collections.get(&p.collection));
-        let is_complete =
-            collection.is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }));
-        if is_complete && *durable < confirmed {
-            return Err(RunEnd::Problem(format!(
-                "the slot was confirmed up to {confirmed}, but the replica of {partition} on {node} holds everything up to {durable} only: rows are missing there; recreate the index"
-            )));
+        let complete = collection.filter(|c| matches!(c.state, CollectionState::Ready { .. }));
+        if let Some(collection) = complete
+            && *durable < confirmed
+        {
+            let reason = rows_missing(*partition, *node, *durable, confirmed);
+            lost.entry(collection.id).or_insert(reason);
         }
     }
-    Ok(())
+    lost
+}
+
+/// Why a collection fails of which a replica is behind what was confirmed.
+pub fn rows_missing(
+    partition: PartitionId,
+    node: NodeId,
+    durable: WalPosition,
+    confirmed: WalPosition,
+) -> String {
+    format!(
+        "the replica of {partition} on {node} holds everything up to {durable} only, but Postgres keeps no changes up to {confirmed}: rows are missing there; REINDEX builds it anew"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::tests::spec;
+    use cluster_core::collection::{BackfillSnapshot, Collection};
+    use cluster_core::ids::{BackfillId, Incarnation};
+    use cluster_core::map::{HashRange, Partition};
+
+    #[test]
+    fn p3_a_replica_below_the_slot_fails_its_collection_alone() {
+        let mut map = PartitionMap::default();
+        let ready = CollectionState::Ready {
+            snapshot: BackfillSnapshot::default(),
+        };
+        let building = CollectionState::Building {
+            backfill: BackfillId(1),
+        };
+        for (id, state) in [(1, ready.clone()), (2, ready), (3, building)] {
+            let collection = Collection {
+                id: CollectionId(id),
+                spec: spec(),
+                state,
+                last_backfill: BackfillId(1),
+            };
+            map.collections.insert(collection.id, collection);
+            let partition = Partition {
+                id: PartitionId(id),
+                collection: CollectionId(id),
+                range: HashRange::WHOLE,
+                replicas: Vec::new(),
+            };
+            map.partitions.insert(partition.id, partition);
+        }
+        let end = |lsn| WalPosition::end_of(Incarnation(1), Lsn(lsn));
+        let at = |partition, lsn| (NodeId(1), PartitionId(partition), end(lsn));
+        let floors = vec![at(1, 10), at(2, 9), at(3, 0), at(4, 0)];
+        let lost: Vec<_> = below_slot(&map, &floors, end(10)).into_keys().collect();
+        assert_eq!(lost, [CollectionId(2)]);
+    }
 }

@@ -5,7 +5,7 @@
 use super::commit::Tables;
 use super::preflight::{self, Prepared};
 use super::xmin::XidReading;
-use super::{SourceContext, coordination, sql};
+use super::{SourceContext, coordination, publication, sql};
 use crate::backfill::{Backfills, Barrier};
 use crate::feed::progress::{Progress, RunEnd};
 use crate::feed::router::{self, Router};
@@ -104,7 +104,7 @@ async fn stream(
     let polling = poll_server(
         context.clone(),
         reading,
-        slot_name.clone(),
+        (slot_name.clone(), publication.clone()),
         xid_sender,
         progress.clone(),
     );
@@ -344,7 +344,7 @@ impl Run {
 async fn poll_server(
     context: SourceContext,
     client: Client,
-    slot_name: String,
+    (slot_name, publication): (String, String),
     xids: watch::Sender<XidReading>,
     progress: Arc<Progress>,
 ) {
@@ -352,7 +352,8 @@ async fn poll_server(
     loop {
         let polling = async {
             xids.send_replace(XidReading::take(&client).await?);
-            read_slot_standing(&context, &client, &slot_name).await
+            read_slot_standing(&context, &client, &slot_name).await?;
+            publication::check(&context, &client, &publication).await
         };
         let polled = tokio::time::timeout(
             Duration::from_millis(context.config.call_timeout_ms),
@@ -360,7 +361,11 @@ async fn poll_server(
         );
         match polled.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return progress.end(RunEnd::restart("sql", format!("{error:#}"))),
+            Ok(Err(error)) => {
+                let end = error.downcast::<RunEnd>();
+                let restart = |error| RunEnd::restart("sql", format!("{error:#}"));
+                return progress.end(end.unwrap_or_else(restart));
+            }
             Err(_) => return progress.end(RunEnd::restart("sql", "Postgres does not answer")),
         }
         tokio::time::sleep(every).await;
