@@ -136,15 +136,15 @@ pub unsafe fn release_table(table_oid: pg_sys::Oid) {
                 "DELETE FROM ruvector.collections WHERE table_oid OPERATOR(pg_catalog.=) $1",
                 &args,
             );
-            for statement in texts(client, LEAVE_PUBLICATIONS, &args) {
-                run(client, &statement, &[]);
+            for (publisher, statement) in statements(client, LEAVE_PUBLICATIONS, &args) {
+                as_owner(publisher, || run(client, &statement, &[]));
             }
         })
     })
 }
 
 const LEAVE_PUBLICATIONS: &str = "
-SELECT pg_catalog.format('ALTER PUBLICATION %I DROP TABLE ONLY %I.%I', p.pubname, n.nspname, t.relname)
+SELECT p.pubowner, pg_catalog.format('ALTER PUBLICATION %I DROP TABLE ONLY %I.%I', p.pubname, n.nspname, t.relname)
   FROM pg_catalog.pg_publication p
   JOIN pg_catalog.pg_publication_rel ours ON ours.prpubid OPERATOR(pg_catalog.=) p.oid
   JOIN pg_catalog.pg_publication_rel theirs ON theirs.prpubid OPERATOR(pg_catalog.=) p.oid
@@ -153,11 +153,15 @@ SELECT pg_catalog.format('ALTER PUBLICATION %I DROP TABLE ONLY %I.%I', p.pubname
  WHERE ours.prrelid OPERATOR(pg_catalog.=) 'ruvector.collections'::pg_catalog.regclass
    AND t.oid OPERATOR(pg_catalog.=) $1";
 
-/// The first column of a query of ours.
-fn texts(client: &mut SpiClient<'_>, sql: &str, args: &[DatumWithOid<'_>]) -> Vec<String> {
+/// Roles, and what is to be run as each.
+fn statements(
+    client: &mut SpiClient<'_>,
+    sql: &str,
+    args: &[DatumWithOid<'_>],
+) -> Vec<(pg_sys::Oid, String)> {
     match client.update(sql, None, args) {
         Ok(rows) => rows
-            .filter_map(|row| row.get::<String>(1).ok().flatten())
+            .filter_map(|row| Some((row.get(1).ok()??, row.get(2).ok()??)))
             .collect(),
         Err(error) => pgrx::error!("ruvector.collections: {error}"),
     }
