@@ -4,6 +4,7 @@
 mod collections;
 mod init;
 mod lag;
+mod leftovers;
 mod map;
 mod progress;
 mod source;
@@ -18,6 +19,7 @@ use cluster_client::{ClientConfig, ClientError, ClusterClient};
 use cluster_core::map::PartitionMap;
 use proto::v1::{GetStatusRequest, GetStatusResponse};
 use serde::Serialize;
+use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
 #[derive(Args)]
@@ -84,8 +86,11 @@ pub fn run(args: CtlArgs) -> Result<(), Failure> {
             CtlCommand::Source(command) => source::run(&ctl, command, json).await,
         }
     })?;
-    print!("{text}");
-    Ok(())
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // `ctl … | head` has seen enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written.context("cannot print the answer")?),
+    }
 }
 
 fn show(report: &impl Report, json: bool) -> Result<String, Failure> {

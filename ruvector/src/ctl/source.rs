@@ -1,10 +1,11 @@
 //! `ctl source`: which Postgres databases the cluster follows.
 
+use super::leftovers::Leftovers;
 use super::table::{Align, Table, or_dash};
 use super::{Ctl, Report, failure, show};
 use crate::failure::{Failure, FailureKind};
 use clap::Subcommand;
-use proto::v1::{AddSourceRequest, RemoveSourceRequest};
+use proto::v1::{AddSourceRequest, GetSourceCredentialsRequest, RemoveSourceRequest};
 use serde::Serialize;
 use std::str::FromStr;
 use tokio_postgres::config::Host;
@@ -22,7 +23,8 @@ pub enum SourceCommand {
     },
     /// The databases that are followed
     List,
-    /// Stop following a database, and drop what is indexed of it
+    /// Stop following a database, and drop what is indexed of it, its replication
+    /// slot and its publication
     Remove {
         /// Its number or its name
         source: String,
@@ -132,6 +134,17 @@ async fn remove(ctl: &Ctl, wanted: &str) -> Result<Removed, Failure> {
         )));
     };
     let source_id = source.id.0;
+    // With the source its connection string is gone.
+    let dsn = ctl
+        .client
+        .leader(|mut leader| async move {
+            leader
+                .get_source_credentials(GetSourceCredentialsRequest { source_id })
+                .await
+        })
+        .await
+        .map_err(failure)?
+        .dsn;
     ctl.client
         .leader(|mut leader| async move {
             leader
@@ -140,6 +153,16 @@ async fn remove(ctl: &Ctl, wanted: &str) -> Result<Removed, Failure> {
         })
         .await
         .map_err(failure)?;
+    let leftovers = Leftovers::of(source);
+    leftovers.remove(&dsn).await.map_err(|error| {
+        let name = &source.name;
+        let sql = leftovers.sql();
+        let message = format!(
+            "source {source_id} ({name}) is removed, but its slot is still in Postgres, whose disk it fills: {error:#}\n\
+             Run this there, in the source's database:\n{sql}"
+        );
+        Failure::new(FailureKind::Failed, message)
+    })?;
     Ok(Removed {
         source_id,
         name: source.name.clone(),
@@ -183,7 +206,10 @@ impl Report for Added {
 
 impl Report for Removed {
     fn text(&self) -> String {
-        format!("Source {} ({}) is removed\n", self.source_id, self.name)
+        format!(
+            "Source {} ({}) is removed, and its slot and publication are dropped\n",
+            self.source_id, self.name
+        )
     }
 }
 

@@ -1,0 +1,118 @@
+//! What a source leaves in its Postgres once it is no longer followed. The slot
+//! must go: it keeps every WAL segment from then on, until the disk is full.
+
+use anyhow::Context;
+use cluster_core::map::Source;
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::{Client, Config, NoTls};
+use wal_consumer::source::sql::{identifier, literal};
+
+/// How long the consumer may take to let go of the slot.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_EVERY: Duration = Duration::from_millis(200);
+/// For all of it.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+pub struct Leftovers {
+    slot: String,
+    publication: String,
+}
+
+impl Leftovers {
+    pub fn of(source: &Source) -> Self {
+        Self {
+            slot: source.slot_name.clone(),
+            publication: source.publication_name.clone(),
+        }
+    }
+
+    /// The same by hand.
+    pub fn sql(&self) -> String {
+        format!(
+            "{}\n{}\n{}\n",
+            self.terminate(),
+            self.drop_slot(),
+            self.drop_publication()
+        )
+    }
+
+    fn terminate(&self) -> String {
+        format!(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = {} AND active_pid IS NOT NULL;",
+            literal(&self.slot)
+        )
+    }
+
+    fn drop_slot(&self) -> String {
+        format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {};",
+            literal(&self.slot)
+        )
+    }
+
+    fn drop_publication(&self) -> String {
+        format!(
+            "DROP PUBLICATION IF EXISTS {};",
+            identifier(&self.publication)
+        )
+    }
+
+    pub async fn remove(&self, dsn: &str) -> anyhow::Result<()> {
+        let mut config: Config = dsn.parse().context("the source's connection string")?;
+        config
+            .application_name("ruvector-ctl")
+            .connect_timeout(RELEASE_TIMEOUT);
+        let removing = async {
+            let (client, connection) = config
+                .connect(NoTls)
+                .await
+                .context("connecting to Postgres")?;
+            let connection = tokio::spawn(connection);
+            let removed = self.remove_by(&client).await;
+            drop(client);
+            connection.abort();
+            removed
+        };
+        timeout(TIMEOUT, removing)
+            .await
+            .context("Postgres did not answer in time")?
+    }
+
+    async fn remove_by(&self, client: &Client) -> anyhow::Result<()> {
+        let give_up_at = Instant::now() + RELEASE_TIMEOUT;
+        loop {
+            // Whoever still follows may connect again once before it hears.
+            client
+                .batch_execute(&self.terminate())
+                .await
+                .context("ending the slot's walsender")?;
+            let dropped = client.batch_execute(&self.drop_slot()).await;
+            match dropped {
+                Ok(()) => break,
+                Err(_) if Instant::now() < give_up_at => sleep(RETRY_EVERY).await,
+                Err(error) => return Err(error).context("dropping the slot"),
+            }
+        }
+        client
+            .batch_execute(&self.drop_publication())
+            .await
+            .context("dropping the publication")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sql_to_run_by_hand_names_slot_and_publication() {
+        let leftovers = Leftovers {
+            slot: "ruvector_c_1".to_owned(),
+            publication: "ruvector".to_owned(),
+        };
+        let sql = leftovers.sql();
+        assert!(sql.contains("pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = E'ruvector_c_1'"));
+        assert!(sql.contains("DROP PUBLICATION IF EXISTS \"ruvector\""));
+    }
+}
