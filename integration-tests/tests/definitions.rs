@@ -329,3 +329,24 @@ fn a_temporary_index_does_not_hide_the_status_of_others() -> Result<()> {
     assert_eq!(other.value(count)?, "0");
     Ok(())
 }
+
+#[test]
+fn a_table_taken_out_of_the_publication_fails_its_index_by_name_and_reindex_builds_it_anew()
+-> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    let items = Items::indexed(&mut session, "unpublished", 300, 8)?;
+    session.batch_execute("ALTER PUBLICATION ruvector DROP TABLE unpublished")?;
+    session.execute("DELETE FROM unpublished WHERE id <= 50", &[])?;
+    let status =
+        "SELECT state || ': ' || reason FROM ruvector_index_status('unpublished_embedding_idx')";
+    wait_until("failed by name", || {
+        let status = session.value(status)?;
+        Ok(status.starts_with("failed") && status.contains("publication"))
+    })?;
+    let sql = items.nearest(5, 10);
+    assert_eq!(session.ids(&sql)?, session.exact_ids(&sql)?);
+    session.batch_execute("REINDEX INDEX unpublished_embedding_idx")?;
+    session.wait_for(&items.index(), false)?;
+    items.assert_equals_exact(&mut session, 10)?;
+    items.assert_every_row_once(&mut session)
+}

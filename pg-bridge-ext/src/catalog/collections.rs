@@ -4,6 +4,7 @@
 
 use crate::access_method::definition::{Definition, RowKeyIndex};
 use crate::catalog::hooks;
+use crate::worker::{self, ViewState};
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::spi::{Spi, SpiClient};
@@ -34,7 +35,10 @@ pub unsafe fn register(definition: &Definition, key: &RowKeyIndex) -> Registered
         Spi::connect_mut(|client| {
             sweep(client);
             let known = known_generation(client, definition.index_oid, &fingerprint);
-            match known.filter(|_| !hooks::in_alter_table()) {
+            let may_stay = |generation: &u64| {
+                !hooks::in_alter_table() && !has_failed(definition.index_oid, *generation)
+            };
+            match known.filter(may_stay) {
                 Some(generation) => {
                     upsert(client, definition, key, &fingerprint, generation);
                     Registered::Unchanged(generation)
@@ -196,6 +200,15 @@ fn sweep(client: &mut SpiClient<'_>) {
         );
         run(client, &sql, &[]);
     }
+}
+
+/// Whether the cluster has given the collection up: building the index again is
+/// how the user asks for a new one.
+fn has_failed(index_oid: pg_sys::Oid, generation: u64) -> bool {
+    // SAFETY: set once when the backend starts.
+    let database_oid = unsafe { pg_sys::MyDatabaseId }.to_u32();
+    let view = worker::index_view(database_oid, index_oid.to_u32(), generation);
+    view.state == ViewState::Failed
 }
 
 fn known_generation(
