@@ -7,6 +7,7 @@ set -euo pipefail
 . "$(dirname "$0")/env.sh"
 
 prepare_run_dir
+claim_caches
 cd "$ROOT"
 if [ -n "${PREBUILT:-}" ]; then
   # The tests build once and start many clusters.

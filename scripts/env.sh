@@ -62,6 +62,20 @@ as_server() {
   fi
 }
 
+# claim_caches: several clones share the build caches, and cargo, which compares
+# times only, would take another clone's build of an older source for this one's.
+# Where another clone has built last, this one's sources are made new.
+claim_caches() {
+  local cache
+  for cache in "$CARGO_TARGET_DIR" "$EXTENSION_TARGET_DIR"; do
+    [ "$(cat "$cache/clone" 2>/dev/null)" != "$ROOT" ] || continue
+    mkdir -p "$cache"
+    find "$ROOT" -name .git -prune -o -type f \
+      \( -name '*.rs' -o -name '*.proto' -o -name 'Cargo.toml' \) -exec touch {} +
+    printf '%s\n' "$ROOT" >"$cache/clone"
+  done
+}
+
 # with_progress LABEL LOG COMMAND…: runs quietly into LOG with one line that
 # shows life; on failure prints the end of the log.
 with_progress() {

@@ -9,6 +9,7 @@ set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$SCRIPTS/env.sh" # setup may just have made the RocksDB archive
 prepare_run_dir
+claim_caches
 cd "$ROOT"
 
 in_extension() { (cd "$ROOT/pg-bridge-ext" && CARGO_TARGET_DIR=$EXTENSION_TARGET_DIR "$@"); }
