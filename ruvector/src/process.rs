@@ -11,6 +11,7 @@ use futures::future::LocalBoxFuture;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,9 @@ use tokio_util::sync::CancellationToken;
 pub const METRICS_COORDINATOR: &str = "127.0.0.1:7402";
 pub const METRICS_NODE: &str = "127.0.0.1:7502";
 pub const METRICS_CONSUMER: &str = "127.0.0.1:7602";
+
+/// How long blocking work may go on after a graceful end.
+const BLOCKING_WORK_MAX: Duration = Duration::from_secs(5);
 
 /// What a process's `start` answers: it serves; the handle ends after a graceful
 /// shutdown, or with the reason why it cannot go on.
@@ -66,9 +70,10 @@ where
         .build()
         .context("cannot start the async runtime")?;
     let result = runtime.block_on(serve(args.pid_file.as_deref(), settings, start));
-    // Blocking work that outlives a graceful end (a long RocksDB call) may not
-    // hold up the exit: everything acknowledged is on disk.
-    runtime.shutdown_background();
+    // A RocksDB call that is still running at the exit would meet destroyed locks
+    // and abort; one that takes long may not hold up the exit for ever, for
+    // everything acknowledged is on disk.
+    runtime.shutdown_timeout(BLOCKING_WORK_MAX);
     Ok(result?)
 }
 

@@ -165,10 +165,12 @@ impl Process {
         self.running = Some((runtime, shutdown));
     }
 
-    /// Drops every task where it stands.
+    /// Drops every task where it stands. A write that has reached RocksDB ends
+    /// first: at the end of the test process it would meet destroyed locks.
     pub fn kill(&mut self) {
         if let Some((runtime, _)) = self.running.take() {
-            runtime.shutdown_background();
+            let stop = std::thread::spawn(move || runtime.shutdown_timeout(PATIENCE));
+            stop.join().unwrap();
         }
     }
 }
