@@ -178,6 +178,7 @@ async fn cluster() -> Cluster {
                 disk_uuid,
                 address,
                 zone,
+                is_draining: false,
             },
         );
         listeners.push(listener);

@@ -5,7 +5,7 @@
 //! input (refuse).
 
 use crate::ids::{CollectionId, NodeId, PartitionId, SourceId};
-use crate::map::{HashRange, PartitionMap, tiles_whole_space};
+use crate::map::{HashRange, PartitionMap, ReplicaState, tiles_whole_space};
 use crate::wal_position::WalPosition;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub enum Violation {
     #[error("P7: the partitions of {0} do not tile the hash space")]
     Untiled(CollectionId),
-    #[error("{0} has no replica")]
-    NoReplica(PartitionId),
+    #[error("{0} has no serving replica")]
+    NoServingReplica(PartitionId),
     #[error("{0} has two replicas on {1}")]
     SharedNode(PartitionId, NodeId),
     #[error("{0} is on {1}, which the map does not list")]
@@ -61,8 +61,8 @@ pub fn check_map(map: &PartitionMap) -> Result<(), Violation> {
                 partition.collection,
             ));
         }
-        if partition.replicas.is_empty() {
-            return Err(Violation::NoReplica(partition.id));
+        if partition.in_state(ReplicaState::Serving).next().is_none() {
+            return Err(Violation::NoServingReplica(partition.id));
         }
         let mut nodes = BTreeSet::new();
         for replica in &partition.replicas {
@@ -129,6 +129,7 @@ mod tests {
                 disk_uuid: String::new(),
                 address: String::new(),
                 zone: String::new(),
+                is_draining: false,
             };
             map.nodes.insert(NodeId(id), node);
         }

@@ -68,9 +68,23 @@ pub fn tiles_whole_space(ranges: impl IntoIterator<Item = HashRange>) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplicaState {
-    /// Copying or catching up; answers no search.
+    /// Copying or catching up; answers no search, and no slot waits for it.
     Learner,
+    /// Answers searches; the slot waits for it.
     Serving,
+    /// Fell too far behind for the slot to wait. It answers nothing, and comes
+    /// back as a learner.
+    Demoted,
+    /// Gives its place to another; answers nothing from the moment its node
+    /// knows, and is fed until then.
+    Releasing,
+}
+
+impl ReplicaState {
+    /// Whether the consumer sends it the stream.
+    pub fn is_fed(self) -> bool {
+        self != ReplicaState::Demoted
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +102,16 @@ pub struct Partition {
     pub replicas: Vec<Replica>,
 }
 
+impl Partition {
+    pub fn replica_on(&self, node: NodeId) -> Option<&Replica> {
+        self.replicas.iter().find(|replica| replica.node == node)
+    }
+
+    pub fn in_state(&self, state: ReplicaState) -> impl Iterator<Item = &Replica> {
+        self.replicas.iter().filter(move |r| r.state == state)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     pub id: NodeId,
@@ -97,6 +121,9 @@ pub struct Node {
     /// `host:port` of the node's gRPC server.
     pub address: String,
     pub zone: String,
+    /// Its replicas go to other nodes, and no new ones come.
+    #[serde(default)]
+    pub is_draining: bool,
 }
 
 /// What the cluster knows of a Postgres database's replication.

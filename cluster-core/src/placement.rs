@@ -189,6 +189,7 @@ mod tests {
                 disk_uuid: format!("disk-{i}"),
                 address: format!("127.0.0.1:{i}"),
                 zone: (*zone).to_owned(),
+                is_draining: false,
             };
             map.nodes.insert(id, node);
         }

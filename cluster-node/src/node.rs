@@ -126,6 +126,8 @@ impl Node {
     }
 
     pub fn report(&self) -> v1::NodeReport {
+        // The map first: what it takes away is not answered from here on.
+        let map = self.map();
         let replicas = self.replicas.all();
         let mut partitions: Vec<_> = replicas
             .iter()
@@ -143,6 +145,7 @@ impl Node {
                     pending_rows: replica.pending_rows(),
                     memory_bytes: live.memory_bytes() as u64,
                     problem: replica.problem().unwrap_or_default(),
+                    learner: None,
                 }
             })
             .collect();
@@ -164,6 +167,8 @@ impl Node {
             searches_total: self.metrics.searches.get(),
             estale_total: self.metrics.estale_total(),
             allows_plaintext_off_loopback: self.config.transport.allow_plaintext_off_loopback,
+            epoch: map.epoch.0,
+            map_version: map.version.0,
         }
     }
 }

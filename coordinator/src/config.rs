@@ -25,6 +25,8 @@ pub struct Config {
     pub leases: LeaseTerms,
     /// Copies of each partition, as far as there are nodes.
     pub replication_factor: u32,
+    /// A slow replica is no longer waited for while so many others serve.
+    pub min_required: u32,
     /// Partitions of a new collection per node.
     pub partitions_per_node: u32,
     /// How long a change may wait for its commit before the caller is told that
@@ -65,6 +67,7 @@ impl Default for Config {
             transport: Transport::default(),
             leases: LeaseTerms::default(),
             replication_factor: placement.replication_factor,
+            min_required: 1,
             partitions_per_node: placement.partitions_per_node,
             propose_timeout_ms: 5_000,
             read_index_timeout_ms: 2_000,
@@ -126,6 +129,7 @@ impl Config {
         }
         let at_least_one = [
             ("replication_factor", u64::from(self.replication_factor)),
+            ("min_required", u64::from(self.min_required)),
             ("partitions_per_node", u64::from(self.partitions_per_node)),
             ("propose_timeout_ms", self.propose_timeout_ms),
             ("read_index_timeout_ms", self.read_index_timeout_ms),

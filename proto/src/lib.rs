@@ -9,6 +9,7 @@ pub mod v1 {
 pub mod convert;
 pub mod error;
 pub mod map;
+mod moves;
 
 /// The most bytes of one gRPC message (P10).
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;

@@ -60,6 +60,7 @@ impl From<&Node> for v1::NodeEntry {
             disk_uuid: node.disk_uuid.clone(),
             address: node.address.clone(),
             zone: node.zone.clone(),
+            is_draining: node.is_draining,
         }
     }
 }
@@ -71,6 +72,7 @@ impl From<v1::NodeEntry> for Node {
             disk_uuid: wire.disk_uuid,
             address: wire.address,
             zone: wire.zone,
+            is_draining: wire.is_draining,
         }
     }
 }
@@ -287,6 +289,8 @@ impl From<&Replica> for v1::Replica {
             state: match replica.state {
                 ReplicaState::Learner => v1::ReplicaState::Learner,
                 ReplicaState::Serving => v1::ReplicaState::Serving,
+                ReplicaState::Demoted => v1::ReplicaState::Demoted,
+                ReplicaState::Releasing => v1::ReplicaState::Releasing,
             }
             .into(),
         }
@@ -303,6 +307,8 @@ impl TryFrom<v1::Replica> for Replica {
             state: match wire.state() {
                 v1::ReplicaState::Learner => ReplicaState::Learner,
                 v1::ReplicaState::Serving => ReplicaState::Serving,
+                v1::ReplicaState::Demoted => ReplicaState::Demoted,
+                v1::ReplicaState::Releasing => ReplicaState::Releasing,
                 v1::ReplicaState::Unspecified => return Err(BadMessage::Unknown("replica state")),
             },
         })

@@ -78,6 +78,7 @@ fn map() -> PartitionMap {
                 disk_uuid: "u".into(),
                 address: "h:1".into(),
                 zone: "a".into(),
+                is_draining: false,
             },
         )]
         .into(),

@@ -244,11 +244,12 @@ impl ClusterState {
         self.map
             .partitions
             .retain(|_, p| collections.contains_key(&p.collection));
+        self.forget_moves_of_gone_partitions();
         self.map.collections.len() != before
     }
 }
 
-fn is_ready(collection: &Collection) -> bool {
+pub(super) fn is_ready(collection: &Collection) -> bool {
     matches!(collection.state, CollectionState::Ready { .. })
 }
 

@@ -109,6 +109,101 @@ pub enum Command {
         collection: CollectionId,
         reason: String,
     },
+    /// Makes a learner on `to`, which takes the place of the replica on `from`
+    /// once it serves.
+    StartMove {
+        partition: PartitionId,
+        to: NodeId,
+        from: Option<NodeId>,
+        reason: MoveReason,
+    },
+    /// Gives up a move whose learner does not serve yet.
+    CancelMove {
+        partition: PartitionId,
+        generation: Generation,
+    },
+    /// A learner has caught up and the consumer counts it: it serves.
+    PromoteReplica {
+        token: ConsumerEpoch,
+        partition: PartitionId,
+        node: NodeId,
+        generation: Generation,
+    },
+    /// The slot waits no longer for a replica, as long as `min_required` others
+    /// are left.
+    DemoteReplica {
+        token: ConsumerEpoch,
+        partition: PartitionId,
+        node: NodeId,
+        generation: Generation,
+        min_required: u32,
+    },
+    /// A releasing replica's node has let go, or its lease is over.
+    FinishRelease {
+        partition: PartitionId,
+        node: NodeId,
+        generation: Generation,
+    },
+    SetDraining {
+        node: NodeId,
+        is_draining: bool,
+    },
+    /// Forgets a node that holds nothing. Its id does not come back.
+    RemoveNode {
+        node: NodeId,
+    },
+    SetRebalance {
+        mode: RebalanceMode,
+    },
+    /// What to move when there is room; replaces what was planned before.
+    PlanMoves {
+        moves: Vec<PlannedMove>,
+    },
+}
+
+/// A copy of a partition that is to come into being on a node, and the one whose
+/// place it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedMove {
+    pub partition: PartitionId,
+    pub to: NodeId,
+    pub from: Option<NodeId>,
+    pub reason: MoveReason,
+}
+
+/// A move that has begun: its learner is in the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    pub to: NodeId,
+    /// Of the replica on `to`.
+    pub generation: Generation,
+    pub from: Option<NodeId>,
+    pub reason: MoveReason,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MoveReason {
+    /// Its node is to be emptied.
+    Drain,
+    /// Another node holds less.
+    Balance,
+    /// Fewer replicas serve than should, or one's node is gone.
+    Repair,
+    /// An operator asked for it.
+    Operator,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RebalanceMode {
+    /// The leader repairs, drains and balances by itself.
+    #[default]
+    Auto,
+    /// It repairs and drains; it balances what an operator applies.
+    Manual,
+    /// It starts no move.
+    Paused,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,6 +259,8 @@ pub enum Refusal {
     UnknownSource { of: SourceId },
     #[error("there is no {collection}: it was dropped")]
     UnknownCollection { collection: CollectionId },
+    #[error("there is no {partition}: its collection was dropped, or it was split")]
+    UnknownPartition { partition: PartitionId },
     #[error("consumer token {given} of {of} is void: the current one is {current}")]
     Fenced {
         of: SourceId,

@@ -114,9 +114,34 @@ impl ClusterState {
                 disk_uuid,
                 address,
                 zone,
+                is_draining: false,
             },
         );
         Ok((Response::NodeJoined { node: id }, MapChanged::Yes))
+    }
+
+    pub(super) fn set_draining(&mut self, node: NodeId, is_draining: bool) -> Outcome {
+        let Some(known) = self.map.nodes.get_mut(&node) else {
+            return Err(Refusal::UnknownNode { node });
+        };
+        let changed = known.is_draining != is_draining;
+        known.is_draining = is_draining;
+        Ok((Response::Done, MapChanged::from(changed)))
+    }
+
+    /// Only a node that holds no replica is forgotten: nothing is lost with it.
+    pub(super) fn remove_node(&mut self, node: NodeId) -> Outcome {
+        let held = self.map.partitions.values();
+        let held = held.filter(|p| p.replica_on(node).is_some()).count();
+        if held > 0 {
+            let what = format!(
+                "{node} still holds {held} replicas: drain it first, and wait until it is empty"
+            );
+            return Err(Refusal::Conflict { what });
+        }
+        let changed = self.map.nodes.remove(&node).is_some();
+        self.planned.retain(|planned| planned.to != node);
+        Ok((Response::Done, MapChanged::from(changed)))
     }
 
     pub(super) fn join_consumer(&mut self, process_uuid: String, address: String) -> Outcome {

@@ -15,11 +15,17 @@
 mod collections;
 mod command;
 mod members;
+mod moves;
 mod sources;
 mod state;
 
 #[cfg(test)]
+mod moves_tests;
+#[cfg(test)]
 mod tests;
 
-pub use command::{Command, CoordinatorMember, PlacedPartition, Refusal, Reign, Response};
+pub use command::{
+    Command, CoordinatorMember, Move, MoveReason, PlacedPartition, PlannedMove, RebalanceMode,
+    Refusal, Reign, Response,
+};
 pub use state::{ClusterState, ConsumerRecord};

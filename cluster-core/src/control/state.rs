@@ -1,6 +1,8 @@
 //! The state that every coordinator holds, and the door to it.
 
-use super::command::{Command, CoordinatorMember, Refusal, Reign, Response};
+use super::command::{
+    Command, CoordinatorMember, Move, PlannedMove, RebalanceMode, Refusal, Reign, Response,
+};
 use crate::ids::*;
 use crate::invariants::check_map;
 use crate::map::{PartitionMap, Source};
@@ -40,6 +42,13 @@ pub struct ClusterState {
     /// Connection strings; they hold passwords and stay out of the map.
     pub(super) dsns: BTreeMap<SourceId, String>,
     pub(super) last: LastIds,
+    /// At most one at a time for a partition.
+    #[serde(default)]
+    pub(super) moves: BTreeMap<PartitionId, Move>,
+    #[serde(default)]
+    pub(super) planned: Vec<PlannedMove>,
+    #[serde(default)]
+    pub(super) rebalance: RebalanceMode,
 }
 
 /// What a command's handler answers: the response, and whether the map changed.
@@ -49,6 +58,15 @@ pub(super) type Outcome = Result<(Response, MapChanged), Refusal>;
 pub(super) enum MapChanged {
     Yes,
     No,
+}
+
+impl From<bool> for MapChanged {
+    fn from(changed: bool) -> Self {
+        match changed {
+            true => Self::Yes,
+            false => Self::No,
+        }
+    }
 }
 
 impl ClusterState {
@@ -75,6 +93,19 @@ impl ClusterState {
 
     pub fn dsn(&self, source: SourceId) -> Option<&str> {
         self.dsns.get(&source).map(String::as_str)
+    }
+
+    pub fn moves(&self) -> &BTreeMap<PartitionId, Move> {
+        &self.moves
+    }
+
+    /// What an operator wants moved and has not begun.
+    pub fn planned(&self) -> &[PlannedMove] {
+        &self.planned
+    }
+
+    pub fn rebalance(&self) -> RebalanceMode {
+        self.rebalance
     }
 
     /// The sources that a consumer holds, with their tokens.
@@ -160,6 +191,41 @@ impl ClusterState {
                 collection,
                 reason,
             } => self.fail_collection(token, collection, reason),
+            Command::StartMove {
+                partition,
+                to,
+                from,
+                reason,
+            } => self.start_move(partition, to, from, reason),
+            Command::CancelMove {
+                partition,
+                generation,
+            } => self.cancel_move(partition, generation),
+            Command::PromoteReplica {
+                token,
+                partition,
+                node,
+                generation,
+            } => self.promote_replica(token, partition, node, generation),
+            Command::DemoteReplica {
+                token,
+                partition,
+                node,
+                generation,
+                min_required,
+            } => self.demote_replica(token, partition, (node, generation), min_required),
+            Command::FinishRelease {
+                partition,
+                node,
+                generation,
+            } => self.finish_release(partition, node, generation),
+            Command::SetDraining { node, is_draining } => self.set_draining(node, is_draining),
+            Command::RemoveNode { node } => self.remove_node(node),
+            Command::SetRebalance { mode } => {
+                self.rebalance = mode;
+                Ok((Response::Done, MapChanged::No))
+            }
+            Command::PlanMoves { moves } => self.plan_moves(moves),
         }
     }
 
@@ -171,6 +237,9 @@ impl ClusterState {
         let newest = self.map.partitions.keys().next_back();
         if let Some(id) = newest.filter(|id| **id > self.last.partition) {
             return Some(format!("{id} was never given"));
+        }
+        if let Some(problem) = self.moves_violation() {
+            return Some(problem);
         }
         self.map
             .sources

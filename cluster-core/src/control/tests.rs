@@ -10,9 +10,12 @@ use crate::wal_position::Lsn;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
+/// Of the consumer in [`Cluster::ready`].
+pub(super) const TOKEN: ConsumerEpoch = ConsumerEpoch(1);
+
 /// A state machine that checks after each command what must hold.
-struct Cluster {
-    state: ClusterState,
+pub(super) struct Cluster {
+    pub(super) state: ClusterState,
     given: BTreeSet<String>,
 }
 
@@ -50,7 +53,51 @@ impl Cluster {
         self.state.map()
     }
 
-    fn apply(&mut self, command: Command) -> Response {
+    /// With one ready collection of one partition, on these nodes.
+    pub(super) fn with_collection(nodes: u64, holders: &[u64]) -> Self {
+        let mut cluster = Self::with_building_collection(nodes, holders);
+        cluster.apply(begin(1, 1));
+        cluster.apply(finish(1, 1, 1));
+        cluster
+    }
+
+    pub(super) fn with_building_collection(nodes: u64, holders: &[u64]) -> Self {
+        let mut cluster = Self::ready(nodes);
+        let created = cluster.apply(Command::CreateCollection {
+            token: TOKEN,
+            spec: spec(50, 1),
+            placement: vec![PlacedPartition {
+                range: HashRange::WHOLE,
+                nodes: holders.iter().map(|id| NodeId(*id)).collect(),
+            }],
+        });
+        let collection = CollectionId(1);
+        assert_eq!(created, Response::CollectionCreated { collection });
+        cluster
+    }
+
+    /// The source gets another token.
+    pub(super) fn hand_over(&mut self) {
+        self.apply(assign(1, TOKEN.0));
+    }
+
+    pub(super) fn join_node(&mut self, disk: u64) -> NodeId {
+        match self.apply(join(disk, None)) {
+            Response::NodeJoined { node } => node,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn drop_collection(&mut self) {
+        self.apply(Command::DropCollection {
+            token: TOKEN,
+            source: SourceId(1),
+            index_oid: 50,
+            definition_generation: 1,
+        });
+    }
+
+    pub(super) fn apply(&mut self, command: Command) -> Response {
         let before = self.state.clone();
         let response = self.state.apply(command.clone());
         let (old, new) = (before.map(), self.state.map());
@@ -101,16 +148,17 @@ impl Cluster {
                 .keys()
                 .filter_map(|i| unknown(old.partitions.contains_key(i), i.to_string())),
         );
-        for (id, partition) in &new.partitions {
-            if !old.partitions.contains_key(id) {
-                fresh.extend(
-                    partition
-                        .replicas
-                        .iter()
-                        .map(|r| format!("generation {}", r.generation)),
-                );
-            }
-        }
+        let generations = |map: &PartitionMap| -> BTreeSet<_> {
+            let replicas = map.partitions.values().flat_map(|p| &p.replicas);
+            replicas.map(|r| r.generation).collect()
+        };
+        let known = generations(old);
+        let assigned = generations(new);
+        fresh.extend(
+            assigned
+                .difference(&known)
+                .map(|g| format!("generation {g}")),
+        );
         let consumers = self.state.consumers().keys();
         fresh.extend(
             consumers.filter_map(|i| unknown(before.consumers().contains_key(i), i.to_string())),
@@ -550,8 +598,56 @@ fn command(cluster: &Cluster, draw: &Draw) -> Command {
             collection: CollectionId(a),
             reason: format!("r{c}"),
         },
+        13 => Command::StartMove {
+            partition: PartitionId(a),
+            to: NodeId(b),
+            from: (c > 0).then_some(NodeId(c)),
+            reason: MoveReason::Balance,
+        },
+        14 => Command::CancelMove {
+            partition: PartitionId(a),
+            generation: generation(cluster, a, c),
+        },
+        15 | 16 => Command::PromoteReplica {
+            token,
+            partition: PartitionId(a),
+            node: NodeId(c),
+            generation: generation(cluster, a, c),
+        },
+        17 => Command::DemoteReplica {
+            token,
+            partition: PartitionId(a),
+            node: NodeId(c),
+            generation: generation(cluster, a, c),
+            min_required: 1,
+        },
+        18 => Command::FinishRelease {
+            partition: PartitionId(a),
+            node: NodeId(c),
+            generation: generation(cluster, a, c),
+        },
+        19 => Command::SetDraining {
+            node: NodeId(a),
+            is_draining: b == 0,
+        },
+        20 => Command::RemoveNode { node: NodeId(a) },
+        21 => Command::PlanMoves {
+            moves: vec![PlannedMove {
+                partition: PartitionId(a),
+                to: NodeId(b),
+                from: None,
+                reason: MoveReason::Operator,
+            }],
+        },
         _ => initialise("other"),
     }
+}
+
+/// Of a partition's replica on a node, if there is one.
+fn generation(cluster: &Cluster, partition: u64, node: u64) -> Generation {
+    let partition = cluster.map().partitions.get(&PartitionId(partition));
+    let replica = partition.and_then(|p| p.replica_on(NodeId(node)));
+    replica.map_or(Generation(node), |r| r.generation)
 }
 
 proptest! {
@@ -560,7 +656,7 @@ proptest! {
     /// `Cluster::apply` asserts the invariants after each command.
     #[test]
     fn whatever_is_applied_versions_only_rise_ids_are_fresh_and_partitions_tile(
-        draws in prop::collection::vec((0u8..14, 0u64..5, 0u64..4, 0u64..4), 1..120)
+        draws in prop::collection::vec((0u8..23, 0u64..5, 0u64..4, 0u64..4), 1..200)
     ) {
         let mut cluster = Cluster::ready(2);
         for (kind, a, b, c) in draws {

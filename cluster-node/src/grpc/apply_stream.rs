@@ -116,6 +116,9 @@ async fn take(stream: &Stream, requests: &mut Streaming<v1::ApplyRequest>) -> Re
         match request.kind {
             Some(apply_request::Kind::Batch(batch)) => stream.batch(batch).await?,
             Some(apply_request::Kind::NothingElse(rest)) => stream.nothing_else(rest).await?,
+            Some(apply_request::Kind::Attach(_)) => {
+                return Err(Status::unimplemented("INTERFACE: to be written"));
+            }
             Some(apply_request::Kind::Open(_)) => {
                 return Err(Status::invalid_argument("the stream is open already"));
             }

@@ -97,6 +97,7 @@ pub fn watermark(replica: &Replica) -> v1::PartitionWatermark {
         generation: replica.id.generation.0,
         applied: Some(watermarks.applied.into()),
         durable: Some(watermarks.durable.into()),
+        is_learning: false,
     }
 }
 

@@ -186,6 +186,15 @@ impl v1::node_server::Node for NodeService {
         Ok(Response::new(v1::CloseCursorsResponse {}))
     }
 
+    type FetchCheckpointStream = ReceiverStream<Result<v1::CheckpointPart, Status>>;
+
+    async fn fetch_checkpoint(
+        &self,
+        _request: Request<v1::FetchCheckpointRequest>,
+    ) -> Result<Response<Self::FetchCheckpointStream>, Status> {
+        Err(Status::unimplemented("INTERFACE: to be written"))
+    }
+
     async fn get_map(
         &self,
         request: Request<v1::GetMapRequest>,

@@ -431,4 +431,114 @@ impl Service for CoordinatorService {
         .await?;
         answer(v1::FailCollectionResponse {})
     }
+
+    async fn promote_replica(
+        &self,
+        request: Request<v1::ReplicaChangeRequest>,
+    ) -> Answer<v1::ReplicaChangeResponse> {
+        let request = request.into_inner();
+        self.done(Command::PromoteReplica {
+            token: ConsumerEpoch(request.consumer_epoch),
+            partition: PartitionId(request.partition_id),
+            node: NodeId(request.node_id),
+            generation: Generation(request.generation),
+        })
+        .await?;
+        answer(v1::ReplicaChangeResponse {})
+    }
+
+    async fn demote_replica(
+        &self,
+        request: Request<v1::ReplicaChangeRequest>,
+    ) -> Answer<v1::ReplicaChangeResponse> {
+        let request = request.into_inner();
+        self.done(Command::DemoteReplica {
+            token: ConsumerEpoch(request.consumer_epoch),
+            partition: PartitionId(request.partition_id),
+            node: NodeId(request.node_id),
+            generation: Generation(request.generation),
+            min_required: self.coordinator.config.min_required,
+        })
+        .await?;
+        answer(v1::ReplicaChangeResponse {})
+    }
+
+    async fn set_draining(
+        &self,
+        request: Request<v1::SetDrainingRequest>,
+    ) -> Answer<v1::SetDrainingResponse> {
+        let v1::SetDrainingRequest {
+            node_id,
+            is_draining,
+        } = request.into_inner();
+        let node = NodeId(node_id);
+        self.done(Command::SetDraining { node, is_draining })
+            .await?;
+        self.coordinator.wake_duties();
+        answer(v1::SetDrainingResponse {})
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Answer<v1::RemoveNodeResponse> {
+        let node = NodeId(request.into_inner().node_id);
+        self.done(Command::RemoveNode { node }).await?;
+        answer(v1::RemoveNodeResponse {})
+    }
+
+    async fn set_rebalance(
+        &self,
+        request: Request<v1::SetRebalanceRequest>,
+    ) -> Answer<v1::SetRebalanceResponse> {
+        let mode = request
+            .into_inner()
+            .mode()
+            .try_into()
+            .map_err(bad_message)?;
+        self.done(Command::SetRebalance { mode }).await?;
+        self.coordinator.wake_duties();
+        answer(v1::SetRebalanceResponse {})
+    }
+
+    async fn plan_moves(
+        &self,
+        _request: Request<v1::PlanMovesRequest>,
+    ) -> Answer<v1::PlanMovesResponse> {
+        Err(Status::unimplemented("the planner is not there yet"))
+    }
+
+    async fn apply_moves(
+        &self,
+        request: Request<v1::ApplyMovesRequest>,
+    ) -> Answer<v1::ApplyMovesResponse> {
+        let moves = request.into_inner().moves;
+        let moves = moves
+            .into_iter()
+            .map(|planned| planned.try_into())
+            .collect::<Result<_, _>>()
+            .map_err(bad_message)?;
+        self.done(Command::PlanMoves { moves }).await?;
+        self.coordinator.wake_duties();
+        answer(v1::ApplyMovesResponse {})
+    }
+
+    async fn cancel_move(
+        &self,
+        request: Request<v1::CancelMoveRequest>,
+    ) -> Answer<v1::CancelMoveResponse> {
+        let partition = PartitionId(request.into_inner().partition_id);
+        let running = self
+            .coordinator
+            .state
+            .read(|state| state.moves().get(&partition).map(|m| m.generation));
+        if let Some(generation) = running {
+            self.done(Command::CancelMove {
+                partition,
+                generation,
+            })
+            .await?;
+        }
+        answer(v1::CancelMoveResponse {})
+    }
 }

@@ -20,6 +20,7 @@ pub fn refused(refusal: &Refusal, map: &PartitionMap) -> Status {
         }
         Refusal::UnknownConsumer { .. }
         | Refusal::UnknownSource { .. }
+        | Refusal::UnknownPartition { .. }
         | Refusal::UnknownCollection { .. } => Status::not_found(message),
         Refusal::Invalid { .. } => Status::invalid_argument(message),
         Refusal::Full { .. } => Status::resource_exhausted(message),

@@ -1,6 +1,7 @@
 //! What a coordinator knows of the cluster, for `ctl status` and monitoring.
 
 use crate::coordinator::Coordinator;
+use cluster_core::control::PlannedMove;
 use openraft::ServerState;
 use proto::v1;
 use std::time::{Duration, Instant};
@@ -39,7 +40,37 @@ pub fn status_of(coordinator: &Coordinator) -> v1::GetStatusResponse {
             allows_plaintext_off_loopback: report.allows_plaintext_off_loopback,
         }
     });
+    let (moves, planned, rebalance) = coordinator.state.read(|state| {
+        let moves: Vec<_> = state.moves().iter().map(|(id, m)| (*id, *m)).collect();
+        let planned: Vec<_> = state.planned().iter().map(|p| (*p).into()).collect();
+        (moves, planned, v1::RebalanceMode::from(state.rebalance()))
+    });
+    let moves = moves.into_iter().map(|(partition, running)| {
+        let report = coordinator.leases.node(running.to, now);
+        let learner = report.and_then(|(_, report)| {
+            let mut partitions = report.partitions.into_iter();
+            let of_move = |p: &v1::PartitionReport| {
+                (p.partition_id, p.generation) == (partition.0, running.generation.0)
+            };
+            partitions.find(of_move)?.learner
+        });
+        let planned = PlannedMove {
+            partition,
+            to: running.to,
+            from: running.from,
+            reason: running.reason,
+        };
+        v1::MoveStatus {
+            r#move: Some(planned.into()),
+            generation: running.generation.0,
+            running_ms: 0,
+            learner,
+        }
+    });
     v1::GetStatusResponse {
+        moves: moves.collect(),
+        planned,
+        rebalance: rebalance.into(),
         coordinator_id: coordinator.config.id,
         leader_id: match raft.state {
             ServerState::Leader => coordinator.config.id,

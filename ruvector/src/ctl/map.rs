@@ -34,6 +34,8 @@ impl Report for MapReport {
                 let state = match replica.state {
                     ReplicaState::Serving => "",
                     ReplicaState::Learner => " learner",
+                    ReplicaState::Demoted => " demoted",
+                    ReplicaState::Releasing => " releasing",
                 };
                 format!("{}:{}{state}", replica.node.0, replica.generation.0)
             });

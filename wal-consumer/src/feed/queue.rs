@@ -287,7 +287,7 @@ mod tests {
         match queue.next_to_send().unwrap().kind.unwrap() {
             Kind::Batch(b) => (b.previous.unwrap().into(), b.to.unwrap().into()),
             Kind::NothingElse(n) => (WalPosition::ZERO, n.to.unwrap().into()),
-            Kind::Open(_) => unreachable!(),
+            Kind::Open(_) | Kind::Attach(_) => unreachable!(),
         }
     }
 

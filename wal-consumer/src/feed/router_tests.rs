@@ -50,6 +50,7 @@ fn map(is_ready: bool) -> PartitionMap {
             disk_uuid: String::new(),
             address: "127.0.0.1:1".into(),
             zone: String::new(),
+            is_draining: false,
         };
         map.nodes.insert(node.id, node);
     }

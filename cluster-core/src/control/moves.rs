@@ -1,0 +1,253 @@
+//! How copies of a partition come and go.
+//!
+//! A copy begins as a learner, serves once the consumer says that it has caught
+//! up and counts it, and only then may another give its place: a partition never
+//! has fewer serving replicas than before. One that the slot no longer waits for is
+//! demoted, and comes back as a learner in a new generation, for what it holds
+//! lies below the slot.
+
+use super::collections::is_ready;
+use super::command::{Move, MoveReason, PlannedMove, Refusal, Response};
+use super::state::*;
+use crate::ids::*;
+use crate::map::{Partition, Replica, ReplicaState};
+
+fn conflict<T>(what: String) -> Result<T, Refusal> {
+    Err(Refusal::Conflict { what })
+}
+
+impl ClusterState {
+    /// A demoted replica on `to` itself learns anew; otherwise `to` holds none.
+    pub(super) fn start_move(
+        &mut self,
+        partition: PartitionId,
+        to: NodeId,
+        from: Option<NodeId>,
+        reason: MoveReason,
+    ) -> Outcome {
+        if let Some(running) = self.moves.get(&partition) {
+            if (running.to, running.from) == (to, from) {
+                return Ok((Response::Done, MapChanged::No));
+            }
+            return conflict(format!("{partition} is on its way to {}", running.to));
+        }
+        let Some(node) = self.map.nodes.get(&to) else {
+            return Err(Refusal::UnknownNode { node: to });
+        };
+        if node.is_draining {
+            return conflict(format!("{to} is draining"));
+        }
+        let record = self.partition(partition)?;
+        let collection = &self.map.collections[&record.collection];
+        if !is_ready(collection) {
+            return conflict(format!("{} is still building", collection.id));
+        }
+        let returns = match record.replica_on(to).map(|r| r.state) {
+            None => false,
+            Some(ReplicaState::Demoted) => true,
+            Some(state) => return conflict(format!("{to} holds {partition} already ({state:?})")),
+        };
+        if let Some(from) = from
+            && !record
+                .replica_on(from)
+                .is_some_and(|r| matches!(r.state, ReplicaState::Serving | ReplicaState::Demoted))
+        {
+            return conflict(format!("{from} holds no {partition} to give"));
+        }
+        let generation = self.last.generation.next();
+        self.last.generation = generation;
+        let learner = Replica {
+            node: to,
+            generation,
+            state: ReplicaState::Learner,
+        };
+        let record = self.map.partitions.get_mut(&partition).expect("looked up");
+        if returns {
+            record.replicas.retain(|r| r.node != to);
+        }
+        record.replicas.push(learner);
+        let begun = Move {
+            to,
+            generation,
+            from,
+            reason,
+        };
+        self.moves.insert(partition, begun);
+        self.planned
+            .retain(|p| (p.partition, p.to) != (partition, to));
+        Ok((Response::Done, MapChanged::Yes))
+    }
+
+    pub(super) fn cancel_move(
+        &mut self,
+        partition: PartitionId,
+        generation: Generation,
+    ) -> Outcome {
+        let Some(running) = self.moves.get(&partition) else {
+            return Ok((Response::Done, MapChanged::No));
+        };
+        if running.generation != generation {
+            return conflict(format!("another move of {partition} is running"));
+        }
+        let record = self.map.partitions.get_mut(&partition).expect("invariant");
+        let is_learning =
+            |r: &Replica| r.generation == generation && r.state == ReplicaState::Learner;
+        if !record.replicas.iter().any(is_learning) {
+            return conflict(format!("the new replica of {partition} serves already"));
+        }
+        record.replicas.retain(|r| !is_learning(r));
+        self.moves.remove(&partition);
+        Ok((Response::Done, MapChanged::Yes))
+    }
+
+    pub(super) fn promote_replica(
+        &mut self,
+        token: ConsumerEpoch,
+        partition: PartitionId,
+        node: NodeId,
+        generation: Generation,
+    ) -> Outcome {
+        self.check_partition_token(token, partition)?;
+        let running = self.moves.get(&partition).copied();
+        let record = self.map.partitions.get_mut(&partition).expect("checked");
+        let Some(replica) = replica_of(record, node, generation) else {
+            return conflict(format!("{node} is not to hold {partition} any more"));
+        };
+        match replica.state {
+            ReplicaState::Learner => replica.state = ReplicaState::Serving,
+            ReplicaState::Serving => return Ok((Response::Done, MapChanged::No)),
+            state => return conflict(format!("{partition} on {node} is {state:?}")),
+        }
+        // The learner's place in the map was made by its move.
+        let running = running.expect("a learner without a move");
+        let given = running
+            .from
+            .and_then(|from| record.replicas.iter_mut().find(|r| r.node == from));
+        match given.map(|given| (given.node, &mut given.state)) {
+            Some((_, state @ ReplicaState::Serving)) => *state = ReplicaState::Releasing,
+            // Nobody waits for it: it goes at once.
+            Some((from, ReplicaState::Demoted)) => {
+                record.replicas.retain(|r| r.node != from);
+                self.moves.remove(&partition);
+            }
+            _ => drop(self.moves.remove(&partition)),
+        }
+        Ok((Response::Done, MapChanged::Yes))
+    }
+
+    pub(super) fn demote_replica(
+        &mut self,
+        token: ConsumerEpoch,
+        partition: PartitionId,
+        (node, generation): (NodeId, Generation),
+        min_required: u32,
+    ) -> Outcome {
+        self.check_partition_token(token, partition)?;
+        let record = self.map.partitions.get_mut(&partition).expect("checked");
+        let serving = record.in_state(ReplicaState::Serving).count();
+        let Some(replica) = replica_of(record, node, generation) else {
+            return Ok((Response::Done, MapChanged::No));
+        };
+        match replica.state {
+            ReplicaState::Serving => {}
+            ReplicaState::Demoted => return Ok((Response::Done, MapChanged::No)),
+            state => return conflict(format!("{partition} on {node} is {state:?}")),
+        }
+        if serving <= min_required.max(1) as usize {
+            return conflict(format!(
+                "{partition} has {serving} serving replicas and needs {min_required}: \
+                 the slot goes on waiting for {node}"
+            ));
+        }
+        replica.state = ReplicaState::Demoted;
+        Ok((Response::Done, MapChanged::Yes))
+    }
+
+    pub(super) fn finish_release(
+        &mut self,
+        partition: PartitionId,
+        node: NodeId,
+        generation: Generation,
+    ) -> Outcome {
+        let Some(record) = self.map.partitions.get_mut(&partition) else {
+            return Ok((Response::Done, MapChanged::No));
+        };
+        let goes = |r: &Replica| {
+            (r.node, r.generation, r.state) == (node, generation, ReplicaState::Releasing)
+        };
+        let before = record.replicas.len();
+        record.replicas.retain(|r| !goes(r));
+        let changed = record.replicas.len() != before;
+        let ends = |m: &Move| m.from == Some(node);
+        if changed && self.moves.get(&partition).is_some_and(ends) {
+            self.moves.remove(&partition);
+        }
+        Ok((Response::Done, MapChanged::from(changed)))
+    }
+
+    pub(super) fn plan_moves(&mut self, moves: Vec<PlannedMove>) -> Outcome {
+        for planned in &moves {
+            if !self.map.nodes.contains_key(&planned.to) {
+                return Err(Refusal::UnknownNode { node: planned.to });
+            }
+            self.partition(planned.partition)?;
+        }
+        self.planned = moves;
+        Ok((Response::Done, MapChanged::No))
+    }
+
+    pub(super) fn forget_moves_of_gone_partitions(&mut self) {
+        let partitions = &self.map.partitions;
+        self.moves.retain(|id, _| partitions.contains_key(id));
+        self.planned
+            .retain(|planned| partitions.contains_key(&planned.partition));
+    }
+
+    fn partition(&self, id: PartitionId) -> Result<&Partition, Refusal> {
+        let found = self.map.partitions.get(&id);
+        found.ok_or(Refusal::UnknownPartition { partition: id })
+    }
+
+    /// Only the holder of the current token speaks for a partition (P5).
+    fn check_partition_token(
+        &self,
+        token: ConsumerEpoch,
+        partition: PartitionId,
+    ) -> Result<(), Refusal> {
+        let collection = self.partition(partition)?.collection;
+        let source = self.map.collections[&collection].spec.source;
+        self.check_token(source, token)
+    }
+
+    /// Learners and moves name each other.
+    pub(super) fn moves_violation(&self) -> Option<String> {
+        for (id, running) in &self.moves {
+            let partition = self.map.partitions.get(id);
+            let replica = partition.and_then(|p| p.replica_on(running.to));
+            if replica.map(|r| r.generation) != Some(running.generation) {
+                return Some(format!("the move of {id} to {} has no replica", running.to));
+            }
+        }
+        for partition in self.map.partitions.values() {
+            for learner in partition.in_state(ReplicaState::Learner) {
+                let running = self.moves.get(&partition.id);
+                if running.map(|m| m.generation) != Some(learner.generation) {
+                    return Some(format!(
+                        "{} learns on {} without a move",
+                        partition.id, learner.node
+                    ));
+                }
+            }
+        }
+        None
+    }
+}
+
+fn replica_of(
+    partition: &mut Partition,
+    node: NodeId,
+    generation: Generation,
+) -> Option<&mut Replica> {
+    let mut replicas = partition.replicas.iter_mut();
+    replicas.find(|r| (r.node, r.generation) == (node, generation))
+}
