@@ -219,6 +219,7 @@ async fn cluster() -> Cluster {
     }
     let client = ClusterClient::new(ClientConfig {
         coordinators: vec!["127.0.0.1:1".to_owned()],
+        splits: Default::default(),
         hedge_after: Duration::from_millis(50),
         ..ClientConfig::default()
     });

@@ -23,6 +23,8 @@ pub enum Violation {
     UnknownCollection(PartitionId, CollectionId),
     #[error("{0} belongs to {1}, which the map does not list")]
     UnknownSource(CollectionId, SourceId),
+    #[error("P7: the halves of {0} do not tile its range")]
+    HalvesDoNotTile(PartitionId),
     #[error("P6: the map went back from {before} to {after}")]
     MapWentBack { before: String, after: String },
     #[error("P6: {0} went back: {1}")]
@@ -52,6 +54,18 @@ pub fn check_map(map: &PartitionMap) -> Result<(), Violation> {
                 collection.id,
                 collection.spec.source,
             ));
+        }
+    }
+    for (parent, split) in &map.splits {
+        let (low, high) = (split.low.range, split.high.range);
+        let whole = map.partitions.get(parent).map(|p| p.range);
+        let joined = HashRange {
+            lo: low.lo,
+            hi: high.hi,
+        };
+        let touch = low.lo <= low.hi && low.hi < high.lo && high.lo - low.hi == 1;
+        if whole != Some(joined) || !touch || high.lo > high.hi {
+            return Err(Violation::HalvesDoNotTile(*parent));
         }
     }
     for partition in map.partitions.values() {

@@ -102,6 +102,20 @@ pub struct Partition {
     pub replicas: Vec<Replica>,
 }
 
+/// The halves of a partition that is being split. Their replicas learn from the
+/// parent's, on the same nodes; the parent serves until all of them do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Split {
+    pub low: Partition,
+    pub high: Partition,
+}
+
+impl Split {
+    pub fn halves(&self) -> [&Partition; 2] {
+        [&self.low, &self.high]
+    }
+}
+
 impl Partition {
     pub fn replica_on(&self, node: NodeId) -> Option<&Replica> {
         self.replicas.iter().find(|replica| replica.node == node)
@@ -164,6 +178,9 @@ pub struct PartitionMap {
     pub sources: BTreeMap<SourceId, Source>,
     pub collections: BTreeMap<CollectionId, Collection>,
     pub partitions: BTreeMap<PartitionId, Partition>,
+    /// By the partition that is being split: the two that will take its place.
+    #[serde(default)]
+    pub splits: BTreeMap<PartitionId, Split>,
     /// `host:port` of every coordinator.
     pub coordinators: Vec<String>,
 }
@@ -184,6 +201,14 @@ impl PartitionMap {
             .collect();
         found.sort_by_key(|p| p.range.lo);
         found
+    }
+
+    /// Every partition that nodes hold replicas of, halves of a split included,
+    /// each with the partition that it comes from.
+    pub fn held_partitions(&self) -> impl Iterator<Item = (&Partition, Option<PartitionId>)> {
+        let halves = self.splits.iter();
+        let halves = halves.flat_map(|(parent, split)| split.halves().map(|h| (h, Some(*parent))));
+        self.partitions.values().map(|p| (p, None)).chain(halves)
     }
 
     /// The partition of a collection that holds a placement hash.

@@ -20,6 +20,15 @@ impl From<&PartitionMap> for v1::PartitionMap {
             collections: map.collections.values().map(Into::into).collect(),
             partitions: map.partitions.values().map(Into::into).collect(),
             coordinators: map.coordinators.clone(),
+            splits: map
+                .splits
+                .iter()
+                .map(|(parent, split)| v1::Split {
+                    parent_partition_id: parent.0,
+                    low: Some((&split.low).into()),
+                    high: Some((&split.high).into()),
+                })
+                .collect(),
         }
     }
 }
@@ -40,6 +49,15 @@ impl TryFrom<v1::PartitionMap> for PartitionMap {
             .into_iter()
             .map(|p| Partition::try_from(p).map(|p| (p.id, p)))
             .collect::<Result<_, _>>()?;
+        let splits = wire
+            .splits
+            .into_iter()
+            .map(|split| {
+                let low = required(split.low, "low")?.try_into()?;
+                let high = required(split.high, "high")?.try_into()?;
+                Ok((PartitionId(split.parent_partition_id), Split { low, high }))
+            })
+            .collect::<Result<_, BadMessage>>()?;
         Ok(PartitionMap {
             cluster_id: wire.cluster_id,
             epoch: LeaseEpoch(wire.epoch),
@@ -49,6 +67,7 @@ impl TryFrom<v1::PartitionMap> for PartitionMap {
             collections,
             partitions,
             coordinators: wire.coordinators,
+            splits,
         })
     }
 }

@@ -105,6 +105,24 @@ fn map() -> PartitionMap {
         collections: collections.into_iter().map(|c| (c.id, c)).collect(),
         partitions: partitions.map(|p| (p.id, p)).collect(),
         coordinators: vec!["h:7401".into()],
+        splits: [(PartitionId(1), split())].into(),
+    }
+}
+
+fn split() -> Split {
+    let half = |id, range| Partition {
+        id: PartitionId(id),
+        collection: CollectionId(2),
+        range,
+        replicas: vec![Replica {
+            node: NodeId(1),
+            generation: Generation(6),
+            state: ReplicaState::Learner,
+        }],
+    };
+    Split {
+        low: half(9, HashRange { lo: 0, hi: 9 }),
+        high: half(10, HashRange { lo: 10, hi: 19 }),
     }
 }
 

@@ -244,7 +244,7 @@ impl ClusterState {
         self.map
             .partitions
             .retain(|_, p| collections.contains_key(&p.collection));
-        self.forget_moves_of_gone_partitions();
+        self.forget_changes_of_gone_partitions();
         self.map.collections.len() != before
     }
 }

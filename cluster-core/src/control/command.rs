@@ -144,6 +144,16 @@ pub enum Command {
         node: NodeId,
         generation: Generation,
     },
+    /// Makes two partitions that take the place of one once all their replicas
+    /// serve: `[lo, at]` and `[at + 1, hi]`.
+    StartSplit {
+        partition: PartitionId,
+        at: u64,
+    },
+    /// Gives up a split that has not happened yet.
+    CancelSplit {
+        partition: PartitionId,
+    },
     SetDraining {
         node: NodeId,
         is_draining: bool,

@@ -131,8 +131,8 @@ impl ClusterState {
 
     /// Only a node that holds no replica is forgotten: nothing is lost with it.
     pub(super) fn remove_node(&mut self, node: NodeId) -> Outcome {
-        let held = self.map.partitions.values();
-        let held = held.filter(|p| p.replica_on(node).is_some()).count();
+        let held = self.map.held_partitions();
+        let held = held.filter(|(p, _)| p.replica_on(node).is_some()).count();
         if held > 0 {
             let what = format!(
                 "{node} still holds {held} replicas: drain it first, and wait until it is empty"

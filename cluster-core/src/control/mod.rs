@@ -17,10 +17,13 @@ mod command;
 mod members;
 mod moves;
 mod sources;
+mod splits;
 mod state;
 
 #[cfg(test)]
 mod moves_tests;
+#[cfg(test)]
+mod splits_tests;
 #[cfg(test)]
 mod tests;
 

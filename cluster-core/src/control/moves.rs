@@ -12,7 +12,7 @@ use super::state::*;
 use crate::ids::*;
 use crate::map::{Partition, Replica, ReplicaState};
 
-fn conflict<T>(what: String) -> Result<T, Refusal> {
+pub(super) fn conflict<T>(what: String) -> Result<T, Refusal> {
     Err(Refusal::Conflict { what })
 }
 
@@ -25,11 +25,9 @@ impl ClusterState {
         from: Option<NodeId>,
         reason: MoveReason,
     ) -> Outcome {
-        if let Some(running) = self.moves.get(&partition) {
-            if (running.to, running.from) == (to, from) {
-                return Ok((Response::Done, MapChanged::No));
-            }
-            return conflict(format!("{partition} is on its way to {}", running.to));
+        let begun = self.moves.get(&partition).map(|m| (m.to, m.from));
+        if begun == Some((to, from)) {
+            return Ok((Response::Done, MapChanged::No));
         }
         let Some(node) = self.map.nodes.get(&to) else {
             return Err(Refusal::UnknownNode { node: to });
@@ -37,11 +35,7 @@ impl ClusterState {
         if node.is_draining {
             return conflict(format!("{to} is draining"));
         }
-        let record = self.partition(partition)?;
-        let collection = &self.map.collections[&record.collection];
-        if !is_ready(collection) {
-            return conflict(format!("{} is still building", collection.id));
-        }
+        let record = self.settled_partition(partition)?;
         let returns = match record.replica_on(to).map(|r| r.state) {
             None => false,
             Some(ReplicaState::Demoted) => true,
@@ -107,6 +101,10 @@ impl ClusterState {
         node: NodeId,
         generation: Generation,
     ) -> Outcome {
+        if let Some(parent) = self.parent_of(partition) {
+            self.check_partition_token(token, parent)?;
+            return self.promote_half(parent, partition, (node, generation));
+        }
         self.check_partition_token(token, partition)?;
         let running = self.moves.get(&partition).copied();
         let record = self.map.partitions.get_mut(&partition).expect("checked");
@@ -196,20 +194,37 @@ impl ClusterState {
         Ok((Response::Done, MapChanged::No))
     }
 
-    pub(super) fn forget_moves_of_gone_partitions(&mut self) {
+    pub(super) fn forget_changes_of_gone_partitions(&mut self) {
         let partitions = &self.map.partitions;
+        self.map.splits.retain(|id, _| partitions.contains_key(id));
         self.moves.retain(|id, _| partitions.contains_key(id));
         self.planned
             .retain(|planned| partitions.contains_key(&planned.partition));
     }
 
-    fn partition(&self, id: PartitionId) -> Result<&Partition, Refusal> {
+    /// A partition whose replicas may be changed: nothing is under way with it.
+    pub(super) fn settled_partition(&self, id: PartitionId) -> Result<&Partition, Refusal> {
+        let record = self.partition(id)?;
+        let collection = &self.map.collections[&record.collection];
+        if !is_ready(collection) {
+            return conflict(format!("{} is still building", collection.id));
+        }
+        if self.map.splits.contains_key(&id) {
+            return conflict(format!("{id} is being split"));
+        }
+        match self.moves.get(&id) {
+            Some(running) => conflict(format!("{id} is on its way to {}", running.to)),
+            None => Ok(record),
+        }
+    }
+
+    pub(super) fn partition(&self, id: PartitionId) -> Result<&Partition, Refusal> {
         let found = self.map.partitions.get(&id);
         found.ok_or(Refusal::UnknownPartition { partition: id })
     }
 
     /// Only the holder of the current token speaks for a partition (P5).
-    fn check_partition_token(
+    pub(super) fn check_partition_token(
         &self,
         token: ConsumerEpoch,
         partition: PartitionId,
@@ -243,7 +258,7 @@ impl ClusterState {
     }
 }
 
-fn replica_of(
+pub(super) fn replica_of(
     partition: &mut Partition,
     node: NodeId,
     generation: Generation,

@@ -219,6 +219,8 @@ impl ClusterState {
                 node,
                 generation,
             } => self.finish_release(partition, node, generation),
+            Command::StartSplit { partition, at } => self.start_split(partition, at),
+            Command::CancelSplit { partition } => self.cancel_split(partition),
             Command::SetDraining { node, is_draining } => self.set_draining(node, is_draining),
             Command::RemoveNode { node } => self.remove_node(node),
             Command::SetRebalance { mode } => {
@@ -234,8 +236,8 @@ impl ClusterState {
         if let Err(violation) = check_map(&self.map) {
             return Some(violation.to_string());
         }
-        let newest = self.map.partitions.keys().next_back();
-        if let Some(id) = newest.filter(|id| **id > self.last.partition) {
+        let newest = self.map.held_partitions().map(|(p, _)| p.id).max();
+        if let Some(id) = newest.filter(|id| *id > self.last.partition) {
             return Some(format!("{id} was never given"));
         }
         if let Some(problem) = self.moves_violation() {

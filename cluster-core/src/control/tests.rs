@@ -126,6 +126,9 @@ impl Cluster {
 
     fn note_new_ids(&mut self, before: &ClusterState) {
         let (old, new) = (before.map(), self.state.map());
+        let held = |map: &PartitionMap| -> BTreeSet<_> {
+            map.held_partitions().map(|(p, _)| p.id).collect()
+        };
         let mut fresh: Vec<String> = Vec::new();
         let unknown = |known: bool, id: String| (!known).then_some(id);
         fresh.extend(
@@ -144,12 +147,12 @@ impl Cluster {
                 .filter_map(|i| unknown(old.collections.contains_key(i), i.to_string())),
         );
         fresh.extend(
-            new.partitions
-                .keys()
-                .filter_map(|i| unknown(old.partitions.contains_key(i), i.to_string())),
+            held(new)
+                .iter()
+                .filter_map(|i| unknown(held(old).contains(i), i.to_string())),
         );
         let generations = |map: &PartitionMap| -> BTreeSet<_> {
-            let replicas = map.partitions.values().flat_map(|p| &p.replicas);
+            let replicas = map.held_partitions().flat_map(|(p, _)| &p.replicas);
             replicas.map(|r| r.generation).collect()
         };
         let known = generations(old);
@@ -631,6 +634,13 @@ fn command(cluster: &Cluster, draw: &Draw) -> Command {
             is_draining: b == 0,
         },
         20 => Command::RemoveNode { node: NodeId(a) },
+        22 | 23 => Command::StartSplit {
+            partition: PartitionId(a),
+            at: b << 62,
+        },
+        24 if b == 0 => Command::CancelSplit {
+            partition: PartitionId(a),
+        },
         21 => Command::PlanMoves {
             moves: vec![PlannedMove {
                 partition: PartitionId(a),
@@ -656,7 +666,7 @@ proptest! {
     /// `Cluster::apply` asserts the invariants after each command.
     #[test]
     fn whatever_is_applied_versions_only_rise_ids_are_fresh_and_partitions_tile(
-        draws in prop::collection::vec((0u8..23, 0u64..5, 0u64..4, 0u64..4), 1..200)
+        draws in prop::collection::vec((0u8..26, 0u64..5, 0u64..4, 0u64..4), 1..200)
     ) {
         let mut cluster = Cluster::ready(2);
         for (kind, a, b, c) in draws {
