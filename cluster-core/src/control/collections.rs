@@ -62,6 +62,9 @@ impl ClusterState {
         if self.map.nodes.is_empty() {
             return Err(Refusal::NoNodes);
         }
+        if self.map.nodes.values().all(|node| node.is_draining) {
+            return Err(Refusal::AllDraining);
+        }
         let outdated = |what: String| Err(Refusal::PlacementOutdated { what });
         if !tiles_whole_space(placement.iter().map(|p| p.range)) {
             return outdated("the ranges do not tile the hash space".to_owned());

@@ -11,6 +11,7 @@ use super::command::{Move, MoveReason, PlannedMove, Refusal, Response};
 use super::state::*;
 use crate::ids::*;
 use crate::map::{Partition, Replica, ReplicaState};
+use std::collections::BTreeSet;
 
 fn conflict<T>(what: String) -> Result<T, Refusal> {
     Err(Refusal::Conflict { what })
@@ -185,8 +186,14 @@ impl ClusterState {
         Ok((Response::Done, MapChanged::from(changed)))
     }
 
+    /// At most one move a partition, so no more than there are partitions.
     pub(super) fn plan_moves(&mut self, moves: Vec<PlannedMove>) -> Outcome {
+        let mut partitions = BTreeSet::new();
         for planned in &moves {
+            if !partitions.insert(planned.partition) {
+                let what = format!("{} is to move twice: name it once", planned.partition);
+                return Err(Refusal::Invalid { what });
+            }
             if !self.map.nodes.contains_key(&planned.to) {
                 return Err(Refusal::UnknownNode { node: planned.to });
             }
