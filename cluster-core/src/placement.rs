@@ -121,6 +121,7 @@ fn arrange(
     }
     layout.level(own_max, false);
     layout.level(load_max(new, nodes.len()), false);
+    layout.even_zones();
     layout
 }
 

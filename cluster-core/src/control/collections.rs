@@ -195,6 +195,7 @@ impl ClusterState {
         Ok((Response::Done, MapChanged::Yes))
     }
 
+    /// Nobody copies a failed collection: its next backfill finds no learner.
     pub(super) fn fail_collection(
         &mut self,
         token: ConsumerEpoch,
@@ -207,6 +208,7 @@ impl ClusterState {
             return Ok((Response::Done, MapChanged::No));
         }
         record.state = failed;
+        self.give_up_learners(collection);
         Ok((Response::Done, MapChanged::Yes))
     }
 

@@ -203,6 +203,19 @@ impl ClusterState {
         Ok((Response::Done, MapChanged::No))
     }
 
+    /// Ends the moves of a collection whose new replicas do not serve yet.
+    pub(super) fn give_up_learners(&mut self, collection: CollectionId) {
+        let partitions = self.map.partitions.values_mut();
+        for partition in partitions.filter(|p| p.collection == collection) {
+            let before = partition.replicas.len();
+            let learns = |r: &Replica| r.state == ReplicaState::Learner;
+            partition.replicas.retain(|r| !learns(r));
+            if partition.replicas.len() != before {
+                self.moves.remove(&partition.id);
+            }
+        }
+    }
+
     pub(super) fn forget_moves_of_gone_partitions(&mut self) {
         let partitions = &self.map.partitions;
         self.moves.retain(|id, _| partitions.contains_key(id));

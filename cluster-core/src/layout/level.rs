@@ -26,6 +26,33 @@ impl Layout {
         done
     }
 
+    /// Evens out the seats of each zone among themselves, which zones never
+    /// forbid: where they forbid the mean, the rest is shared all the same.
+    pub fn even_zones(&mut self) {
+        for zone in 0..self.open.len() {
+            while let Some(shift) = self.uneven(zone) {
+                self.relocate(shift);
+            }
+        }
+    }
+
+    /// From one of the fullest seats of a zone to the emptiest, if they differ by
+    /// two or more.
+    fn uneven(&self, zone: usize) -> Option<Shift> {
+        let (least, _, to) = *self.open[zone].first()?;
+        let fuller = self.open[zone].iter().rev();
+        let mut fuller = fuller.take_while(|(load, _, _)| *load >= least + 2);
+        fuller.find_map(|(_, _, from)| {
+            let mut gives = self.seats[*from].gives.iter().copied();
+            let partition = gives.find(|p| !self.homes[*p].contains(&to))?;
+            Some(Shift {
+                partition,
+                from: *from,
+                to,
+            })
+        })
+    }
+
     /// The shortest chain from a seat above `max` to one below, its last
     /// move first: every move goes to a seat that has just got room.
     fn chain(&self, max: usize) -> Option<Vec<Shift>> {

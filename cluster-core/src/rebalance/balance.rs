@@ -9,7 +9,7 @@
 use super::planner::Planner;
 use crate::control::MoveReason;
 use crate::ids::NodeId;
-use crate::layout::{SeatNo, Shift, Standing};
+use crate::layout::{Layout, PartitionNo, SeatNo, Shift, Standing};
 use crate::placement::{LOAD_PERCENT_MAX, load_max};
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -57,29 +57,14 @@ impl Planner<'_> {
         }
     }
 
-    /// The emptiest node takes from the fullest, until it has the mean.
+    /// The emptiest node takes from the fullest that may give, until it has the mean
+    /// or as much as that one. Nobody gives so much that it would be filled next.
     fn fill(&mut self, share: Share) {
-        let filling = self.being_filled();
-        let mut takers: BTreeSet<(usize, SeatNo)> = BTreeSet::new();
-        let mut givers: BTreeSet<(Reverse<usize>, SeatNo)> = BTreeSet::new();
-        for (number, seat) in self.layout.seats().iter().enumerate() {
-            let low = match filling.contains(&seat.node) {
-                true => share.mean,
-                false => share.low,
-            };
-            if seat.standing == Standing::Open && seat.load() < low {
-                takers.insert((seat.load(), number));
-            } else if seat.standing != Standing::Leaving && seat.load() > share.mean {
-                givers.insert((Reverse(seat.load()), number));
-            }
-        }
-        while let Some((load, to)) = takers.pop_first() {
-            let found = givers
-                .iter()
-                .take_while(|(Reverse(full), _)| *full >= load + 2)
-                .find_map(|entry| Some((*entry, self.layout.best_gift(entry.1, to)?)));
-            // Zones, or collections that still build, keep all that others have.
-            let Some((giver, partition)) = found else {
+        let mut filling = Filling::new(self, share);
+        while let Some((load, to)) = filling.takers.pop_first() {
+            // Without a gift, zones or collections that still build keep what
+            // others have.
+            let Some((giver, partition)) = filling.gift(&self.layout, load, to) else {
                 continue;
             };
             let (Reverse(full), from) = giver;
@@ -88,12 +73,12 @@ impl Planner<'_> {
                 from,
                 to,
             });
-            givers.remove(&giver);
-            if full - 1 > share.mean {
-                givers.insert((Reverse(full - 1), from));
+            filling.givers.remove(&giver);
+            if full - 1 > share.low {
+                filling.givers.insert((Reverse(full - 1), from));
             }
             if load + 1 < share.mean {
-                takers.insert((load + 1, to));
+                filling.takers.insert((load + 1, to));
             }
         }
     }
@@ -114,5 +99,56 @@ impl Planner<'_> {
         let node = |seat: SeatNo| self.layout.seats()[seat].node;
         let (from, to) = (node(shift.from), node(shift.to));
         self.note(shift.partition, to, Some(from), MoveReason::Balance);
+    }
+}
+
+/// Who takes and who may give, emptiest and fullest first.
+struct Filling {
+    takers: BTreeSet<(usize, SeatNo)>,
+    givers: BTreeSet<(Reverse<usize>, SeatNo)>,
+    /// Givers that have nothing for a taker: for what moves does not move
+    /// on, they have nothing later either.
+    barren: BTreeSet<(SeatNo, SeatNo)>,
+}
+
+impl Filling {
+    fn new(planner: &Planner, share: Share) -> Self {
+        let begun = planner.being_filled();
+        let mut filling = Self {
+            takers: BTreeSet::new(),
+            givers: BTreeSet::new(),
+            barren: BTreeSet::new(),
+        };
+        for (number, seat) in planner.layout.seats().iter().enumerate() {
+            let low = match begun.contains(&seat.node) {
+                true => share.mean,
+                false => share.low,
+            };
+            if seat.standing == Standing::Open && seat.load() < low {
+                filling.takers.insert((seat.load(), number));
+            } else if seat.standing != Standing::Leaving && seat.load() > share.low {
+                filling.givers.insert((Reverse(seat.load()), number));
+            }
+        }
+        filling
+    }
+
+    fn gift(
+        &mut self,
+        layout: &Layout,
+        load: usize,
+        to: SeatNo,
+    ) -> Option<((Reverse<usize>, SeatNo), PartitionNo)> {
+        let fuller = self.givers.iter();
+        for giver in fuller.take_while(|(Reverse(full), _)| *full >= load + 2) {
+            if self.barren.contains(&(giver.1, to)) {
+                continue;
+            }
+            match layout.best_gift(giver.1, to) {
+                Some(partition) => return Some((*giver, partition)),
+                None => self.barren.insert((giver.1, to)),
+            };
+        }
+        None
     }
 }

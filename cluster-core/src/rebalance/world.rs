@@ -204,8 +204,8 @@ impl World {
         }
     }
 
-    /// Plans, starts what the throttle admits, ends the oldest, until nothing is
-    /// left to do. Answers all that began.
+    /// Plans, starts what the throttle admits, ends all but the newest, until
+    /// nothing is left to do. Answers all that began.
     pub fn settle(&mut self, throttle: Throttle) -> Vec<PlannedMove> {
         let mut begun = Vec::new();
         loop {
@@ -214,11 +214,15 @@ impl World {
             let started = admit(&wanted, &self.map, &self.moves, &self.nodes, throttle);
             started.iter().for_each(|planned| self.start(planned));
             begun.extend(started);
-            let oldest = self.moves.iter().min_by_key(|(_, m)| m.generation);
-            match oldest.map(|(id, _)| *id) {
-                Some(id) => self.end(id),
-                None => return begun,
+            let newest = self.moves.values().map(|m| m.generation).max();
+            let is_last = self.moves.len() == 1;
+            let ends = |m: &Move| is_last || Some(m.generation) != newest;
+            let ended = self.moves.iter().filter(|(_, m)| ends(m));
+            let ended: Vec<_> = ended.map(|(id, _)| *id).collect();
+            if ended.is_empty() {
+                return begun;
             }
+            ended.into_iter().for_each(|id| self.end(id));
             assert!(begun.len() <= 4 * self.replicas() + 8, "it never settles");
         }
     }
