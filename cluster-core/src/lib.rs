@@ -5,8 +5,8 @@
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
 //! [`apply`], [`confirm`]), who may speak ([`lease`]), where partitions live
-//! ([`ring`], [`placement`], [`control`]), and how a search is put together
-//! ([`scan`]).
+//! ([`ring`], [`placement`], [`rebalance`], [`control`]), and how a search is put
+//! together ([`scan`]).
 
 pub mod apply;
 pub mod change;
@@ -15,9 +15,11 @@ pub mod confirm;
 pub mod control;
 pub mod ids;
 pub mod invariants;
+mod layout;
 pub mod lease;
 pub mod map;
 pub mod placement;
+pub mod rebalance;
 pub mod ring;
 pub mod row_key;
 pub mod scan;

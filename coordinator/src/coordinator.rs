@@ -29,6 +29,9 @@ pub struct Coordinator {
     /// Held while a collection is placed, so that two placements at once do
     /// not each take the other's nodes for empty.
     pub placing: tokio::sync::Mutex<()>,
+    /// Held while what operators asked to move is replaced, so that tidying does
+    /// not undo what was asked a moment ago.
+    pub asking: tokio::sync::Mutex<()>,
 }
 
 impl Coordinator {

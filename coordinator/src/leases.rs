@@ -6,9 +6,11 @@
 //! the grantor then only waits longer, which is the safe side. Holders
 //! count on CLOCK_BOOTTIME.
 
+use crate::moves::memory::MoveMemory;
 use cluster_core::control::Reign;
-use cluster_core::ids::{ConsumerEpoch, ConsumerId, LeaseEpoch, NodeId, SourceId};
+use cluster_core::ids::{ConsumerEpoch, ConsumerId, LeaseEpoch, MapVersion, NodeId, SourceId};
 use cluster_core::lease::LeaseTerms;
+use cluster_core::rebalance::{Liveness, NodeView};
 use parking_lot::Mutex;
 use proto::v1;
 use std::collections::{BTreeMap, HashMap};
@@ -26,6 +28,7 @@ struct Reigning {
     nodes: HashMap<NodeId, NodeLease>,
     consumers: HashMap<ConsumerId, ConsumerLease>,
     handing_over: Handovers,
+    moves: MoveMemory,
 }
 
 /// Sources about to be given away, with the token that is taken: a renewal no
@@ -75,6 +78,7 @@ impl Leases {
             nodes: HashMap::new(),
             consumers: HashMap::new(),
             handing_over: Handovers::new(),
+            moves: MoveMemory::default(),
         });
     }
 
@@ -83,7 +87,8 @@ impl Leases {
     }
 
     /// Records a renewal that arrived at `received`. To be called after the
-    /// quorum has confirmed the reign, and before the answer.
+    /// quorum has confirmed the reign, and before the answer. Of two that crossed
+    /// on their way the later one counts.
     pub fn renew_node(
         &self,
         reign: Reign,
@@ -92,13 +97,11 @@ impl Leases {
         report: v1::NodeReport,
     ) -> Result<(), ReignOver> {
         self.within(reign, |current| {
-            current.nodes.insert(
-                node,
-                NodeLease {
-                    renewed_at: received,
-                    report,
-                },
-            );
+            let known = current.nodes.get(&node);
+            if known.is_none_or(|lease| lease.renewed_at <= received) {
+                let renewed_at = received;
+                current.nodes.insert(node, NodeLease { renewed_at, report });
+            }
         })
     }
 
@@ -206,6 +209,42 @@ impl Leases {
         ))
     }
 
+    /// What is known of these nodes: one that has not renewed in this reign
+    /// has been silent since it began, and may hold a lease of the last one.
+    pub fn liveness(
+        &self,
+        reign: Reign,
+        nodes: impl IntoIterator<Item = NodeId>,
+        now: Instant,
+    ) -> Result<Liveness, ReignOver> {
+        let wait_out = Duration::from_millis(self.terms.wait_out_ms());
+        self.within(reign, |current| {
+            let view = |node: NodeId| {
+                let lease = current.nodes.get(&node);
+                let since = lease.map_or(current.since, |lease| lease.renewed_at);
+                let silent = now.saturating_duration_since(since);
+                NodeView {
+                    silent_ms: u64::try_from(silent.as_millis()).unwrap_or(u64::MAX),
+                    is_live: lease.is_some() && silent <= wait_out,
+                    map: lease.map(|lease| {
+                        let report = &lease.report;
+                        (LeaseEpoch(report.epoch), MapVersion(report.map_version))
+                    }),
+                }
+            };
+            Liveness(nodes.into_iter().map(|node| (node, view(node))).collect())
+        })
+    }
+
+    /// What the leader remembers of the moves, in this reign.
+    pub fn with_moves<T>(
+        &self,
+        reign: Reign,
+        act: impl FnOnce(&mut MoveMemory) -> T,
+    ) -> Result<T, ReignOver> {
+        self.within(reign, |current| act(&mut current.moves))
+    }
+
     /// What the consumer reported last, and how long ago.
     pub fn consumer(
         &self,
@@ -297,6 +336,42 @@ mod tests {
         );
         leases.end_reign();
         assert!(!leases.is_live(CONSUMER, start));
+    }
+
+    #[test]
+    fn p5_a_new_leader_counts_a_nodes_silence_from_its_reigns_beginning() {
+        let start = Instant::now();
+        let leases = reigning(start);
+        let (known, unknown) = (NodeId(1), NodeId(2));
+        let report = v1::NodeReport {
+            epoch: 2,
+            map_version: 7,
+            ..v1::NodeReport::default()
+        };
+        let later = after(start, 9_000);
+        assert_eq!(leases.renew_node(REIGN, known, later, report), Ok(()));
+        let crossed = v1::NodeReport::default();
+        let earlier = after(start, 8_000);
+        assert_eq!(leases.renew_node(REIGN, known, earlier, crossed), Ok(()));
+        let view = |node, ms| {
+            let seen = leases.liveness(REIGN, [node], after(start, ms));
+            seen.expect("in the reign").0[&node]
+        };
+        let heard = NodeView {
+            silent_ms: 1_000,
+            is_live: true,
+            map: Some((LeaseEpoch(2), MapVersion(7))),
+        };
+        assert_eq!(view(known, 10_000), heard);
+        assert!(!view(known, 20_001).is_live);
+        let silent = NodeView {
+            silent_ms: 10_000,
+            is_live: false,
+            map: None,
+        };
+        assert_eq!(view(unknown, 10_000), silent, "never heard: not live");
+        let over = Reign { term: 2, ..REIGN };
+        assert_eq!(leases.liveness(over, [known], start), Err(ReignOver));
     }
 
     #[test]

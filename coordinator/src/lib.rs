@@ -3,7 +3,7 @@
 //! In reading order: [`config`], [`raft`] (log, state machine, peers),
 //! [`leases`] (the leader's memory of who renewed), [`coordinator`] (how changes
 //! are proposed and a reign is confirmed), [`driver`] (the leader's duties),
-//! [`grpc`]. What the commands mean is decided in `cluster_core::control`.
+//! [`moves`] (those among them that concern replicas), [`grpc`]. What the commands mean is decided in `cluster_core::control`.
 //!
 //! Never: decides by a clock who leads; answers a lease renewal without a quorum
 //! that spoke after it arrived; initialises because a disk is empty.
@@ -14,6 +14,7 @@ mod driver;
 mod grpc;
 mod leases;
 pub mod metrics;
+mod moves;
 mod raft;
 
 pub use config::{Config, ConfigError, RaftTuning};
@@ -87,6 +88,7 @@ async fn open(config: Config, metrics: Metrics) -> anyhow::Result<Coordinator> {
         start: rand::random(),
         duties: tokio::sync::Notify::new(),
         placing: tokio::sync::Mutex::new(()),
+        asking: tokio::sync::Mutex::new(()),
         config,
     })
 }

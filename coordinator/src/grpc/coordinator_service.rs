@@ -7,9 +7,10 @@ use super::watch::{map_at_least, maps};
 use crate::coordinator::Coordinator;
 use crate::leases::ReignOver;
 use crate::metrics::{CONSUMER, HolderLabel, NODE};
+use crate::moves::{balance_plan, liveness};
 use cluster_core::control::{Command, Refusal, Response as Applied};
 use cluster_core::ids::*;
-use cluster_core::placement::place_collection;
+use cluster_core::placement::place_among;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use proto::error::not_leader;
@@ -89,12 +90,9 @@ impl CoordinatorService {
         let received = Instant::now();
         let node = NodeId(request.node_id);
         let (reign, epoch) = self.coordinator.confirm_reign().await?;
-        let (known, version) = self.coordinator.state.read(|state| {
-            let map = state.map();
-            (
-                map.nodes.get(&node).map(|n| n.disk_uuid.clone()),
-                map.version,
-            )
+        let known = self.coordinator.state.read(|state| {
+            let known = state.map().nodes.get(&node);
+            known.map(|node| node.disk_uuid.clone())
         });
         let known = known.ok_or_else(|| self.refuse(Refusal::UnknownNode { node }))?;
         if known != request.disk_uuid {
@@ -113,6 +111,9 @@ impl CoordinatorService {
         leases
             .renew_node(reign, node, received, report)
             .map_err(|ReignOver| not_leader(None))?;
+        // Recorded first, read second: a release that did not see this renewal
+        // belongs to a map that is at most as new as the one named here.
+        let version = self.coordinator.state.read(|state| state.map().version);
         let terms = leases.terms();
         answer(v1::RenewNodeLeaseResponse {
             epoch: epoch.0,
@@ -346,14 +347,16 @@ impl Service for CoordinatorService {
         }
         let spec = cluster_core::collection::CollectionSpec::try_from(spec).map_err(bad_message)?;
 
-        self.coordinator.reigning()?;
+        let (reign, _) = self.coordinator.reigning()?;
         let _placing = self.coordinator.placing.lock().await;
         let seed = (spec.source, spec.index_oid, spec.definition_generation);
         let policy = self.coordinator.config.placement();
+        let nodes = liveness(&self.coordinator, reign)?;
+        let is_dead = |node| nodes.is_dead(node, self.coordinator.config.dead_after_ms);
         let placement = self
             .coordinator
             .state
-            .read(|state| place_collection(state.map(), policy, seed));
+            .read(|state| place_among(state.map(), |node| !is_dead(node), policy, seed));
         let command = Command::CreateCollection {
             token,
             spec,
@@ -505,7 +508,12 @@ impl Service for CoordinatorService {
         &self,
         _request: Request<v1::PlanMovesRequest>,
     ) -> Answer<v1::PlanMovesResponse> {
-        Err(Status::unimplemented("the planner is not there yet"))
+        let (reign, _) = self.coordinator.reigning()?;
+        let plan = balance_plan(&self.coordinator, reign).await?;
+        answer(v1::PlanMovesResponse {
+            moves: plan.moves.into_iter().map(Into::into).collect(),
+            conflicts: plan.conflicts.iter().map(ToString::to_string).collect(),
+        })
     }
 
     async fn apply_moves(
@@ -518,6 +526,7 @@ impl Service for CoordinatorService {
             .map(|planned| planned.try_into())
             .collect::<Result<_, _>>()
             .map_err(bad_message)?;
+        let _asking = self.coordinator.asking.lock().await;
         self.done(Command::PlanMoves { moves }).await?;
         self.coordinator.wake_duties();
         answer(v1::ApplyMovesResponse {})

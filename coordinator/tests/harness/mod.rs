@@ -1,6 +1,24 @@
 //! Coordinators in one test process, over loopback gRPC. Each has a runtime of
 //! its own; dropping that runtime is as near to a crash as one process gets.
 
+// Each test binary uses a part.
+#![allow(dead_code, unused_macros)]
+
+/// `client.leader(..)` for a request that is cloned per attempt.
+macro_rules! lead {
+    ($client:expr, $method:ident, $request:expr) => {{
+        let request = $request;
+        $client
+            .leader(|mut c| {
+                let request = request.clone();
+                async move { c.$method(request).await }
+            })
+            .await
+    }};
+}
+
+pub mod calls;
+
 use cluster_client::{ClientConfig, ClusterClient};
 use cluster_core::control::CoordinatorMember;
 use cluster_core::lease::LeaseTerms;
