@@ -82,8 +82,9 @@ struct Work {
 impl Work {
     fn start(cluster: &Cluster) -> Self {
         let client = cluster.client();
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::default());
-        let (stopped, counted) = (stop.clone(), Arc::clone(&done));
+        let stop = Arc::new(AtomicBool::new(false));
+        let done = Arc::new(AtomicU64::new(0));
+        let (stopped, counted) = (stop.clone(), done.clone());
         let task = tokio::spawn(async move {
             let mut joined = 0;
             while !stopped.load(Ordering::Acquire) {

@@ -63,8 +63,8 @@ impl ClusterState {
             ),
             None if *id > highest => return Ok(()),
             None => format!(
-                "coordinator {id} has been a member before, and an id is never given twice: \
-                 start it with an empty data_dir and a new id, {} or above",
+                "coordinator id {id} is not above the highest ever given, {highest}, and none is \
+                 given twice: start it with an empty data_dir and a new id, {} or above",
                 highest + 1
             ),
         };

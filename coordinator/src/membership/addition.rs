@@ -57,18 +57,21 @@ fn check_standing(
     let problem = match found.addresses.get(id) {
         Some(known) if known != address => {
             format!(
-                "coordinator {id} is at {known}: remove it, and add the one at {address} with an empty data_dir as coordinator {free}"
+                "coordinator {id} is at {known}: remove it, and add the one at {address} \
+                 with an empty data_dir as coordinator {free}"
             )
         }
         Some(_) if has_left => {
             format!(
-                "the removal of coordinator {id} is not complete: repeat `ctl coordinator remove {id}`"
+                "the removal of coordinator {id} is not complete: repeat \
+                 `ctl coordinator remove {id}`"
             )
         }
         Some(_) => return Ok(()),
         None if has_left => {
             format!(
-                "coordinator {id} has been a member before, and an id is never given twice: start it with an empty data_dir and a new id, {free} or above"
+                "coordinator id {id} is not above the highest ever given, {highest}, and none is \
+                 given twice: start it with an empty data_dir and a new id, {free} or above"
             )
         }
         None if found.voters.len() >= COORDINATORS_MAX => {
@@ -97,7 +100,8 @@ async fn check_pristine(coordinator: &Coordinator, new: &CoordinatorMember) -> R
         format!("coordinator {other} answers at {address}, not coordinator {id}")
     } else if answer.is_initialised || answer.term > 0 || !answer.coordinators.is_empty() {
         format!(
-            "coordinator {id} at {address} has belonged to a cluster: start it with an empty data_dir"
+            "coordinator {id} at {address} has belonged to a cluster: start it with an \
+             empty data_dir"
         )
     } else {
         return Ok(());

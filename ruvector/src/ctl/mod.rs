@@ -182,7 +182,17 @@ impl Ctl {
             coordinator_attempt_timeout: self.timeout,
             ..configured.clone()
         });
-        client.leader(call).await.map_err(failure)
+        client.leader(call).await.map_err(|error| match error {
+            ClientError::Unavailable { last, .. } => {
+                let message = format!(
+                    "not done in {} s ({last}). It may go on by itself: repeat the command, \
+                     with a longer --timeout",
+                    self.timeout.as_secs()
+                );
+                Failure::new(FailureKind::Unreachable, message)
+            }
+            other => failure(other),
+        })
     }
 
     /// What the leader knows. Any coordinator answers with a status, and only the

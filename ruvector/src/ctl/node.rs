@@ -140,7 +140,7 @@ fn check_removable(seen: &Observed, node: NodeId) -> Result<(), Failure> {
 }
 
 impl Observed {
-    /// How long a node has been silent beyond its lease; zero and above only then.
+    /// How long a node has been silent, once that is longer than a lease.
     fn silent_ms(&self, node: NodeId) -> Option<u64> {
         let ttl = match self.status.lease_ttl_ms {
             0 => LEASE_TTL_MS,
