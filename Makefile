@@ -39,7 +39,7 @@ psql: ## a SQL prompt in the private Postgres
 dsn: ## print the libpq connection string
 	@scripts/postgres.sh dsn
 
-ctl: ## ask the cluster: ARGS='lag --json' (status, map, collections, lag, source list)
+ctl: ## ask the cluster: ARGS='lag --json' (status, map, lag, source, node, coordinator, rebalance, move, …)
 	@scripts/cluster.sh ctl $(ARGS)
 
 logs: ## follow all logs

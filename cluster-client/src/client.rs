@@ -378,3 +378,7 @@ fn shuffled<T>(mut all: Vec<T>) -> Vec<T> {
     }
     all
 }
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

@@ -6,12 +6,14 @@ use crate::grpc::refusal::refused;
 use crate::leases::Leases;
 use crate::metrics::Metrics;
 use crate::raft::Raft;
+use crate::raft::network::Network;
 use crate::raft::state_machine::StateMachine;
 use cluster_core::control::{Command, Reign, Response};
 use cluster_core::ids::LeaseEpoch;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, ForwardToLeader, RaftError};
 use proto::error::{not_leader, not_ready};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tonic::Status;
@@ -32,6 +34,21 @@ pub struct Coordinator {
     /// Held while what operators asked to move is replaced, so that tidying does
     /// not undo what was asked a moment ago.
     pub asking: tokio::sync::Mutex<()>,
+    /// To the other coordinators.
+    pub network: Network,
+    /// Held while coordinators come or go: one change at a time.
+    pub changing_members: tokio::sync::Mutex<()>,
+    /// While the lead goes to another: its log must be as long as this one.
+    pub are_changes_paused: AtomicBool,
+}
+
+/// Changes are taken again once this is dropped.
+pub struct Paused<'a>(&'a AtomicBool);
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 impl Coordinator {
@@ -39,7 +56,16 @@ impl Coordinator {
     /// this coordinator reigns: its first command has raised the epoch.
     pub async fn propose(&self, command: Command) -> Result<Response, Status> {
         self.reigning()?;
+        if self.are_changes_paused.load(Ordering::Acquire) {
+            return Err(not_leader(None));
+        }
         self.write(command).await
+    }
+
+    /// Callers are told to look for the leader until this is dropped.
+    pub fn pause_changes(&self) -> Paused<'_> {
+        self.are_changes_paused.store(true, Ordering::Release);
+        Paused(&self.are_changes_paused)
     }
 
     /// As `propose`, without a reign: for the command that begins one.
@@ -104,7 +130,7 @@ impl Coordinator {
         not_leader(node.map(|node| node.addr.as_str()))
     }
 
-    fn forward(&self, forward: &ForwardToLeader<u64, openraft::BasicNode>) -> Status {
+    pub fn forward(&self, forward: &ForwardToLeader<u64, openraft::BasicNode>) -> Status {
         not_leader(forward.leader_node.as_ref().map(|node| node.addr.as_str()))
     }
 

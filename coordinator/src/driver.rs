@@ -1,9 +1,9 @@
-//! The leader's duties: begin a reign with a new epoch, keep every source
-//! with a living consumer, forget consumers long gone, tend the moves of
-//! replicas. Runs on every coordinator and acts on the one that leads.
+//! The leader's duties: begin a reign with a new epoch, settle who votes, keep
+//! every source with a living consumer, forget consumers long gone, tend the moves
+//! of replicas. Runs on every coordinator and acts on the one that leads.
 
 use crate::coordinator::Coordinator;
-use crate::{moves, raft};
+use crate::{membership, moves, raft};
 use cluster_core::control::{Command, Reign, Response};
 use cluster_core::ids::{ConsumerEpoch, ConsumerId, SourceId};
 use cluster_core::map::{PartitionMap, ReplicaState};
@@ -102,6 +102,9 @@ async fn rule(coordinator: &Coordinator, reign: Reign) {
         }
     }
     if coordinator.leases.reigning().is_some() {
+        if let Err(status) = membership::settle(coordinator).await {
+            tracing::debug!(%status, "membership not settled yet");
+        }
         assign_sources(coordinator, reign).await;
         forget_consumers(coordinator).await;
         moves::tend(coordinator, reign).await;

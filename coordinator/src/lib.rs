@@ -3,7 +3,8 @@
 //! In reading order: [`config`], [`raft`] (log, state machine, peers),
 //! [`leases`] (the leader's memory of who renewed), [`coordinator`] (how changes
 //! are proposed and a reign is confirmed), [`driver`] (the leader's duties),
-//! [`moves`] (those among them that concern replicas), [`grpc`]. What the commands mean is decided in `cluster_core::control`.
+//! [`membership`] (coordinators come, go, and pass the lead on), [`moves`] (of
+//! replicas), [`grpc`]. What the commands mean is decided in `cluster_core::control`.
 //!
 //! Never: decides by a clock who leads; answers a lease renewal without a quorum
 //! that spoke after it arrived; initialises because a disk is empty.
@@ -13,6 +14,7 @@ mod coordinator;
 mod driver;
 mod grpc;
 mod leases;
+mod membership;
 pub mod metrics;
 mod moves;
 mod raft;
@@ -75,7 +77,7 @@ async fn open(config: Config, metrics: Metrics) -> anyhow::Result<Coordinator> {
     let raft = raft::Raft::new(
         config.id,
         raft_config,
-        network,
+        network.clone(),
         LogStore::new(disk),
         state.clone(),
     )
@@ -89,6 +91,9 @@ async fn open(config: Config, metrics: Metrics) -> anyhow::Result<Coordinator> {
         duties: tokio::sync::Notify::new(),
         placing: tokio::sync::Mutex::new(()),
         asking: tokio::sync::Mutex::new(()),
+        network,
+        changing_members: tokio::sync::Mutex::new(()),
+        are_changes_paused: std::sync::atomic::AtomicBool::new(false),
         config,
     })
 }

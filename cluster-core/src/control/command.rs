@@ -165,6 +165,10 @@ pub enum Command {
     SetRebalance {
         mode: RebalanceMode,
     },
+    /// The coordinators from now on, as Raft's membership has them.
+    SetMembers {
+        members: Vec<CoordinatorMember>,
+    },
     /// What to move when there is room; replaces what was planned before.
     PlanMoves {
         moves: Vec<PlannedMove>,

@@ -20,8 +20,7 @@ impl ClusterState {
             return Err(Refusal::Invalid { what });
         }
         self.map.cluster_id = cluster_id.clone();
-        self.map.coordinators = members.iter().map(|m| m.address.clone()).collect();
-        self.members = members;
+        self.take_members(members);
         Ok((Response::Initialised { cluster_id }, MapChanged::Yes))
     }
 

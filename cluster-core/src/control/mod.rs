@@ -14,12 +14,15 @@
 
 mod collections;
 mod command;
+mod coordinators;
 mod members;
 mod moves;
 mod sources;
 mod splits;
 mod state;
 
+#[cfg(test)]
+mod coordinators_tests;
 #[cfg(test)]
 mod moves_tests;
 #[cfg(test)]
@@ -31,4 +34,5 @@ pub use command::{
     Command, CoordinatorMember, Move, MoveReason, PlacedPartition, PlannedMove, RebalanceMode,
     Refusal, Reign, Response,
 };
+pub use coordinators::COORDINATORS_MAX;
 pub use state::{ClusterState, ConsumerRecord};

@@ -31,6 +31,8 @@ pub(super) struct LastIds {
     pub collection: CollectionId,
     pub partition: PartitionId,
     pub generation: Generation,
+    #[serde(default)]
+    pub coordinator: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -227,6 +229,7 @@ impl ClusterState {
                 self.rebalance = mode;
                 Ok((Response::Done, MapChanged::No))
             }
+            Command::SetMembers { members } => self.set_members(members),
             Command::PlanMoves { moves } => self.plan_moves(moves),
         }
     }
@@ -240,7 +243,8 @@ impl ClusterState {
         if let Some(id) = newest.filter(|id| *id > self.last.partition) {
             return Some(format!("{id} was never given"));
         }
-        if let Some(problem) = self.moves_violation() {
+        let problem = self.moves_violation();
+        if let Some(problem) = problem.or_else(|| self.coordinators_violation()) {
             return Some(problem);
         }
         self.map

@@ -166,13 +166,18 @@ impl Cluster {
         fresh.extend(
             consumers.filter_map(|i| unknown(before.consumers().contains_key(i), i.to_string())),
         );
+        let coordinators = self.state.members().iter().map(|m| m.id);
+        fresh.extend(
+            coordinators
+                .filter_map(|id| unknown(before.is_member(id), format!("coordinator {id}"))),
+        );
         for id in fresh {
             assert!(self.given.insert(id.clone()), "{id} was given twice");
         }
     }
 
     /// Applies a command twice: the second time changes nothing and says the same.
-    fn twice(&mut self, command: Command) -> Response {
+    pub(super) fn twice(&mut self, command: Command) -> Response {
         let first = self.apply(command.clone());
         let state = self.state.clone();
         let second = self.apply(command);
@@ -665,6 +670,17 @@ fn command(cluster: &Cluster, draw: &Draw) -> Command {
             partition: PartitionId(a),
             at: b << 62,
         },
+        26 => {
+            let mut ids = vec![a, b, c];
+            ids.dedup();
+            let member = |id: u64| CoordinatorMember {
+                id,
+                address: format!("127.0.0.1:{}", 7400 + id),
+            };
+            Command::SetMembers {
+                members: ids.into_iter().map(member).collect(),
+            }
+        }
         24 if b == 0 => Command::CancelSplit {
             partition: PartitionId(a),
         },
@@ -693,7 +709,7 @@ proptest! {
     /// `Cluster::apply` asserts the invariants after each command.
     #[test]
     fn whatever_is_applied_versions_only_rise_ids_are_fresh_and_partitions_tile(
-        draws in prop::collection::vec((0u8..26, 0u64..5, 0u64..4, 0u64..4), 1..200)
+        draws in prop::collection::vec((0u8..27, 0u64..5, 0u64..4, 0u64..4), 1..200)
     ) {
         let mut cluster = Cluster::ready(2);
         for (kind, a, b, c) in draws {

@@ -1,6 +1,7 @@
 //! The service `Coordinator`: wire to commands and back.
 
 use super::initialise::initialise;
+use super::membership;
 use super::refusal::{bad_message, refused};
 use super::status::status_of;
 use super::watch::{map_at_least, maps};
@@ -264,7 +265,7 @@ impl Service for CoordinatorService {
         &self,
         _request: Request<v1::WatchMapRequest>,
     ) -> Answer<Self::WatchMapStream> {
-        answer(maps(&self.coordinator, self.shutdown.clone()).boxed())
+        answer(maps(&self.coordinator, self.shutdown.clone())?.boxed())
     }
 
     async fn add_source(
@@ -549,5 +550,30 @@ impl Service for CoordinatorService {
             .await?;
         }
         answer(v1::CancelMoveResponse {})
+    }
+
+    async fn add_coordinator(
+        &self,
+        request: Request<v1::AddCoordinatorRequest>,
+    ) -> Answer<v1::AddCoordinatorResponse> {
+        let request = request.into_inner();
+        check_text("the coordinator's address", &request.address)?;
+        answer(membership::add_coordinator(&self.coordinator, request).await?)
+    }
+
+    async fn remove_coordinator(
+        &self,
+        request: Request<v1::RemoveCoordinatorRequest>,
+    ) -> Answer<v1::RemoveCoordinatorResponse> {
+        let request = request.into_inner();
+        answer(membership::remove_coordinator(&self.coordinator, request).await?)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Answer<v1::TransferLeaderResponse> {
+        let request = request.into_inner();
+        answer(membership::transfer_leader(&self.coordinator, request).await?)
     }
 }

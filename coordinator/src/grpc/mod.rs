@@ -2,6 +2,7 @@
 
 pub mod coordinator_service;
 mod initialise;
+mod membership;
 pub mod refusal;
 mod status;
 mod watch;

@@ -6,6 +6,7 @@ use cluster_core::control::PlannedMove;
 use cluster_core::ids::{Generation, PartitionId};
 use openraft::ServerState;
 use proto::v1;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 pub fn status_of(coordinator: &Coordinator) -> v1::GetStatusResponse {
@@ -18,10 +19,12 @@ pub fn status_of(coordinator: &Coordinator) -> v1::GetStatusResponse {
     });
 
     let members = raft.membership_config.membership();
+    let learners: BTreeSet<u64> = members.learner_ids().collect();
     let coordinators = members.nodes().map(|(id, node)| v1::CoordinatorStatus {
         coordinator_id: *id,
         address: node.addr.clone(),
         is_leader: *id == leader_id,
+        is_learner: learners.contains(id),
     });
     let nodes = map.nodes.keys().map(|id| {
         let known = coordinator.leases.node(*id, now);
@@ -70,6 +73,8 @@ pub fn status_of(coordinator: &Coordinator) -> v1::GetStatusResponse {
         }
     });
     v1::GetStatusResponse {
+        lease_ttl_ms: coordinator.leases.terms().ttl_ms,
+        highest_coordinator_id: coordinator.state.read(|state| state.highest_coordinator()),
         moves: moves.collect(),
         planned,
         rebalance: rebalance.into(),

@@ -2,6 +2,7 @@
 //! lag behind the leader's, but never goes back.
 
 use crate::coordinator::Coordinator;
+use crate::raft::state_machine::StateMachine;
 use cluster_core::ids::{LeaseEpoch, MapVersion};
 use cluster_core::map::PartitionMap;
 use futures::{Stream, StreamExt};
@@ -32,12 +33,34 @@ pub async fn map_at_least(
     }
 }
 
-/// The current map, then each newer one; a slow reader skips versions.
+/// The current map, then each newer one; a slow reader skips versions. A
+/// coordinator that has left hears of no further change, so its readers must
+/// turn to another.
 pub fn maps(
     coordinator: &Coordinator,
     shutdown: CancellationToken,
-) -> impl Stream<Item = Result<v1::PartitionMap, Status>> + Send + 'static {
-    WatchStream::new(coordinator.state.watch_map())
+) -> Result<impl Stream<Item = Result<v1::PartitionMap, Status>> + Send + 'static, Status> {
+    let (state, id) = (coordinator.state.clone(), coordinator.config.id);
+    if state.read(|state| state.has_left(id)) {
+        return Err(not_ready(format!("coordinator {id} has left the cluster")));
+    }
+    let ends = async move {
+        tokio::select! {
+            () = shutdown.cancelled_owned() => {}
+            () = departure(state, id) => {}
+        }
+    };
+    Ok(WatchStream::new(coordinator.state.watch_map())
         .map(|map| Ok(map.as_ref().into()))
-        .take_until(shutdown.cancelled_owned())
+        .take_until(ends))
+}
+
+async fn departure(state: StateMachine, id: u64) {
+    let mut maps = state.watch_map();
+    while !state.read(|state| state.has_left(id)) {
+        // Its error means that the coordinator is stopping.
+        if maps.changed().await.is_err() {
+            return;
+        }
+    }
 }

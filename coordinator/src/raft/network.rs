@@ -16,7 +16,7 @@ use openraft::raft::{
 use openraft::{AnyError, BasicNode};
 use parking_lot::Mutex;
 use proto::v1::raft_client::RaftClient;
-use proto::v1::{RaftRequest, RaftResponse};
+use proto::v1::{CampaignRequest, CampaignResponse, RaftRequest, RaftResponse};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
@@ -44,7 +44,7 @@ impl Network {
         }
     }
 
-    fn channel(&self, address: &str) -> Result<Channel, TransportError> {
+    pub fn channel(&self, address: &str) -> Result<Channel, TransportError> {
         let mut channels = self.channels.lock();
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
@@ -52,6 +52,21 @@ impl Network {
         let channel = self.transport.channel(address)?;
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
+    }
+
+    /// Asks a follower to stand for election.
+    pub async fn campaign(
+        &self,
+        target: u64,
+        address: &str,
+        request: CampaignRequest,
+    ) -> Result<(), Status> {
+        let channel = self.channel(address);
+        let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut request = Request::new(request);
+        request.metadata_mut().insert(TARGET_HEADER, target.into());
+        RaftClient::new(channel).campaign(request).await?;
+        Ok(())
     }
 }
 
@@ -167,6 +182,12 @@ impl RaftService {
     }
 
     fn open<Q: DeserializeOwned>(&self, request: Request<RaftRequest>) -> Result<Q, Status> {
+        self.check_target(&request)?;
+        serde_json::from_slice(&request.into_inner().payload)
+            .map_err(|error| Status::invalid_argument(format!("Raft request: {error}")))
+    }
+
+    fn check_target<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let meant_for = request
             .metadata()
             .get(TARGET_HEADER)
@@ -175,8 +196,7 @@ impl RaftService {
             let message = format!("meant for coordinator {meant_for:?}, this is {}", self.id);
             return Err(Status::failed_precondition(message));
         }
-        serde_json::from_slice(&request.into_inner().payload)
-            .map_err(|error| Status::invalid_argument(format!("Raft request: {error}")))
+        Ok(())
     }
 }
 
@@ -206,5 +226,29 @@ impl proto::v1::raft_server::Raft for RaftService {
         request: Request<RaftRequest>,
     ) -> Result<Response<RaftResponse>, Status> {
         answer(&self.raft.install_snapshot(self.open(request)?).await)
+    }
+
+    /// Only at the word of the leader that this coordinator follows: a request
+    /// that was long on its way topples no later one.
+    async fn campaign(
+        &self,
+        request: Request<CampaignRequest>,
+    ) -> Result<Response<CampaignResponse>, Status> {
+        self.check_target(&request)?;
+        let CampaignRequest { term, leader_id } = request.into_inner();
+        let (own_term, own_leader) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow();
+            (metrics.current_term, metrics.current_leader)
+        };
+        if (own_term, own_leader) != (term, Some(leader_id)) {
+            let message = format!(
+                "it follows {own_leader:?} in term {own_term}, not {leader_id} in term {term}"
+            );
+            return Err(Status::failed_precondition(message));
+        }
+        let standing = self.raft.trigger().elect().await;
+        standing.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
+        Ok(Response::new(CampaignResponse {}))
     }
 }

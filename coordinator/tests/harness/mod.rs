@@ -1,5 +1,7 @@
 //! Coordinators in one test process, over loopback gRPC. Each has a runtime of
 //! its own; dropping that runtime is as near to a crash as one process gets.
+// Each test file uses its own part.
+#![allow(dead_code)]
 
 // Each test binary uses a part.
 #![allow(dead_code, unused_macros)]
@@ -41,7 +43,8 @@ pub struct Process {
 
 pub struct Cluster {
     pub processes: Vec<Process>,
-    _dirs: Vec<TempDir>,
+    leases: LeaseTerms,
+    dirs: Vec<TempDir>,
 }
 
 /// Ports that were free a moment ago.
@@ -69,32 +72,37 @@ impl Cluster {
         let mut processes: Vec<_> = members
             .iter()
             .zip(&dirs)
-            .map(|(member, dir)| Process {
-                config: Config {
-                    id: member.id,
-                    listen: member.address.clone(),
-                    data_dir: dir.path().to_owned(),
-                    peers: members.clone(),
-                    leases,
-                    duties_every_ms: 50,
-                    replication_factor: 2,
-                    // Loaded test machines: an election is no failure, but slow.
-                    raft: RaftTuning {
-                        heartbeat_ms: 150,
-                        ..RaftTuning::default()
-                    },
-                    ..Config::default()
-                },
-                running: None,
-            })
+            .map(|(member, dir)| Process::new(member, dir, members.clone(), leases))
             .collect();
         for process in &mut processes {
             process.start();
         }
         Self {
             processes,
-            _dirs: dirs,
+            leases,
+            dirs,
         }
+    }
+
+    /// One more process, on an empty disk, that knows no other and that no other
+    /// knows. Answers its address.
+    pub fn start_stranger(&mut self, id: u64) -> String {
+        let member = CoordinatorMember {
+            id,
+            address: format!("127.0.0.1:{}", free_ports(1)[0]),
+        };
+        let dir = TempDir::new().unwrap();
+        let mut process = Process::new(&member, &dir, Vec::new(), self.leases);
+        process.start();
+        self.processes.push(process);
+        self.dirs.push(dir);
+        member.address
+    }
+
+    pub fn address_of(&self, id: u64) -> String {
+        let mut processes = self.processes.iter();
+        let process = processes.find(|p| p.config.id == id).unwrap();
+        process.config.listen.clone()
     }
 
     pub fn addresses(&self) -> Vec<String> {
@@ -162,6 +170,32 @@ pub async fn within<T>(
 }
 
 impl Process {
+    fn new(
+        member: &CoordinatorMember,
+        dir: &TempDir,
+        peers: Vec<CoordinatorMember>,
+        leases: LeaseTerms,
+    ) -> Self {
+        Self {
+            config: Config {
+                id: member.id,
+                listen: member.address.clone(),
+                data_dir: dir.path().to_owned(),
+                peers,
+                leases,
+                duties_every_ms: 50,
+                replication_factor: 2,
+                // Loaded test machines: an election is no failure, but slow.
+                raft: RaftTuning {
+                    heartbeat_ms: 150,
+                    ..RaftTuning::default()
+                },
+                ..Config::default()
+            },
+            running: None,
+        }
+    }
+
     pub fn start(&mut self) {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

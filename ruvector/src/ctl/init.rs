@@ -33,7 +33,7 @@ pub struct Initialised {
     was_initialised: bool,
 }
 
-fn member(text: &str) -> Result<Member, String> {
+pub fn member(text: &str) -> Result<Member, String> {
     let bad = || format!("want ID=host:port, as in 1=10.0.0.1:7401, not {text:?}");
     let (id, address) = text.split_once('=').ok_or_else(bad)?;
     let coordinator_id: u64 = id.trim().parse().map_err(|_| bad())?;

@@ -1,7 +1,7 @@
 //! `ctl map`: which replica of what lies where.
 
 use super::table::{Align, Table};
-use super::{Ctl, Report};
+use super::{Ctl, Report, words};
 use crate::failure::Failure;
 use cluster_core::map::{PartitionMap, ReplicaState};
 use serde::Serialize;
@@ -25,22 +25,24 @@ impl Report for MapReport {
             ("hash range", Align::Left),
             ("replicas (node:generation)", Align::Left),
         ]);
-        for partition in map.partitions.values() {
+        for (partition, parent) in map.held_partitions() {
             let index = map
                 .collections
                 .get(&partition.collection)
                 .map(|c| c.spec.index_name.clone());
             let replicas = partition.replicas.iter().map(|replica| {
-                let state = match replica.state {
-                    ReplicaState::Serving => "",
-                    ReplicaState::Learner => " learner",
-                    ReplicaState::Demoted => " demoted",
-                    ReplicaState::Releasing => " releasing",
-                };
-                format!("{}:{}{state}", replica.node.0, replica.generation.0)
+                let held = format!("{}:{}", replica.node.0, replica.generation.0);
+                match replica.state {
+                    // What a replica is for needs no word.
+                    ReplicaState::Serving => held,
+                    state => format!("{held} {}", words::replica_state(state)),
+                }
             });
             table.row([
-                partition.id.0.to_string(),
+                match parent {
+                    None => partition.id.0.to_string(),
+                    Some(parent) => format!("{} of {}", partition.id.0, parent.0),
+                },
                 partition.collection.0.to_string(),
                 index.unwrap_or_else(|| "-".to_owned()),
                 // The upper half tells ranges apart; --json has all of it.

@@ -2,14 +2,24 @@
 //! report, printed as a table or, with `--json`, as it is.
 
 mod collections;
+mod coordinator;
+mod drain;
 mod init;
 mod lag;
 mod leftovers;
 mod map;
+mod moves;
+mod node;
+mod pace;
 mod progress;
+mod rebalance;
+mod relocate;
 mod source;
 mod status;
 pub mod table;
+#[cfg(test)]
+mod testing;
+mod words;
 
 use crate::failure::{Failure, FailureKind};
 use anyhow::Context;
@@ -17,10 +27,13 @@ use clap::{Args, Subcommand};
 use cluster_client::transport::Transport;
 use cluster_client::{ClientConfig, ClientError, ClusterClient};
 use cluster_core::map::PartitionMap;
+use proto::v1::coordinator_client::CoordinatorClient;
 use proto::v1::{GetStatusRequest, GetStatusResponse};
 use serde::Serialize;
 use std::io::{ErrorKind, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
 
 #[derive(Args)]
 pub struct CtlArgs {
@@ -62,6 +75,17 @@ enum CtlCommand {
     /// The Postgres databases that the cluster follows
     #[command(subcommand)]
     Source(source::SourceCommand),
+    /// The processes that hold replicas
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    /// The processes that agree on everything else
+    #[command(subcommand)]
+    Coordinator(coordinator::CoordinatorCommand),
+    /// What moves by itself, what moves now, what would move
+    #[command(subcommand)]
+    Rebalance(rebalance::RebalanceCommand),
+    /// Move a partition's replica to another node, or give such a move up
+    Move(relocate::MoveArgs),
 }
 
 /// What a command found out.
@@ -84,6 +108,10 @@ pub fn run(args: CtlArgs) -> Result<(), Failure> {
             CtlCommand::Collections => show(&collections::collections(&ctl).await?, json),
             CtlCommand::Lag => show(&lag::lag(&ctl).await?, json),
             CtlCommand::Source(command) => source::run(&ctl, command, json).await,
+            CtlCommand::Node(command) => node::run(&ctl, command, json).await,
+            CtlCommand::Coordinator(command) => coordinator::run(&ctl, command, json).await,
+            CtlCommand::Rebalance(command) => rebalance::run(&ctl, command, json).await,
+            CtlCommand::Move(args) => relocate::run(&ctl, args, json).await,
         }
     })?;
     match std::io::stdout().write_all(text.as_bytes()) {
@@ -103,6 +131,8 @@ fn show(report: &impl Report, json: bool) -> Result<String, Failure> {
 
 /// How long one coordinator of several is waited for.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between looks for a leader while there is none.
+const ELECTION_PAUSE: Duration = Duration::from_millis(200);
 
 /// The cluster, as one command sees it.
 struct Ctl {
@@ -126,14 +156,72 @@ impl Ctl {
         Self { client, timeout }
     }
 
-    /// What the leader knows.
+    /// A call to the leader, repeated elsewhere until one answers.
+    async fn lead<T, F, Fut>(&self, call: F) -> Result<T, Failure>
+    where
+        F: Fn(CoordinatorClient<Channel>) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.client.leader(call).await.map_err(failure)
+    }
+
+    /// The same for what takes a leader longer than a commit: it is asked first,
+    /// and given all of the time.
+    async fn lead_patiently<T, F, Fut>(&self, call: F) -> Result<T, Failure>
+    where
+        F: Fn(CoordinatorClient<Channel>) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let seen = self.leader_status().await?;
+        let leader = seen.leader_address().map(str::to_owned);
+        let configured = self.client.config();
+        let mut coordinators: Vec<String> = leader.into_iter().collect();
+        coordinators.extend(configured.coordinators.iter().cloned());
+        let client = ClusterClient::new(ClientConfig {
+            coordinators,
+            coordinator_attempt_timeout: self.timeout,
+            ..configured.clone()
+        });
+        client.leader(call).await.map_err(|error| match error {
+            ClientError::Unavailable { last, .. } => {
+                let message = format!(
+                    "not done in {} s ({last}). It may go on by itself: repeat the command, \
+                     with a longer --timeout",
+                    self.timeout.as_secs()
+                );
+                Failure::new(FailureKind::Unreachable, message)
+            }
+            other => failure(other),
+        })
+    }
+
+    /// What the leader knows. Any coordinator answers with a status, and only the
+    /// leader's has the reports of nodes and consumers in it.
     async fn leader_status(&self) -> Result<Observed, Failure> {
-        let status = self
-            .client
-            .leader(|mut leader| async move { leader.get_status(GetStatusRequest {}).await })
-            .await
-            .map_err(failure)?;
-        Observed::new(status)
+        let give_up = Instant::now() + self.timeout;
+        loop {
+            let seen = self.any_status().await?;
+            if !seen.status.is_initialised || seen.is_of_leader() {
+                return Ok(seen);
+            }
+            let problem = match seen.leader_address() {
+                None => "there is no leader".to_owned(),
+                Some(address) => match self.status_of(address).await {
+                    Ok(answer) => {
+                        let leader = Observed::new(answer)?;
+                        if leader.is_of_leader() {
+                            return Ok(leader);
+                        }
+                        format!("{address}: it leads no longer")
+                    }
+                    Err(why) => format!("{address}: {why}"),
+                },
+            };
+            if Instant::now() + ELECTION_PAUSE >= give_up {
+                return Err(unreachable(&problem));
+            }
+            tokio::time::sleep(ELECTION_PAUSE).await;
+        }
     }
 
     /// What one coordinator knows, or why it does not say.
@@ -181,6 +269,20 @@ impl Observed {
         };
         Ok(Self { status, map })
     }
+
+    fn is_of_leader(&self) -> bool {
+        self.status.leader_id != 0 && self.status.leader_id == self.status.coordinator_id
+    }
+
+    fn leader_address(&self) -> Option<&str> {
+        let mut coordinators = self.status.coordinators.iter();
+        let leader = coordinators.find(|c| c.coordinator_id == self.status.leader_id)?;
+        Some(&leader.address)
+    }
+}
+
+fn usage(message: String) -> Failure {
+    Failure::new(FailureKind::Usage, message)
 }
 
 fn unreachable(why: &str) -> Failure {

@@ -2,7 +2,7 @@
 
 use super::leftovers::Leftovers;
 use super::table::{Align, Table, or_dash};
-use super::{Ctl, Report, failure, show};
+use super::{Ctl, Report, failure, show, usage};
 use crate::failure::{Failure, FailureKind};
 use clap::Subcommand;
 use proto::v1::{AddSourceRequest, GetSourceCredentialsRequest, RemoveSourceRequest};
@@ -189,10 +189,6 @@ fn default_name(config: &tokio_postgres::Config) -> String {
     };
     let port = config.get_ports().first().copied().unwrap_or(5432);
     format!("{database}@{host}:{port}")
-}
-
-fn usage(message: String) -> Failure {
-    Failure::new(FailureKind::Usage, message)
 }
 
 impl Report for Added {

@@ -1,11 +1,12 @@
 //! `ctl status`: who is there, and what is wrong.
 
+use super::coordinator::{Answers, Coordinators, ask_each};
+use super::moves::{RunningMove, running_table};
 use super::table::{Align, Table, ago, bytes, count, or_dash};
-use super::{Ctl, Observed, Report};
+use super::{Ctl, Observed, Report, words};
 use crate::failure::{Failure, FailureKind};
-use proto::v1::{CoordinatorStatus, GetStatusResponse};
+use cluster_core::control::RebalanceMode;
 use serde::Serialize;
-use std::collections::BTreeMap;
 
 #[derive(Serialize)]
 pub struct Status {
@@ -17,32 +18,25 @@ pub struct Status {
     is_plaintext: bool,
     /// The processes that may be reached in plaintext from other machines.
     plaintext_off_loopback: Vec<String>,
-    coordinators: Vec<CoordinatorLine>,
+    coordinators: Coordinators,
     nodes: Vec<NodeLine>,
     consumers: Vec<ConsumerLine>,
     sources: Vec<SourceLine>,
+    rebalance: RebalanceMode,
+    moves: Vec<RunningMove>,
     /// Everything that somebody should look at, in sentences.
     problems: Vec<String>,
 }
-
-#[derive(Serialize)]
-struct CoordinatorLine {
-    id: u64,
-    address: String,
-    is_leader: bool,
-    /// Absent when it does not answer.
-    term: Option<u64>,
-    last_applied_index: Option<u64>,
-}
-
-/// What each coordinator says of itself, or why it does not, by id.
-type Answers = BTreeMap<u64, Result<GetStatusResponse, String>>;
 
 #[derive(Serialize)]
 struct NodeLine {
     id: u64,
     address: String,
     zone: String,
+    is_draining: bool,
+    /// By the map, learners included.
+    #[serde(skip)]
+    replicas_left: usize,
     renewed_ms_ago: Option<u64>,
     replicas: u64,
     rows: u64,
@@ -90,23 +84,6 @@ pub async fn status(ctl: &Ctl) -> Result<Status, Failure> {
     Ok(Status::of(&seen, &answers, problem))
 }
 
-async fn ask_each(ctl: &Ctl, seen: &Observed) -> Answers {
-    let ask = |coordinator: &CoordinatorStatus| {
-        let (id, address) = (coordinator.coordinator_id, coordinator.address.clone());
-        async move {
-            match id == seen.status.coordinator_id {
-                true => (id, Ok(seen.status.clone())),
-                false => (id, ctl.status_of(&address).await),
-            }
-        }
-    };
-    let asking = seen.status.coordinators.iter().map(ask);
-    futures::future::join_all(asking)
-        .await
-        .into_iter()
-        .collect()
-}
-
 impl Status {
     fn of(seen: &Observed, answers: &Answers, problem: Option<&str>) -> Self {
         let (status, map) = (&seen.status, &seen.map);
@@ -119,7 +96,7 @@ impl Status {
             map_version: map.version.0,
             is_plaintext: status.is_plaintext,
             plaintext_off_loopback: plaintext_off_loopback(seen, answers),
-            coordinators: Vec::new(),
+            coordinators: Coordinators::of(status, answers),
             nodes: map
                 .nodes
                 .values()
@@ -135,26 +112,12 @@ impl Status {
                 .values()
                 .map(|source| SourceLine::of(seen, source))
                 .collect(),
+            rebalance: seen.rebalance_mode(),
+            moves: seen.running_moves(),
             problems: Vec::new(),
         };
-        for coordinator in &status.coordinators {
-            let answer = answers.get(&coordinator.coordinator_id);
-            let answer = answer.and_then(|answer| answer.as_ref().ok());
-            lines.coordinators.push(CoordinatorLine {
-                id: coordinator.coordinator_id,
-                address: coordinator.address.clone(),
-                is_leader: coordinator.is_leader,
-                term: answer.map(|answer| answer.term),
-                last_applied_index: answer.map(|answer| answer.last_applied_index),
-            });
-        }
         lines.problems = lines.find_problems(seen, problem);
-        for (id, answer) in answers {
-            if let Err(why) = answer {
-                let problem = format!("coordinator {id} says nothing of itself: {why}");
-                lines.problems.push(problem);
-            }
-        }
+        lines.problems.extend(lines.coordinators.problems());
         lines
     }
 
@@ -241,8 +204,10 @@ impl NodeLine {
             id: node.id.0,
             address: node.address.clone(),
             zone: node.zone.clone(),
+            is_draining: node.is_draining,
             renewed_ms_ago: known.and_then(|status| status.renewed_ms_ago),
             replicas: report.partitions.len() as u64,
+            replicas_left: seen.held_by(node.id).len(),
             rows: report
                 .partitions
                 .iter()
@@ -308,24 +273,7 @@ impl Report for Status {
             self.epoch,
             self.map_version
         );
-        let mut coordinators = Table::new(&[
-            ("coordinator", Align::Right),
-            ("address", Align::Left),
-            ("role", Align::Left),
-            ("term", Align::Right),
-            ("applied", Align::Right),
-        ]);
-        for line in &self.coordinators {
-            let role = if line.is_leader { "leader" } else { "follower" };
-            coordinators.row([
-                line.id.to_string(),
-                line.address.clone(),
-                role.to_owned(),
-                line.term.map_or("-".to_owned(), |term| term.to_string()),
-                line.last_applied_index.map_or("-".to_owned(), count),
-            ]);
-        }
-        text += &coordinators.render("no coordinator is known");
+        text += &self.coordinators.table();
 
         let mut nodes = Table::new(&[
             ("node", Align::Right),
@@ -389,6 +337,16 @@ impl Report for Status {
             "\n{}",
             sources.render("no sources: ruvector ctl source add DSN")
         );
+        if !self.moves.is_empty() {
+            text += &format!("\n{}", running_table(&self.moves));
+        }
+        for node in self.nodes.iter().filter(|node| node.is_draining) {
+            let (id, replicas) = (node.id, node.replicas_left);
+            text += &format!("\n! node {id} drains: {replicas} replicas are left\n");
+        }
+        if let Some(remark) = words::mode_remark(self.rebalance) {
+            text += &format!("\n! {remark}\n");
+        }
         for problem in &self.problems {
             text += &format!("\n! {problem}\n");
         }

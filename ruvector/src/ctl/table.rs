@@ -62,13 +62,17 @@ impl Table {
     fn widths(&self) -> Vec<usize> {
         let wanted = |i: usize| {
             let cells = self.rows.iter().map(|row| row[i].chars().count());
-            cells.chain([self.columns[i].0.len()]).max().unwrap_or(0)
+            cells
+                .chain([self.columns[i].0.chars().count()])
+                .max()
+                .unwrap_or(0)
         };
         let mut widths: Vec<usize> = (0..self.columns.len()).map(wanted).collect();
         let gaps = GAP.len() * widths.len().saturating_sub(1);
         while widths.iter().sum::<usize>() + gaps > WIDTH_MAX {
             let shrinkable = (0..widths.len()).filter(|&i| {
-                self.columns[i].1 == Align::Left && widths[i] > self.columns[i].0.len().max(8)
+                self.columns[i].1 == Align::Left
+                    && widths[i] > self.columns[i].0.chars().count().max(8)
             });
             match shrinkable.max_by_key(|&i| widths[i]) {
                 Some(widest) => widths[widest] -= 1,
@@ -130,6 +134,15 @@ pub fn ago(millis: Option<u64>) -> String {
         Some(ms) if ms < 10_000 => format!("{:.1} s ago", ms as f64 / 1_000.0),
         Some(ms) if ms < 600_000 => format!("{} s ago", ms / 1_000),
         Some(ms) => format!("{} min ago", ms / 60_000),
+    }
+}
+
+/// How long, from milliseconds.
+pub fn span(millis: u64) -> String {
+    match millis {
+        ms if ms < 120_000 => format!("{} s", ms.div_ceil(1_000)),
+        ms if ms < 7_200_000 => format!("{} min", ms / 60_000),
+        ms => format!("{} h", ms / 3_600_000),
     }
 }
 
@@ -201,6 +214,10 @@ mod tests {
         assert_eq!(
             [None, Some(1_234), Some(61_000), Some(720_000)].map(ago),
             ["never", "1.2 s ago", "61 s ago", "12 min ago"]
+        );
+        assert_eq!(
+            [0, 1, 12_000, 119_001, 120_000, 9_000_000].map(span),
+            ["0 s", "1 s", "12 s", "120 s", "2 min", "2 h"]
         );
     }
 }

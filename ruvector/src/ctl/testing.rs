@@ -1,0 +1,101 @@
+//! A small cluster as the leader would tell of it.
+
+use super::Observed;
+use cluster_core::ids::*;
+use cluster_core::map::*;
+use proto::v1::{
+    GetStatusResponse, LearnerProgress, MoveReason, MoveStatus, NodeReport, NodeStatus,
+    PartitionReport, PlannedMove,
+};
+
+pub const TTL_MS: u64 = 10_000;
+
+/// A replica by node, generation and state.
+pub type Held = (u64, u64, ReplicaState);
+
+/// Nodes 1 to `nodes`, and partitions from 1 on with these replicas.
+pub fn observed(nodes: u64, partitions: &[&[Held]]) -> Observed {
+    let node = |id: u64| Node {
+        id: NodeId(id),
+        disk_uuid: format!("disk-{id}"),
+        address: format!("10.0.0.{id}:7501"),
+        zone: String::new(),
+        is_draining: false,
+    };
+    let replica = |(node, generation, state): &Held| Replica {
+        node: NodeId(*node),
+        generation: Generation(*generation),
+        state: *state,
+    };
+    let partition = |(id, replicas): (u64, &&[Held])| Partition {
+        id: PartitionId(id),
+        collection: CollectionId(1),
+        range: HashRange::WHOLE,
+        replicas: replicas.iter().map(replica).collect(),
+    };
+    let partitions = (1..).zip(partitions).map(partition);
+    let map = PartitionMap {
+        nodes: (1..=nodes).map(|id| (NodeId(id), node(id))).collect(),
+        partitions: partitions.map(|p| (p.id, p)).collect(),
+        ..PartitionMap::default()
+    };
+    let status = GetStatusResponse {
+        coordinator_id: 1,
+        leader_id: 1,
+        is_initialised: true,
+        lease_ttl_ms: TTL_MS,
+        nodes: (1..=nodes).map(|id| alive(id, 500, &[])).collect(),
+        ..GetStatusResponse::default()
+    };
+    Observed { status, map }
+}
+
+/// A node that renewed so long ago, and reports rows of these partitions.
+pub fn alive(node_id: u64, renewed_ms_ago: u64, rows: &[(u64, u64)]) -> NodeStatus {
+    let report = |(partition_id, rows): &(u64, u64)| PartitionReport {
+        partition_id: *partition_id,
+        rows: *rows,
+        ..PartitionReport::default()
+    };
+    NodeStatus {
+        node_id,
+        renewed_ms_ago: Some(renewed_ms_ago),
+        report: Some(NodeReport {
+            partitions: rows.iter().map(report).collect(),
+            memory_bytes: 5_000_000,
+            disk_bytes: 70_000_000,
+            ..NodeReport::default()
+        }),
+    }
+}
+
+pub fn running(
+    partition: u64,
+    from: Option<u64>,
+    to: u64,
+    learner: Option<LearnerProgress>,
+) -> MoveStatus {
+    MoveStatus {
+        r#move: Some(PlannedMove {
+            partition_id: partition,
+            to_node_id: to,
+            from_node_id: from,
+            reason: MoveReason::Drain.into(),
+        }),
+        generation: 9,
+        running_ms: 6_000,
+        learner,
+    }
+}
+
+/// A quarter of 100,000 rows in 4 s.
+pub fn quarter() -> LearnerProgress {
+    LearnerProgress {
+        rows_copied: 25_000,
+        rows_total: 100_000,
+        bytes_copied: 50_000_000,
+        copying_ms: 4_000,
+        log_bytes: 1_200,
+        is_copied: false,
+    }
+}
