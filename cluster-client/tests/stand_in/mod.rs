@@ -133,6 +133,9 @@ impl NodeService for StandIn {
         request: Request<v1::GetMapRequest>,
     ) -> Result<Response<v1::PartitionMap>, Status> {
         self.map_requests.fetch_add(1, Ordering::Relaxed);
+        if self.hangs.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         let request = request.into_inner();
         let map = self.map.lock();
         if (map.epoch.0, map.version.0) < (request.epoch, request.version) {
