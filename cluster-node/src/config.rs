@@ -21,6 +21,20 @@ pub struct Config {
     pub search: SearchConfig,
     /// How long requests of an older epoch are served after an election.
     pub epoch_grace_ms: u64,
+    /// What a node whose lease has run out does with searches that need no
+    /// position.
+    pub lease_loss: LeaseLoss,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseLoss {
+    /// ESTALE: a search that no other replica answers fails.
+    #[default]
+    Refuse,
+    /// Answers what it has, flagged as possibly out of date, where the request
+    /// accepts that.
+    ServeStale,
 }
 
 impl Default for Config {
@@ -36,6 +50,7 @@ impl Default for Config {
             apply: ApplyConfig::default(),
             search: SearchConfig::default(),
             epoch_grace_ms: LeaseTerms::default().epoch_grace_ms,
+            lease_loss: LeaseLoss::default(),
         }
     }
 }

@@ -67,6 +67,9 @@ pub async fn start(
         transport: config.transport.clone(),
         ..ClientConfig::default()
     });
+    client
+        .metrics()
+        .register(registry.sub_registry_with_prefix("ruvector_node"));
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot create {}", config.data_dir.display()))?;
     let watch = client.watch_map();

@@ -25,6 +25,8 @@ pub struct Metrics {
     pub search_seconds: Histogram,
     pub estale: Family<Reason, Counter>,
     estale_all: Counter,
+    /// Answered without a lease (`lease_loss = serve_stale`).
+    pub stale_pages: Counter,
     pub rows: Gauge,
     pub former_versions: Gauge,
     pub pending_rows: Gauge,
@@ -49,6 +51,7 @@ impl Default for Metrics {
             search_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             estale: Family::default(),
             estale_all: Counter::default(),
+            stale_pages: Counter::default(),
             rows: Gauge::default(),
             former_versions: Gauge::default(),
             pending_rows: Gauge::default(),
@@ -84,6 +87,7 @@ impl Metrics {
         r.register("searches", "Search requests", self.searches.clone());
         r.register("search_seconds", "Search requests, waiting included", self.search_seconds.clone());
         r.register("estale", "Requests refused as ESTALE", self.estale.clone());
+        r.register("stale_pages", "Pages answered without a lease", self.stale_pages.clone());
         r.register("rows", "Searchable current rows", self.rows.clone());
         r.register("former_versions", "Versions kept for older snapshots", self.former_versions.clone());
         r.register("pending_rows", "Rows whose vector is not known yet", self.pending_rows.clone());

@@ -181,6 +181,12 @@ impl TestNode {
         }
     }
 
+    /// The node's lease runs out at once.
+    pub fn lose_lease(&mut self) {
+        let lapsed = crate::lease::Lease::new(0);
+        Arc::get_mut(&mut self.node).unwrap().lease = lapsed;
+    }
+
     /// Ends every writer, so that the disk can be opened again.
     pub async fn stop(self) {
         self.node.replicas.stop_all().await;
@@ -292,6 +298,7 @@ pub fn search() -> Search {
         snapshot_xmin: CURRENT,
         deadline: Duration::from_millis(200),
         exact: false,
+        accepts_stale: false,
         partitions: vec![PageOf {
             partition: PARTITION,
             generation: Generation(1),

@@ -42,6 +42,7 @@ pub fn search(wire: v1::SearchRequest, limits: &SearchConfig) -> Result<Search, 
             ms => ms,
         }),
         exact: wire.exact,
+        accepts_stale: wire.accepts_stale,
         partitions: wire.partitions.iter().map(page_of).collect(),
     })
 }
@@ -66,6 +67,7 @@ pub fn page(partition: PartitionId, page: Result<Page, PageError>) -> v1::Partit
             tail_rows: page.tail_rows as u64,
             distances: page.distances as u64,
             error: None,
+            is_stale: page.is_stale,
         },
         Err(error) => v1::PartitionPage {
             partition_id,

@@ -101,6 +101,7 @@ fn search_request(min_lsn: u64) -> v1::SearchRequest {
         snapshot_xmin: u64::MAX,
         deadline_ms: 3_000,
         exact: false,
+        accepts_stale: false,
         partitions: vec![v1::PartitionCursor {
             partition_id: PARTITION.0,
             generation: 1,

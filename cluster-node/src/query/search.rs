@@ -3,6 +3,7 @@
 
 use super::cursors::OpenCursor;
 use super::pool::PoolError;
+use crate::config::LeaseLoss;
 use crate::lease::Standing;
 use crate::node::Node;
 use crate::partition::live_index::LiveCursor;
@@ -34,6 +35,8 @@ pub struct Search {
     pub snapshot_xmin: FullXid,
     pub deadline: Duration,
     pub exact: bool,
+    /// Whether a page without a lease, flagged, is better than none.
+    pub accepts_stale: bool,
     pub partitions: Vec<PageOf>,
 }
 
@@ -54,6 +57,8 @@ pub struct Page {
     pub applied: WalPosition,
     pub tail_rows: usize,
     pub distances: usize,
+    /// Answered without a lease.
+    pub is_stale: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -91,7 +96,7 @@ impl Node {
             Standing::StaleRequest => {
                 return Err(SearchError::Stale("the request's epoch is over"));
             }
-            Standing::Lapsed if search.min_lsn.is_none() => {
+            Standing::Lapsed if search.min_lsn.is_none() && !self.may_serve_stale(&search) => {
                 return Err(SearchError::Stale("the node's lease is over"));
             }
             Standing::Lapsed | Standing::Held => {}
@@ -117,10 +122,24 @@ impl Node {
             }
         }
         // What was computed while the lease ran out counts only with a position.
-        if search.min_lsn.is_none() && !self.lease.is_held() {
-            return Err(SearchError::Stale("the node's lease ran out"));
+        let is_leased = standing == Standing::Held && self.lease.is_held();
+        if search.min_lsn.is_none() && !is_leased {
+            if !self.may_serve_stale(&search) {
+                return Err(SearchError::Stale("the node's lease ran out"));
+            }
+            for page in answers
+                .iter_mut()
+                .filter_map(|(_, page)| page.as_mut().ok())
+            {
+                page.is_stale = true;
+                self.metrics.stale_pages.inc();
+            }
         }
         Ok(answers)
+    }
+
+    fn may_serve_stale(&self, search: &Search) -> bool {
+        search.accepts_stale && self.config.lease_loss == LeaseLoss::ServeStale
     }
 
     async fn page(
@@ -298,6 +317,7 @@ fn compute(
         applied: open.applied,
         tail_rows: page.tail_rows,
         distances: page.distances,
+        is_stale: false,
     };
     Ok((page, open))
 }

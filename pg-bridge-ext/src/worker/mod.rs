@@ -58,6 +58,8 @@ pub struct PageStats {
     pub distances: u64,
     pub retries: u32,
     pub hedges: u32,
+    /// Answered by nodes without a lease: newer rows may be missing.
+    pub stale_partitions: u32,
 }
 
 /// Why there is no page; DESIGN §8 says who acts next.

@@ -227,6 +227,7 @@ impl Service {
             distances: page.stats.distances,
             retries: page.stats.retries,
             hedges: page.stats.hedges,
+            stale_partitions: page.stats.stale_partitions,
         };
         Response::Page {
             scan: id,
@@ -318,7 +319,7 @@ impl Service {
                     tokio::select! {
                         Ok(()) = maps.changed() => {
                             let map = maps.borrow_and_update().clone();
-                            // No coordinator has spoken yet.
+                            // Nobody has spoken yet.
                             if map.epoch.0 == 0 {
                                 continue;
                             }
@@ -329,7 +330,7 @@ impl Service {
                             }
                         }
                         _ = heartbeat.tick() => {
-                            if client.is_watch_connected() {
+                            if client.is_in_contact() {
                                 self.segment.table.note_heard(view::boot_ms());
                             }
                         }

@@ -20,7 +20,8 @@ pub const DATABASES_MAX: usize = 64;
 /// query's snapshot is taken for covered, and scans are exact.
 pub const RUNNING_MAX: usize = 64;
 const REASON_BYTES_MAX: usize = 256;
-/// Without word from a coordinator for so long, the table is not trusted.
+/// Without word from a coordinator, or from a node while none can be reached, for
+/// so long, the table is not trusted.
 pub const DISCONNECTED_AFTER: Duration = Duration::from_secs(5);
 /// A writer takes microseconds, unless it is not running or has died.
 const READ_SPINS_MAX: usize = 1_000;
@@ -65,7 +66,7 @@ impl IndexView {
 #[repr(C)]
 pub struct Table {
     sequence: AtomicU64,
-    /// When a coordinator was last known to be connected; 0: never.
+    /// When the cluster was last known to be in contact; 0: never.
     heard_at_ms: AtomicU64,
     content: UnsafeCell<Content>,
 }
