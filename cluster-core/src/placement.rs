@@ -23,6 +23,8 @@ const LOAD_PERCENT_MAX: usize = 115;
 pub struct PlacementPolicy {
     pub partitions_per_node: u32,
     pub replication_factor: u32,
+    /// However many nodes there are; at most [`PARTITIONS_PER_COLLECTION_MAX`].
+    pub partitions_per_collection_max: u32,
 }
 
 impl Default for PlacementPolicy {
@@ -30,6 +32,7 @@ impl Default for PlacementPolicy {
         Self {
             partitions_per_node: 2,
             replication_factor: 1,
+            partitions_per_collection_max: PARTITIONS_PER_COLLECTION_MAX,
         }
     }
 }
@@ -48,6 +51,7 @@ pub fn place_collection(
     let count = u32::try_from(nodes)
         .unwrap_or(u32::MAX)
         .saturating_mul(policy.partitions_per_node.max(1))
+        .min(policy.partitions_per_collection_max.max(1))
         .min(PARTITIONS_PER_COLLECTION_MAX);
     let replicas = (policy.replication_factor.max(1) as usize).min(nodes);
 
@@ -214,6 +218,7 @@ mod tests {
                         let policy = PlacementPolicy {
                             partitions_per_node,
                             replication_factor,
+                            ..PlacementPolicy::default()
                         };
                         let placed = place_collection(&map, policy, seed);
                         let replicas = (replication_factor as usize).min(nodes);
@@ -239,6 +244,7 @@ mod tests {
         let policy = PlacementPolicy {
             partitions_per_node: 2,
             replication_factor: 3,
+            ..PlacementPolicy::default()
         };
         let placed = place_collection(&map, policy, 7);
         let spread = placed
@@ -263,9 +269,24 @@ mod tests {
         let policy = PlacementPolicy {
             partitions_per_node: 4,
             replication_factor: 2,
+            ..PlacementPolicy::default()
         };
         let placed = place_collection(&map, policy, 1);
         assert!(loads(&placed)[&NodeId(1)] <= load_max(40, 5));
+    }
+
+    #[test]
+    fn a_collection_has_no_more_partitions_than_the_policy_allows() {
+        let map = map_of(&["a", "a", "a"]);
+        let policy = PlacementPolicy {
+            replication_factor: 2,
+            partitions_per_collection_max: 1,
+            ..PlacementPolicy::default()
+        };
+        let placed = place_collection(&map, policy, 1);
+        assert_eq!(placed.len(), 1);
+        assert_eq!(placed[0].range, HashRange::WHOLE);
+        assert_eq!(placed[0].nodes.len(), 2);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Config {
     pub min_required: u32,
     /// Partitions of a new collection per node.
     pub partitions_per_node: u32,
+    /// Partitions of a new collection, however many nodes there are.
+    pub partitions_per_collection_max: u32,
     /// How long a change may wait for its commit before the caller is told that
     /// its outcome is unknown.
     pub propose_timeout_ms: u64,
@@ -69,6 +71,7 @@ impl Default for Config {
             replication_factor: placement.replication_factor,
             min_required: 1,
             partitions_per_node: placement.partitions_per_node,
+            partitions_per_collection_max: placement.partitions_per_collection_max,
             propose_timeout_ms: 5_000,
             read_index_timeout_ms: 2_000,
             map_wait_ms: 2_000,
@@ -131,6 +134,10 @@ impl Config {
             ("replication_factor", u64::from(self.replication_factor)),
             ("min_required", u64::from(self.min_required)),
             ("partitions_per_node", u64::from(self.partitions_per_node)),
+            (
+                "partitions_per_collection_max",
+                u64::from(self.partitions_per_collection_max),
+            ),
             ("propose_timeout_ms", self.propose_timeout_ms),
             ("read_index_timeout_ms", self.read_index_timeout_ms),
             ("duties_every_ms", self.duties_every_ms),
@@ -176,6 +183,7 @@ impl Config {
         PlacementPolicy {
             partitions_per_node: self.partitions_per_node,
             replication_factor: self.replication_factor,
+            partitions_per_collection_max: self.partitions_per_collection_max,
         }
     }
 
