@@ -139,8 +139,8 @@ impl DirectSearch {
             // Current versions only.
             snapshot_xmin: u64::MAX,
             deadline_ms: DEADLINE_MS,
-            exact: false,
             partitions,
+            ..Default::default()
         }
     }
 }
