@@ -27,6 +27,8 @@ const PROPOSALS: usize = 32;
 pub struct PlacementPolicy {
     pub partitions_per_node: u32,
     pub replication_factor: u32,
+    /// However many nodes there are; at most [`PARTITIONS_PER_COLLECTION_MAX`].
+    pub partitions_per_collection_max: u32,
 }
 
 impl Default for PlacementPolicy {
@@ -34,6 +36,7 @@ impl Default for PlacementPolicy {
         Self {
             partitions_per_node: 2,
             replication_factor: 1,
+            partitions_per_collection_max: PARTITIONS_PER_COLLECTION_MAX,
         }
     }
 }
@@ -69,6 +72,7 @@ pub fn place_among(
     let count = u32::try_from(nodes.len())
         .unwrap_or(u32::MAX)
         .saturating_mul(policy.partitions_per_node.max(1))
+        .min(policy.partitions_per_collection_max.max(1))
         .min(PARTITIONS_PER_COLLECTION_MAX);
     let replicas = (policy.replication_factor.max(1) as usize).min(nodes.len());
     let layout = arrange(map, &nodes, count as usize, replicas, seed);

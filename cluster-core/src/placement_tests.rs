@@ -24,6 +24,7 @@ fn policy(partitions_per_node: u32, replication_factor: u32) -> PlacementPolicy 
     PlacementPolicy {
         partitions_per_node,
         replication_factor,
+        ..PlacementPolicy::default()
     }
 }
 

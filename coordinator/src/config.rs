@@ -37,6 +37,8 @@ pub struct Config {
     pub moves_per_node_max: u32,
     /// Partitions of a new collection per node.
     pub partitions_per_node: u32,
+    /// Partitions of a new collection, however many nodes there are.
+    pub partitions_per_collection_max: u32,
     /// How long a change may wait for its commit before the caller is told that
     /// its outcome is unknown.
     pub propose_timeout_ms: u64,
@@ -80,6 +82,7 @@ impl Default for Config {
             moves_max: 2,
             moves_per_node_max: 2,
             partitions_per_node: placement.partitions_per_node,
+            partitions_per_collection_max: placement.partitions_per_collection_max,
             propose_timeout_ms: 5_000,
             read_index_timeout_ms: 2_000,
             map_wait_ms: 2_000,
@@ -149,6 +152,10 @@ impl Config {
             ("moves_max", u64::from(self.moves_max)),
             ("moves_per_node_max", u64::from(self.moves_per_node_max)),
             ("partitions_per_node", u64::from(self.partitions_per_node)),
+            (
+                "partitions_per_collection_max",
+                u64::from(self.partitions_per_collection_max),
+            ),
             ("propose_timeout_ms", self.propose_timeout_ms),
             ("read_index_timeout_ms", self.read_index_timeout_ms),
             ("duties_every_ms", self.duties_every_ms),
@@ -198,6 +205,7 @@ impl Config {
         PlacementPolicy {
             partitions_per_node: self.partitions_per_node,
             replication_factor: self.replication_factor,
+            partitions_per_collection_max: self.partitions_per_collection_max,
         }
     }
 

@@ -70,6 +70,7 @@ impl World {
         let policy = PlacementPolicy {
             partitions_per_node,
             replication_factor: self.replication_factor,
+            ..PlacementPolicy::default()
         };
         for placed in place_collection(&self.map, policy, id.0) {
             self.add_partition(id, &placed.nodes);

@@ -2,7 +2,6 @@
 //! its own; dropping that runtime is as near to a crash as one process gets.
 // Each test file uses its own part.
 #![allow(dead_code)]
-
 // Each test binary uses a part.
 #![allow(dead_code, unused_macros)]
 
