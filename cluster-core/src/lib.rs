@@ -4,7 +4,7 @@
 //!
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
-//! [`apply`], [`confirm`]), who may speak ([`lease`]), where partitions live
+//! [`apply`], [`confirm`], [`demotion`]), who may speak ([`lease`]), where partitions live
 //! ([`ring`], [`placement`], [`control`]), and how a search is put together
 //! ([`scan`]).
 
@@ -13,6 +13,7 @@ pub mod change;
 pub mod collection;
 pub mod confirm;
 pub mod control;
+pub mod demotion;
 pub mod ids;
 pub mod invariants;
 pub mod lease;
