@@ -4,6 +4,7 @@
 
 use crate::clock::boot_ms;
 use crate::config::Config;
+use crate::feed::progress::Promotions;
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::source::{self, SourceContext, Standing};
@@ -187,6 +188,7 @@ impl Consumer {
                 map_floor,
                 metrics: self.metrics.clone(),
                 standing: standing.clone(),
+                promotions: Promotions::default(),
                 cancel: cancel.clone(),
             };
             tracing::info!(%source, token = token.0, "assigned");
