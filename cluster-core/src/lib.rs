@@ -17,6 +17,7 @@ pub mod demotion;
 pub mod ids;
 pub mod invariants;
 mod layout;
+pub mod learner;
 pub mod lease;
 pub mod map;
 pub mod placement;
