@@ -84,6 +84,11 @@ impl ClusterClient {
         self.inner.contact.is_kept()
     }
 
+    /// Whether a coordinator's map stream is open right now.
+    pub fn is_streaming_map(&self) -> bool {
+        self.inner.contact.is_streaming()
+    }
+
     /// Hands in a map that came by another way; taken only if it is newer.
     pub fn offer_map(&self, map: PartitionMap) -> bool {
         let is_taken = self.inner.maps.offer(map);

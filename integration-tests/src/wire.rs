@@ -306,7 +306,9 @@ impl Wire {
             let mut responses = client.apply(requests).await?.into_inner();
             responses.message().await
         };
-        Ok(match self.block_on(timeout(CALL_MAX, opening))? {
+        // The timer is made within the runtime.
+        let opening = async { timeout(CALL_MAX, opening).await };
+        Ok(match self.block_on(opening)? {
             Ok(_opened) => Ok(()),
             Err(status) => Err(status),
         })

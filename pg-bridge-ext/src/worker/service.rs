@@ -326,12 +326,16 @@ impl Service {
                             let _one_writer = self.table.lock();
                             if !stop.is_cancelled() {
                                 self.segment.table.write(&map, self.system_identifier);
-                                self.segment.table.note_heard(view::boot_ms());
+                                let is_coordinator = client.is_streaming_map();
+                                let table = &self.segment.table;
+                                table.note_heard(view::boot_ms(), is_coordinator);
                             }
                         }
                         _ = heartbeat.tick() => {
                             if client.is_in_contact() {
-                                self.segment.table.note_heard(view::boot_ms());
+                                let is_coordinator = client.is_streaming_map();
+                                let table = &self.segment.table;
+                                table.note_heard(view::boot_ms(), is_coordinator);
                             }
                         }
                     }
