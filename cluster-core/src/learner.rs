@@ -280,6 +280,14 @@ pub fn choose_peer(partition: &Partition, learner: NodeId, failures: u32) -> Opt
     peers.get(turn).copied()
 }
 
+/// Whom a half of a split copies from: the parent's replica on its own node first.
+pub fn choose_parent(parent: &Partition, learner: NodeId, failures: u32) -> Option<&Replica> {
+    let mut peers: Vec<_> = parent.in_state(ReplicaState::Serving).collect();
+    peers.sort_by_key(|replica| replica.node != learner);
+    let turn = failures as usize % peers.len().max(1);
+    peers.get(turn).copied()
+}
+
 /// How long to wait after so many failures in a row.
 pub fn backoff_ms(failures: u32) -> u64 {
     match failures {

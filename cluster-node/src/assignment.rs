@@ -46,7 +46,7 @@ pub fn plan(
 ) -> Plan {
     let mut plan = Plan::default();
     let mut assigned = BTreeMap::new();
-    for partition in map.partitions.values() {
+    for (partition, _) in map.held_partitions() {
         let Some(replica) = partition.replicas.iter().find(|r| r.node == node) else {
             continue;
         };

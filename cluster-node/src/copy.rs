@@ -6,7 +6,7 @@ use crate::grpc::fetch::{FetchError, Peer, fetch};
 use crate::node::Node;
 use crate::partition::replica::Replica;
 use cluster_core::ids::{Generation, PartitionId};
-use cluster_core::learner::{backoff_ms, choose_peer};
+use cluster_core::learner::{backoff_ms, choose_parent, choose_peer};
 use futures::FutureExt;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -97,12 +97,28 @@ fn start_due(
 /// A peer that the map lets serve, another after each failure.
 fn peer(node: &Node, replica: &Replica, failures: u32) -> Option<Peer> {
     let map = node.map();
-    let partition = map.partitions.get(&replica.id.partition)?;
-    let chosen = choose_peer(partition, node.id()?, failures)?;
+    let id = replica.id.partition;
+    let (partition, range, chosen) = match map.partitions.get(&id) {
+        Some(partition) => (
+            partition,
+            None,
+            choose_peer(partition, node.id()?, failures)?,
+        ),
+        None => {
+            let (parent, half) = map.split_of(id)?;
+            (
+                parent,
+                Some(half.range),
+                choose_parent(parent, node.id()?, failures)?,
+            )
+        }
+    };
     Some(Peer {
         node: chosen.node,
         address: map.nodes.get(&chosen.node)?.address.clone(),
+        partition: partition.id,
         generation: chosen.generation,
+        range,
     })
 }
 

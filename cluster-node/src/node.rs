@@ -101,7 +101,7 @@ impl Node {
     /// What this node's assignment of a partition is in the map that it knows.
     pub fn assigned(&self, partition: PartitionId, generation: Generation) -> Option<ReplicaState> {
         let map = self.map();
-        let replica = map.partitions.get(&partition)?.replica_on(self.id()?)?;
+        let replica = map.held_partition(partition)?.replica_on(self.id()?)?;
         (replica.generation == generation).then_some(replica.state)
     }
 

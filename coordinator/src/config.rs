@@ -31,6 +31,8 @@ pub struct Config {
     /// A node that has been silent for longer is dead: its replicas come into
     /// being elsewhere.
     pub dead_after_ms: u64,
+    /// A partition of more rows is split; 0: none is.
+    pub split_rows: u64,
     /// Replicas that are copied at once.
     pub moves_max: u32,
     /// Of them to or from one node.
@@ -79,6 +81,7 @@ impl Default for Config {
             replication_factor: placement.replication_factor,
             min_required: 1,
             dead_after_ms: 300_000,
+            split_rows: 5_000_000,
             moves_max: 2,
             moves_per_node_max: 2,
             partitions_per_node: placement.partitions_per_node,

@@ -37,6 +37,7 @@ pub struct Metrics {
     pub moves_cancelled: Counter,
     pub replicas_demoted: Gauge,
     pub releases: Counter,
+    pub splits_started: Counter,
 }
 
 impl Metrics {
@@ -91,6 +92,11 @@ impl Metrics {
             "releases",
             "Replicas that this leader has let go after they gave their place",
             m.releases,
+        );
+        registry.register(
+            "splits_started",
+            "Splits of partitions begun",
+            m.splits_started,
         );
         metrics
     }

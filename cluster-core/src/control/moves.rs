@@ -141,6 +141,11 @@ impl ClusterState {
         (node, generation): (NodeId, Generation),
         min_required: u32,
     ) -> Outcome {
+        if let Some(parent) = self.parent_of(partition) {
+            // The parent has what the half lacks: the split begins anew.
+            self.check_partition_token(token, parent)?;
+            return self.cancel_split(parent);
+        }
         self.check_partition_token(token, partition)?;
         let record = self.map.partitions.get_mut(&partition).expect("checked");
         let serving = record.in_state(ReplicaState::Serving).count();

@@ -8,7 +8,7 @@
 //!
 //! In reading order: [`nodes`] (what is known of the nodes), `planner` (the
 //! working copy), `repair` and `drain`, `balance`, [`conflict`] (what could not be
-//! had), [`throttle`] (what starts now), [`tend`] (what a running move needs).
+//! had), [`throttle`] (what starts now), [`tend`] (what a running move needs), `split`.
 //!
 //! Caveats: a replica too many, left by a lower replication factor, stays;
 //! a node that is silent but not yet dead keeps its replicas.
@@ -19,6 +19,7 @@ mod drain;
 pub mod nodes;
 mod planner;
 mod repair;
+mod split;
 pub mod tend;
 pub mod throttle;
 
@@ -31,6 +32,7 @@ mod world;
 
 pub use conflict::Conflict;
 pub use nodes::{Liveness, NodeView};
+pub use split::{hopeless_splits, splits};
 pub use tend::{Release, cancellations, is_void, releases};
 pub use throttle::{Throttle, admit, wanted};
 

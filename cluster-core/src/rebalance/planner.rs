@@ -66,7 +66,8 @@ impl<'a> Planner<'a> {
     fn seat(&mut self, partition: &Partition) {
         let number = self.layout.add_partition(partition.collection.0);
         let running = self.moves.get(&partition.id);
-        let is_free = running.is_none() && is_ready(self.map, partition);
+        let is_split = self.map.splits.contains_key(&partition.id);
+        let is_free = running.is_none() && !is_split && is_ready(self.map, partition);
         self.is_free.push(is_free);
         let goes = |r: &Replica| {
             r.state == ReplicaState::Releasing || running.and_then(|m| m.from) == Some(r.node)

@@ -15,7 +15,7 @@ use crate::storage::copied::encode_meta;
 use crate::storage::{RawRecord, StorageError};
 use cluster_core::ids::*;
 use cluster_core::learner::CopyKey;
-use cluster_core::map::ReplicaState;
+use cluster_core::map::{HashRange, ReplicaState};
 use cluster_core::wal_position::WalPosition;
 use proto::convert::required;
 use proto::v1::{self, checkpoint_part::Kind};
@@ -46,6 +46,7 @@ struct Checkpoint {
     node: Arc<Node>,
     replica: Arc<Replica>,
     after: CopyKey,
+    range: HashRange,
     bytes_per_second_max: u64,
 }
 
@@ -56,6 +57,8 @@ pub async fn send(
     stop: CancellationToken,
 ) -> Result<mpsc::Receiver<Result<v1::CheckpointPart, Status>>, Status> {
     let at_least: WalPosition = required(request.at_least, "at_least")?.into();
+    let range = request.range.map(HashRange::try_from).transpose()?;
+    let range = range.unwrap_or(HashRange::WHOLE);
     let partition = PartitionId(request.partition_id);
     let generation = Generation(request.generation);
     if node.lease.admit(LeaseEpoch(request.epoch)) == Standing::StaleRequest {
@@ -71,6 +74,7 @@ pub async fn send(
         node: node.clone(),
         replica,
         after: CopyKey(request.after_key.to_vec().into()),
+        range,
         bytes_per_second_max: request.bytes_per_second_max,
     };
     checkpoint.check()?;
@@ -162,14 +166,13 @@ impl Checkpoint {
         let started = Instant::now();
         let (mut bytes, mut count) = (0, 0);
         loop {
-            let (records, high) = self.read_part().await?;
+            let (records, high) = self.next_part().await?;
             // Whoever began to learn anew meanwhile had no rows to read.
             self.check()?;
-            let Some(last) = records.last() else {
+            if records.is_empty() {
                 put(parts, Kind::End(v1::CheckpointEnd { records: count })).await;
                 return Ok(());
-            };
-            self.after = last.key.clone();
+            }
             count += records.len() as u64;
             bytes += records.iter().map(|r| r.bytes() as u64).sum::<u64>();
             let records = convert::records_to_wire(records, high);
@@ -186,6 +189,34 @@ impl Checkpoint {
     fn pace(&self, bytes: u64) -> Option<Duration> {
         let rate = self.bytes_per_second_max;
         (rate > 0).then(|| Duration::from_secs_f64(bytes as f64 / rate as f64))
+    }
+
+    /// The next records of the range; none at the end.
+    async fn next_part(&mut self) -> Result<(Vec<RawRecord>, WalPosition), Status> {
+        loop {
+            let (mut records, high) = self.read_part().await?;
+            let Some(last) = records.last() else {
+                return Ok((records, high));
+            };
+            self.after = last.key.clone();
+            if self.range != HashRange::WHOLE {
+                let partition = self.replica.id.partition;
+                let mut damaged = None;
+                records.retain(|record| match record.placement_hash(partition) {
+                    Ok(hash) => self.range.contains(hash),
+                    Err(corrupt) => {
+                        damaged = Some(corrupt);
+                        false
+                    }
+                });
+                if let Some(corrupt) = damaged {
+                    return Err(disk(corrupt.into()));
+                }
+            }
+            if !records.is_empty() {
+                return Ok((records, high));
+            }
+        }
     }
 
     /// The next records and a position that none of them lies above. Commits

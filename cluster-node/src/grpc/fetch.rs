@@ -9,6 +9,7 @@ use crate::partition::replica::Replica;
 use crate::storage::copied::decode_meta;
 use cluster_core::ids::*;
 use cluster_core::learner::{CopyRun, CopyWanted};
+use cluster_core::map::HashRange;
 use proto::convert::{BadMessage, required};
 use proto::v1::node_client::NodeClient;
 use proto::v1::{self, checkpoint_part::Kind};
@@ -29,7 +30,11 @@ const TAIL_POLL: Duration = Duration::from_millis(5);
 pub struct Peer {
     pub node: NodeId,
     pub address: String,
+    /// The learner's own, or the one that is being split.
+    pub partition: PartitionId,
     pub generation: Generation,
+    /// What of it is wanted; `None`: all.
+    pub range: Option<HashRange>,
 }
 
 /// Why a copy broke off. All that was taken stays; the next attempt goes on.
@@ -65,6 +70,8 @@ struct Fetch<'a> {
     node: &'a Node,
     replica: &'a Arc<Replica>,
     run: CopyRun,
+    /// Whose keys the records bear.
+    of: PartitionId,
     parts: Streaming<v1::CheckpointPart>,
 }
 
@@ -79,11 +86,12 @@ pub async fn fetch(
     let mut client = NodeClient::new(channel).max_decoding_message_size(proto::MESSAGE_BYTES_MAX);
     let request = v1::FetchCheckpointRequest {
         epoch: node.map().epoch.0,
-        partition_id: replica.id.partition.0,
+        partition_id: peer.partition.0,
         generation: peer.generation.0,
         at_least: Some(wanted.at_least.into()),
         after_key: wanted.after.0.into_vec().into(),
         bytes_per_second_max: node.config.copy_bytes_per_second_max,
+        range: peer.range.map(Into::into),
     };
     let answer = timeout(SILENCE_MAX, client.fetch_checkpoint(request)).await;
     let parts = answer.map_err(|_| FetchError::Silent)??.into_inner();
@@ -91,6 +99,7 @@ pub async fn fetch(
         node,
         replica,
         run: wanted.run,
+        of: peer.partition,
         parts,
     };
     fetch.take_all().await
@@ -129,7 +138,7 @@ impl Fetch<'_> {
             return Err(FetchError::Format(header.format_version));
         }
         let watermark = required(header.watermark, "watermark of a checkpoint")?.into();
-        let meta = decode_meta(self.replica.id.partition, &header.meta)?;
+        let meta = decode_meta(self.of, &header.meta)?;
         self.step(CopyStep::Begin {
             watermark,
             meta,
@@ -149,8 +158,8 @@ impl Fetch<'_> {
             return Err(BadMessage::OutOfRange(what, "they do not ascend".to_owned()).into());
         }
         let (first, last) = (first.key.clone(), last.key.clone());
-        let id = self.replica.id;
-        let decoded = raw.iter().map(|r| r.decode(id.partition, id.dimensions));
+        let dimensions = self.replica.id.dimensions;
+        let decoded = raw.iter().map(|r| r.decode(self.of, dimensions));
         let records = decoded.collect::<Result<Vec<_>, _>>()?;
         let bytes = raw.iter().map(|r| r.bytes() as u64).sum();
         self.wait_for_folding().await;

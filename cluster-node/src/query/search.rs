@@ -249,6 +249,9 @@ impl Node {
             return Err(PageError::Stale("the replica has not caught up").into());
         }
         let map = self.map();
+        if !map.partitions.contains_key(&of.partition) {
+            return Err(PageError::Stale("the partition is not in force yet").into());
+        }
         // Whatever became of its data: a replica of a complete collection that
         // was told of nothing yet must not answer that there is nothing.
         let is_complete = map

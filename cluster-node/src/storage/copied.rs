@@ -34,6 +34,16 @@ impl RawRecord {
         self.key.0.len() + self.record.len()
     }
 
+    /// Where its row lies in the hash space.
+    pub fn placement_hash(&self, partition: PartitionId) -> Result<u64, Corrupt> {
+        let key = keys::within(partition, &self.key.0);
+        let row_key = match keys::copied_kind(&key) {
+            Some(Kind::Former) => keys::parse_former(&key)?.0,
+            _ => keys::parse_row(&key)?,
+        };
+        Ok(row_key.placement_hash())
+    }
+
     /// Checks that a peer's record is one that this partition can hold.
     pub fn decode(
         &self,

@@ -6,6 +6,7 @@
 //! that has gone on meanwhile: the next look plans anew.
 
 pub mod memory;
+mod split;
 
 use crate::coordinator::Coordinator;
 use crate::leases::ReignOver;
@@ -39,6 +40,7 @@ pub async fn tend(coordinator: &Coordinator, reign: Reign) {
     finish_releases(coordinator, reign).await;
     forget_void(coordinator).await;
     begin(coordinator, reign).await;
+    split::tend(coordinator, reign).await;
 }
 
 /// What the reigning leader knows of the map's nodes.

@@ -141,7 +141,7 @@ impl Progress {
     /// Those that the map lists as learners no longer are settled.
     pub fn settle_promotions(&self, map: &PartitionMap) {
         let is_open = |key: &ReplicaKey| {
-            let partition = map.partitions.get(&key.partition);
+            let partition = map.held_partition(key.partition);
             let replica = partition.and_then(|p| p.replica_on(key.node));
             replica
                 .is_some_and(|r| (r.generation, r.state) == (key.generation, ReplicaState::Learner))

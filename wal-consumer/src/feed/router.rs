@@ -48,6 +48,8 @@ pub struct Router {
     feeds_new: Feeds,
     collections: BTreeMap<CollectionId, Routed>,
     partitions: BTreeMap<PartitionId, RoutedPartition>,
+    /// By the partition that is being split: what goes to it goes to them too.
+    halves: BTreeMap<PartitionId, Vec<(HashRange, PartitionId)>>,
     buffers: BTreeMap<PartitionId, Buffer>,
     /// The `to` of the last batch sent for a partition in this run.
     sent_to: BTreeMap<PartitionId, WalPosition>,
@@ -68,6 +70,7 @@ impl Router {
             feeds_new: Feeds::new(),
             collections: BTreeMap::new(),
             partitions: BTreeMap::new(),
+            halves: BTreeMap::new(),
             buffers: BTreeMap::new(),
             sent_to: BTreeMap::new(),
         }
@@ -110,7 +113,8 @@ impl Router {
             return;
         };
         let is_complete = matches!(collection.state, CollectionState::Ready { .. });
-        for partition in map.partitions_of(id) {
+        let halves = self.take_halves(map, id);
+        for partition in map.partitions_of(id).into_iter().chain(halves) {
             let fed = partition.replicas.iter().filter(|r| r.state.is_fed());
             let routed = RoutedPartition {
                 id: partition.id,
@@ -144,17 +148,28 @@ impl Router {
             return;
         };
         for (_, partition) in collection.ranges {
-            self.partitions.remove(&partition);
-            self.buffers.remove(&partition);
-            self.sent_to.remove(&partition);
-            for feed in self.feeds.values() {
-                feed.remove_partition(partition);
+            for (_, half) in self.halves.remove(&partition).unwrap_or_default() {
+                self.remove_partition(half);
             }
+            self.remove_partition(partition);
         }
+        self.require_only_known();
+        self.end_idle_feeds();
+    }
+
+    fn remove_partition(&mut self, id: PartitionId) {
+        self.partitions.remove(&id);
+        self.buffers.remove(&id);
+        self.sent_to.remove(&id);
+        for feed in self.feeds.values() {
+            feed.remove_partition(id);
+        }
+    }
+
+    fn require_only_known(&self) {
         let partitions = &self.partitions;
         self.progress
             .retain(|replica| partitions.contains_key(&replica.partition));
-        self.end_idle_feeds();
     }
 
     /// Follows collections that go and replicas that change. `Err`: a collection
@@ -165,15 +180,67 @@ impl Router {
                 self.remove_collection(id);
                 continue;
             }
+            self.follow_splits(map, id);
             if self.collections[&id].ranges != ranges_of(map, id) {
                 return Err(id);
             }
-            for partition in map.partitions_of(id) {
+            let halves = self.take_halves(map, id);
+            for partition in map.partitions_of(id).into_iter().chain(halves) {
                 self.follow_partition(partition).map_err(|Unfed| id)?;
             }
         }
+        self.require_only_known();
         self.settle_feeds(map);
         Ok(())
+    }
+
+    /// Notes the halves that the map has of a collection's partitions.
+    fn take_halves<'a>(&mut self, map: &'a PartitionMap, id: CollectionId) -> Vec<&'a Partition> {
+        let of_collection = map.splits.iter().filter(|(_, s)| s.low.collection == id);
+        let mut taken = Vec::new();
+        for (parent, split) in of_collection {
+            let halves = split.halves();
+            let ranges = halves.iter().map(|half| (half.range, half.id)).collect();
+            if self.halves.insert(*parent, ranges).is_none() {
+                tracing::info!(partition = %parent, "partition is being split: its halves are fed too");
+            }
+            for half in halves {
+                self.partitions.entry(half.id).or_insert(RoutedPartition {
+                    id: half.id,
+                    collection: id,
+                    replicas: Vec::new(),
+                });
+                taken.push(half);
+            }
+        }
+        taken
+    }
+
+    /// Halves take the place of what was split, or are given up. Both have been
+    /// sent everything since they were attached, so that the stream goes on.
+    fn follow_splits(&mut self, map: &PartitionMap, id: CollectionId) {
+        let parents: Vec<PartitionId> = self.halves.keys().copied().collect();
+        for parent in parents {
+            let is_of_it = self.partitions.get(&parent).map(|p| p.collection) == Some(id);
+            if !is_of_it || map.splits.contains_key(&parent) {
+                continue;
+            }
+            let halves = self.halves.remove(&parent).unwrap_or_default();
+            if map.partitions.contains_key(&parent) {
+                tracing::info!(partition = %parent, "the split was given up");
+                for (_, half) in halves {
+                    self.remove_partition(half);
+                }
+                continue;
+            }
+            tracing::info!(partition = %parent, "partition was split: its halves have its place");
+            self.remove_partition(parent);
+            if let Some(collection) = self.collections.get_mut(&id) {
+                collection.ranges.retain(|(_, known)| *known != parent);
+                collection.ranges.extend(halves);
+                collection.ranges.sort();
+            }
+        }
     }
 
     fn follow_partition(&mut self, partition: &Partition) -> Result<(), Unfed> {
@@ -241,7 +308,7 @@ impl Router {
             feed.share_limits(&self.config, map.nodes.len());
         }
         for id in self.partitions.keys() {
-            let replicas = map.partitions.get(id).map(|p| &p.replicas);
+            let replicas = map.held_partition(*id).map(|p| &p.replicas);
             for replica in replicas.into_iter().flatten() {
                 if let Some(feed) = self.feeds.get(&replica.node) {
                     feed.except(*id);
@@ -278,20 +345,30 @@ impl Router {
 
     /// Routes a change. Both halves of a key change come by themselves.
     pub async fn route(&mut self, id: CollectionId, change: PositionedChange) {
-        let targets: Vec<PartitionId> = match &change.change {
-            Change::Upsert { key, .. } | Change::Delete { key } => self
-                .partition_for(id, key.placement_hash())
-                .map(|p| p.id)
-                .into_iter()
-                .collect(),
-            Change::Truncate => match self.collections.get(&id) {
-                Some(collection) => collection.ranges.iter().map(|(_, p)| *p).collect(),
-                None => Vec::new(),
-            },
+        let hash = match &change.change {
+            Change::Upsert { key, .. } | Change::Delete { key } => Some(key.placement_hash()),
+            Change::Truncate => None,
         };
-        for partition in targets {
+        for partition in self.targets(id, hash) {
             self.buffer(partition, change.clone()).await;
         }
+    }
+
+    /// The partitions that a hash belongs to, all without one: those in force, and
+    /// halves of those.
+    fn targets(&self, id: CollectionId, hash: Option<u64>) -> Vec<PartitionId> {
+        let is_meant = |range: &HashRange| hash.is_none_or(|hash| range.contains(hash));
+        let mut targets = Vec::new();
+        let collection = self.collections.get(&id);
+        for (range, partition) in collection.iter().flat_map(|c| &c.ranges) {
+            if !is_meant(range) {
+                continue;
+            }
+            targets.push(*partition);
+            let halves = self.halves.get(partition).into_iter().flatten();
+            targets.extend(halves.filter(|(r, _)| is_meant(r)).map(|(_, half)| *half));
+        }
+        targets
     }
 
     async fn buffer(&mut self, partition: PartitionId, change: PositionedChange) {

@@ -224,6 +224,9 @@ enum WayBack {
 
 /// How a replica below the slot can be had back.
 fn way_back(map: &PartitionMap, replica: ReplicaKey) -> WayBack {
+    if map.split_of(replica.partition).is_some() {
+        return WayBack::Peer;
+    }
     let is_it = |r: &&Replica| (r.node, r.generation) == (replica.node, replica.generation);
     let partition = map.partitions.get(&replica.partition);
     let serving = partition.map(|p| p.in_state(ReplicaState::Serving));
