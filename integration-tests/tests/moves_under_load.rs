@@ -196,6 +196,39 @@ fn p7_a_move_whose_source_target_or_leader_is_killed_ends_well() -> Result<()> {
     cluster.finish()
 }
 
+#[test]
+fn p3_p7_a_partition_that_grows_too_large_is_split_under_load() -> Result<()> {
+    let settings = format!("{LEASES}\npartitions_per_collection_max = 1\nsplit_rows = 4000");
+    let cluster = Cluster::start_with(
+        "split",
+        Shape::THREE,
+        &[("COORDINATOR_SETTINGS", &settings)],
+    )?;
+    let wire = cluster.wire()?;
+    wire.wait_for_nodes(3)?;
+    let mut session = cluster.session()?;
+    // Not before the load runs.
+    wire.set_rebalance(RebalanceMode::Paused)?;
+    let items = Items::indexed(&mut session, "items", 9_000, DIMENSIONS)?;
+    let maps = wire.log_maps()?;
+    let load = Load::start(&cluster, &items, 2)?;
+    load.go_on(50)?;
+    ensure!(wire.map()?.partitions.len() == 1, "paused, and split");
+    let began = Instant::now();
+    wire.set_rebalance(RebalanceMode::Auto)?;
+    wire.leader_within(SETTLES_WITHIN, "the partition is split", |leader| {
+        let map = &leader.map;
+        map.splits.is_empty() && map.partitions.len() == 4 && is_settled(map, REPLICAS)
+    })?;
+    println!("split twice after {:?}", began.elapsed());
+    load.go_on(100)?;
+    let done = load.finish()?;
+    maps.assert_always_served(REPLICAS)?;
+    wait_until_settled(&wire, "moves after the splits")?;
+    assert_whole(&cluster, &wire, &items, done)?;
+    cluster.finish()
+}
+
 /// Whether the move's new replica is in this state.
 fn holds(map: &PartitionMap, planned: PlannedMove, state: ReplicaState) -> bool {
     let partition = map.partitions.get(&planned.partition);
