@@ -221,4 +221,32 @@ mod tests {
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn operators_commands_parse_as_they_are_documented() {
+        let parses = |line: &str| Cli::try_parse_from(line.split(' ')).is_ok();
+        for line in [
+            "ruvector ctl move 14 --to 3",
+            "ruvector ctl move 14 --to 3 --from 1 --json",
+            "ruvector ctl move cancel 14",
+            "ruvector ctl node drain 2 --wait",
+            "ruvector ctl node drain 2 --wait 60",
+            "ruvector ctl node remove 2",
+            "ruvector ctl coordinator add 4=127.0.0.1:7404",
+            "ruvector ctl coordinator transfer-leader",
+            "ruvector ctl coordinator transfer-leader 2",
+            "ruvector ctl rebalance apply --plan plan.json",
+        ] {
+            assert!(parses(line), "{line}");
+        }
+        for line in [
+            "ruvector ctl move 14",
+            "ruvector ctl move --to 3",
+            "ruvector ctl move cancel",
+            "ruvector ctl coordinator add 127.0.0.1:7404",
+            "ruvector ctl node drain",
+        ] {
+            assert!(!parses(line), "{line}");
+        }
+    }
 }

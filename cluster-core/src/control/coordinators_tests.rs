@@ -108,7 +108,6 @@ fn lesson_26_a_state_of_an_earlier_version_knows_its_members_ids() {
     let mut stored = serde_json::to_value(&cluster.state).expect("encodes");
     let last = stored["last"].as_object_mut().expect("the last ids");
     assert!(last.remove("coordinator").is_some());
-    let mut cluster = cluster;
     cluster.state = serde_json::from_value::<ClusterState>(stored).expect("decodes");
     assert_eq!(cluster.state.highest_coordinator(), 3);
     cluster.apply(members(&[FIRST]));

@@ -268,7 +268,7 @@ mod tests {
         let line = |moves: &[RunningMove], mode| progress(NodeId(1), 3, 8, moves, mode);
         assert_eq!(
             line(&seen.running_moves(), RebalanceMode::Auto),
-            "node 1: 3 of 8 replicas left; moving 1 to node 2 (copying, 25 %, 13 MB/s, 12 s left)"
+            "node 1: 3 of 8 replicas left; moving 1 to node 2 (copying, 25 %, 12 MB/s, 12 s left)"
         );
         assert!(line(&[], RebalanceMode::Auto).ends_with("none is moving"));
         assert!(line(&[], RebalanceMode::Paused).contains("resume"));

@@ -17,7 +17,7 @@ fn a_move_says_how_far_it_is_and_how_long_it_takes() {
     let line = moving(Serving, Learner, Some(quarter()));
     assert_eq!(
         line.sentence(),
-        "1 to node 2 (copying, 25 %, 13 MB/s, 12 s left)"
+        "1 to node 2 (copying, 25 %, 12 MB/s, 12 s left)"
     );
     let text = running_table(&[line]);
     let row = text.lines().nth(1).expect("a row");
@@ -26,7 +26,7 @@ fn a_move_says_how_far_it_is_and_how_long_it_takes() {
     assert_eq!(
         cells,
         [
-            "1", "-", "1 → 2", "drain", "copying", "25 %", "50 MB", "13 MB/s", "12 s"
+            "1", "-", "1 → 2", "drain", "copying", "25 %", "50 MB", "12 MB/s", "12 s"
         ]
     );
 }
