@@ -232,7 +232,7 @@ fn way_back(map: &PartitionMap, replica: ReplicaKey) -> WayBack {
     let serving = partition.map(|p| p.in_state(ReplicaState::Serving));
     let serving: Vec<&Replica> = serving.into_iter().flatten().collect();
     let serves = serving.iter().any(is_it);
-    let has_peer = serving.iter().any(|r| !is_it(&r));
+    let has_peer = serving.iter().any(|r| !is_it(r));
     match (serves, has_peer) {
         (false, _) => WayBack::NotServing,
         (true, true) => WayBack::Peer,
