@@ -12,7 +12,7 @@ use crate::ids::NodeId;
 use crate::layout::{Layout, PartitionNo, SeatNo, Shift, Standing};
 use crate::placement::{LOAD_PERCENT_MAX, load_max};
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A node that holds less than this, in per cent of the mean, is filled.
 const LOAD_PERCENT_MIN: usize = 85;
@@ -106,9 +106,9 @@ impl Planner<'_> {
 struct Filling {
     takers: BTreeSet<(usize, SeatNo)>,
     givers: BTreeSet<(Reverse<usize>, SeatNo)>,
-    /// Givers that have nothing for a taker: for what moves does not move
-    /// on, they have nothing later either.
-    barren: BTreeSet<(SeatNo, SeatNo)>,
+    /// What a giver has for a taker, best last. It only gets less: what moves
+    /// here does not move on.
+    gifts: BTreeMap<(SeatNo, SeatNo), Vec<PartitionNo>>,
 }
 
 impl Filling {
@@ -117,7 +117,7 @@ impl Filling {
         let mut filling = Self {
             takers: BTreeSet::new(),
             givers: BTreeSet::new(),
-            barren: BTreeSet::new(),
+            gifts: BTreeMap::new(),
         };
         for (number, seat) in planner.layout.seats().iter().enumerate() {
             let low = match begun.contains(&seat.node) {
@@ -141,13 +141,17 @@ impl Filling {
     ) -> Option<((Reverse<usize>, SeatNo), PartitionNo)> {
         let fuller = self.givers.iter();
         for giver in fuller.take_while(|(Reverse(full), _)| *full >= load + 2) {
-            if self.barren.contains(&(giver.1, to)) {
-                continue;
+            let from = giver.1;
+            let gifts = self.gifts.entry((from, to)).or_insert_with(|| {
+                let mut gifts = layout.gifts(from, to);
+                gifts.reverse();
+                gifts
+            });
+            while let Some(partition) = gifts.pop() {
+                if layout.gives(partition, from) {
+                    return Some((*giver, partition));
+                }
             }
-            match layout.best_gift(giver.1, to) {
-                Some(partition) => return Some((*giver, partition)),
-                None => self.barren.insert((giver.1, to)),
-            };
         }
         None
     }
