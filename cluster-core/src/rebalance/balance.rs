@@ -57,8 +57,8 @@ impl Planner<'_> {
         }
     }
 
-    /// The emptiest node takes from the fullest that may give, until it has the mean
-    /// or as much as that one. Nobody gives so much that it would be filled next.
+    /// The emptiest node takes from the fullest that may give, until it has the mean,
+    /// or as much as that one: then nothing is worth a move back.
     fn fill(&mut self, share: Share) {
         let mut filling = Filling::new(self, share);
         while let Some((load, to)) = filling.takers.pop_first() {
@@ -73,10 +73,8 @@ impl Planner<'_> {
                 from,
                 to,
             });
-            filling.givers.remove(&giver);
-            if full - 1 > share.low {
-                filling.givers.insert((Reverse(full - 1), from));
-            }
+            filling.change(from, full, full - 1);
+            filling.change(to, load, load + 1);
             if load + 1 < share.mean {
                 filling.takers.insert((load + 1, to));
             }
@@ -126,11 +124,20 @@ impl Filling {
             };
             if seat.standing == Standing::Open && seat.load() < low {
                 filling.takers.insert((seat.load(), number));
-            } else if seat.standing != Standing::Leaving && seat.load() > share.low {
+            }
+            if seat.standing != Standing::Leaving {
                 filling.givers.insert((Reverse(seat.load()), number));
             }
         }
         filling
+    }
+
+    fn change(&mut self, seat: SeatNo, before: usize, after: usize) {
+        self.givers.remove(&(Reverse(before), seat));
+        self.givers.insert((Reverse(after), seat));
+        if self.takers.remove(&(before, seat)) {
+            self.takers.insert((after, seat));
+        }
     }
 
     fn gift(
