@@ -37,11 +37,13 @@ impl Layout {
     }
 
     /// From one of the fullest seats of a zone to the emptiest, if they differ by
-    /// two or more.
+    /// two or more; or by one, if what they hold besides differs as well.
     fn uneven(&self, zone: usize) -> Option<Shift> {
-        let (least, _, to) = *self.open[zone].first()?;
+        let (least, others, to) = *self.open[zone].first()?;
         let fuller = self.open[zone].iter().rev();
-        let mut fuller = fuller.take_while(|(load, _, _)| *load >= least + 2);
+        let mut fuller = fuller.take_while(|(load, besides, _)| {
+            *load >= least + 2 || (*load == least + 1 && *besides > others)
+        });
         fuller.find_map(|(_, _, from)| {
             let mut gives = self.seats[*from].gives.iter().copied();
             let partition = gives.find(|p| !self.homes[*p].contains(&to))?;

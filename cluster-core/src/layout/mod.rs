@@ -177,14 +177,6 @@ impl Layout {
         from == to || self.zone_count(partition, to) < self.zone_count(partition, from)
     }
 
-    /// How many copies fewer share a zone after the move.
-    fn gain(&self, partition: PartitionNo, from: SeatNo, to: SeatNo) -> usize {
-        let (from, to) = (self.seats[from].zone, self.seats[to].zone);
-        let better =
-            from != to && self.zone_count(partition, to) + 1 < self.zone_count(partition, from);
-        usize::from(better)
-    }
-
     /// Zones in which a copy of the partition can come into being, with the
     /// least loaded seat of each and the copies that the zone has already;
     /// `leaving` is not counted.
@@ -239,22 +231,29 @@ impl Layout {
         first.or_else(|| self.best_seat(partition, None))
     }
 
-    /// The best partition to give from one seat to another: one that gains a
-    /// zone, then one of the collection that is spread least evenly over the two.
-    pub fn best_gift(&self, from: SeatNo, to: SeatNo) -> Option<PartitionNo> {
+    /// What one seat may give another, best first: of the collections that are
+    /// spread least evenly over the two, taken in turns.
+    pub fn gifts(&self, from: SeatNo, to: SeatNo) -> Vec<PartitionNo> {
         let (giver, taker) = (&self.seats[from], &self.seats[to]);
-        let count = |seat, partition: PartitionNo| {
-            let held = self.of_group.get(&(seat, self.groups[partition]));
-            held.copied().unwrap_or(0)
+        let count = |seat, group| {
+            let held = self.of_group.get(&(seat, group)).copied();
+            held.unwrap_or(0) as i64
         };
-        let given = giver.gives.iter().copied();
         let fits = |p: &PartitionNo| {
             !self.homes[*p].contains(&to) && self.keeps_zones(*p, giver.zone, taker.zone)
         };
-        given.filter(fits).min_by_key(|p| {
-            let more = count(from, *p) as i64 - count(to, *p) as i64;
-            (Reverse(self.gain(*p, from, to)), Reverse(more), *p)
-        })
+        let mut more: BTreeMap<u64, i64> = BTreeMap::new();
+        let rank = |p: PartitionNo| {
+            let group = self.groups[p];
+            let left = more.entry(group);
+            let left = left.or_insert_with(|| count(from, group) - count(to, group));
+            *left -= 2;
+            (Reverse(*left), p)
+        };
+        let given = giver.gives.iter().copied().filter(fits);
+        let mut ranked: Vec<_> = given.map(rank).collect();
+        ranked.sort_unstable();
+        ranked.into_iter().map(|(_, partition)| partition).collect()
     }
 
     /// The move that puts a copy into a zone with two fewer of its partition,

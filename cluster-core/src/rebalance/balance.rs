@@ -12,7 +12,7 @@ use crate::ids::NodeId;
 use crate::layout::{Layout, PartitionNo, SeatNo, Shift, Standing};
 use crate::placement::{LOAD_PERCENT_MAX, load_max};
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A node that holds less than this, in per cent of the mean, is filled.
 const LOAD_PERCENT_MIN: usize = 85;
@@ -57,8 +57,8 @@ impl Planner<'_> {
         }
     }
 
-    /// The emptiest node takes from the fullest that may give, until it has the mean
-    /// or as much as that one. Nobody gives so much that it would be filled next.
+    /// The emptiest node takes from the fullest that may give, until it has the mean,
+    /// or as much as that one: then nothing is worth a move back.
     fn fill(&mut self, share: Share) {
         let mut filling = Filling::new(self, share);
         while let Some((load, to)) = filling.takers.pop_first() {
@@ -73,10 +73,8 @@ impl Planner<'_> {
                 from,
                 to,
             });
-            filling.givers.remove(&giver);
-            if full - 1 > share.low {
-                filling.givers.insert((Reverse(full - 1), from));
-            }
+            filling.change(from, full, full - 1);
+            filling.change(to, load, load + 1);
             if load + 1 < share.mean {
                 filling.takers.insert((load + 1, to));
             }
@@ -106,9 +104,9 @@ impl Planner<'_> {
 struct Filling {
     takers: BTreeSet<(usize, SeatNo)>,
     givers: BTreeSet<(Reverse<usize>, SeatNo)>,
-    /// Givers that have nothing for a taker: for what moves does not move
-    /// on, they have nothing later either.
-    barren: BTreeSet<(SeatNo, SeatNo)>,
+    /// What a giver has for a taker, best last. It only gets less: what moves
+    /// here does not move on.
+    gifts: BTreeMap<(SeatNo, SeatNo), Vec<PartitionNo>>,
 }
 
 impl Filling {
@@ -117,7 +115,7 @@ impl Filling {
         let mut filling = Self {
             takers: BTreeSet::new(),
             givers: BTreeSet::new(),
-            barren: BTreeSet::new(),
+            gifts: BTreeMap::new(),
         };
         for (number, seat) in planner.layout.seats().iter().enumerate() {
             let low = match begun.contains(&seat.node) {
@@ -126,11 +124,20 @@ impl Filling {
             };
             if seat.standing == Standing::Open && seat.load() < low {
                 filling.takers.insert((seat.load(), number));
-            } else if seat.standing != Standing::Leaving && seat.load() > share.low {
+            }
+            if seat.standing != Standing::Leaving {
                 filling.givers.insert((Reverse(seat.load()), number));
             }
         }
         filling
+    }
+
+    fn change(&mut self, seat: SeatNo, before: usize, after: usize) {
+        self.givers.remove(&(Reverse(before), seat));
+        self.givers.insert((Reverse(after), seat));
+        if self.takers.remove(&(before, seat)) {
+            self.takers.insert((after, seat));
+        }
     }
 
     fn gift(
@@ -141,13 +148,17 @@ impl Filling {
     ) -> Option<((Reverse<usize>, SeatNo), PartitionNo)> {
         let fuller = self.givers.iter();
         for giver in fuller.take_while(|(Reverse(full), _)| *full >= load + 2) {
-            if self.barren.contains(&(giver.1, to)) {
-                continue;
+            let from = giver.1;
+            let gifts = self.gifts.entry((from, to)).or_insert_with(|| {
+                let mut gifts = layout.gifts(from, to);
+                gifts.reverse();
+                gifts
+            });
+            while let Some(partition) = gifts.pop() {
+                if layout.gives(partition, from) {
+                    return Some((*giver, partition));
+                }
             }
-            match layout.best_gift(giver.1, to) {
-                Some(partition) => return Some((*giver, partition)),
-                None => self.barren.insert((giver.1, to)),
-            };
         }
         None
     }

@@ -179,6 +179,24 @@ fn a_node_above_the_bound_for_its_zones_sake_is_reported() {
     assert_eq!(plan.conflicts, [over]);
 }
 
+/// Each zone holds every partition, so a node gets its part from its zone alone.
+#[test]
+fn a_node_that_joins_a_large_zone_gets_an_even_part_of_it() {
+    let homes: Vec<[u64; 2]> = (0..40).map(|i| [i % 2 + 1, i % 4 + 3]).collect();
+    let homes: Vec<&[u64]> = homes.iter().map(|home| &home[..]).collect();
+    let mut world = world(&[0, 0, 1, 1, 1, 1], 2, &homes);
+    let joined = world.add_node(1);
+    let plan = world.plan();
+    assert_eq!(plan.moves.len(), 8);
+    world.carry_out(&plan);
+    assert_eq!(
+        world.load(joined),
+        8,
+        "a fifth of forty, below the mean of all"
+    );
+    assert_eq!(world.plan().moves, []);
+}
+
 #[test]
 fn a_silent_node_neither_takes_nor_gives() {
     let mut world = world(&[0; 3], 1, &[&[1][..]; 9]);
@@ -219,6 +237,12 @@ fn modes_and_the_throttle_decide_what_starts() {
     let all = wanted(RebalanceMode::Auto, &plan, &asked);
     let first = admit(&all, &world.map, &world.moves, &world.nodes, throttle);
     assert_eq!(first, all[..3]);
+    let roomy = Throttle {
+        moves_max: 10,
+        ..throttle
+    };
+    let of_node_2 = admit(&all, &world.map, &world.moves, &world.nodes, roomy);
+    assert_eq!(of_node_2, all[..3], "node 2 gives two at once");
     world.start(&all[0]);
     world.start(&all[1]);
     let more = admit(&all, &world.map, &world.moves, &world.nodes, throttle);

@@ -232,9 +232,17 @@ impl World {
         self.map.partitions.values().map(|p| p.replicas.len()).sum()
     }
 
+    /// Replicas per node, without the nodes that hold none.
+    pub fn loads(&self) -> BTreeMap<NodeId, usize> {
+        let mut loads = BTreeMap::new();
+        for replica in self.map.partitions.values().flat_map(|p| &p.replicas) {
+            *loads.entry(replica.node).or_default() += 1;
+        }
+        loads
+    }
+
     pub fn load(&self, node: NodeId) -> usize {
-        let partitions = self.map.partitions.values();
-        partitions.filter(|p| p.replica_on(node).is_some()).count()
+        self.loads().get(&node).copied().unwrap_or(0)
     }
 
     /// Partitions with two copies in one zone.
