@@ -23,7 +23,7 @@ pub struct ReplicaKey {
 /// forgotten: confirmation becomes coarser, never wrong.
 const CANDIDATES_MAX: usize = 1 << 16;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ConfirmTracker {
     incarnation: Incarnation,
     confirmed: Lsn,
@@ -46,6 +46,19 @@ impl ConfirmTracker {
     /// From now on the slot waits for this replica.
     pub fn require(&mut self, replica: ReplicaKey) {
         self.durable.entry(replica).or_insert(WalPosition::ZERO);
+    }
+
+    /// From now on the slot waits for this learner too, if what it has made
+    /// durable reaches the confirmed position; whether it does. Below that the
+    /// slot cannot feed it what it lacks, and once it serves nothing would say so.
+    pub fn count_learner(&mut self, learner: ReplicaKey, durable: WalPosition) -> bool {
+        let confirmed = WalPosition::end_of(self.incarnation, self.confirmed);
+        let is_counted = durable >= confirmed;
+        if is_counted {
+            self.require(learner);
+            self.durable(learner, durable);
+        }
+        is_counted
     }
 
     /// The slot waits no longer for the replicas that `is_required` refuses.
@@ -189,6 +202,20 @@ mod tests {
         tracker.require(replica(1, 1));
         tracker.sent(Lsn(30));
         assert_eq!(tracker.confirmed(), Lsn(20));
+    }
+
+    #[test]
+    fn p2_a_learner_counts_only_at_or_above_what_is_confirmed() {
+        let mut tracker = ConfirmTracker::new(ONE, Lsn(10));
+        tracker.sent(Lsn(20));
+        assert_eq!(tracker.confirmed(), Lsn(20));
+        let half = WalPosition::new(ONE, Lsn(20), 7);
+        assert!(!tracker.count_learner(replica(1, 1), half));
+        tracker.sent(Lsn(30));
+        assert_eq!(tracker.confirmed(), Lsn(30), "nobody waits for it");
+        assert!(tracker.count_learner(replica(1, 1), end(30)));
+        tracker.sent(Lsn(40));
+        assert_eq!(tracker.confirmed(), Lsn(30), "counted, it holds the slot");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::leases::ReignOver;
 use crate::metrics::{CONSUMER, HolderLabel, NODE};
 use cluster_core::control::{Command, Refusal, Response as Applied};
 use cluster_core::ids::*;
+use cluster_core::lease::grantable;
 use cluster_core::placement::place_collection;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -143,12 +144,10 @@ impl CoordinatorService {
             .renew_consumer(reign, consumer, received, Some(request))
             .map_err(|ReignOver| not_leader(None))?;
         let (assignments, version) = self.coordinator.state.read(|state| {
-            let held = state.held_by(consumer);
-            let assignments = held
-                .filter(|source| handing_over.get(&source.id) != Some(&source.consumer_epoch))
-                .map(|source| v1::ConsumerAssignment {
-                    source_id: source.id.0,
-                    consumer_epoch: source.consumer_epoch.0,
+            let assignments = grantable(state, consumer, &handing_over)
+                .map(|(source, token)| v1::ConsumerAssignment {
+                    source_id: source.0,
+                    consumer_epoch: token.0,
                 })
                 .collect();
             (assignments, state.map().version)

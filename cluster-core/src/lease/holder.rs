@@ -1,45 +1,23 @@
-//! Leases: who may answer, and until when.
-//!
-//! Times are milliseconds of CLOCK_BOOTTIME of the machine that counts them,
-//! handed in; no second machine's clock takes part. A holder counts from the
-//! moment it *sent* the renewal, the grantor from the moment it received it and
-//! adds the drift: whatever the network did, the holder stops first.
+//! The holder's side: until when it may answer, and under which epoch.
 
 use crate::ids::LeaseEpoch;
-use serde::{Deserialize, Serialize};
 
-/// Milliseconds of CLOCK_BOOTTIME.
+/// Milliseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps.
 pub type BootMs = u64;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeaseTerms {
-    pub ttl_ms: u64,
-    pub renew_every_ms: u64,
-    pub drift_percent: u64,
-    /// How long a node that holds a newer epoch answers requests of an older.
-    pub epoch_grace_ms: u64,
+/// What a grant has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Granted {
+    /// Of an epoch that is over: nothing.
+    Void,
+    /// The lease has gone on without a gap: nothing was given away meanwhile.
+    Renewed,
+    /// There was a gap. What the holder had may have been given to another, and
+    /// it acts on what it knows only once that is as new as the grantor's map.
+    Regained,
 }
 
-impl Default for LeaseTerms {
-    fn default() -> Self {
-        Self {
-            ttl_ms: 10_000,
-            renew_every_ms: 3_000,
-            drift_percent: 10,
-            epoch_grace_ms: 2_000,
-        }
-    }
-}
-
-impl LeaseTerms {
-    /// How long the grantor waits before it gives away what a silent holder had.
-    pub fn wait_out_ms(&self) -> u64 {
-        self.ttl_ms + self.ttl_ms * self.drift_percent / 100
-    }
-}
-
-/// The holder's side.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HeldLease {
     epoch: LeaseEpoch,
     expires_at: BootMs,
@@ -49,15 +27,26 @@ pub struct HeldLease {
 impl HeldLease {
     /// Takes a grant for a renewal sent at `sent_at`. A grant of an older epoch
     /// is void: epochs only rise (P6).
-    pub fn granted(&mut self, epoch: LeaseEpoch, sent_at: BootMs, ttl_ms: u64, now: BootMs) {
+    pub fn granted(
+        &mut self,
+        epoch: LeaseEpoch,
+        sent_at: BootMs,
+        ttl_ms: u64,
+        now: BootMs,
+    ) -> Granted {
         if epoch < self.epoch {
-            return;
+            return Granted::Void;
         }
+        let went_on = self.is_held(now);
         if epoch > self.epoch {
             self.epoch = epoch;
             self.epoch_since = now;
         }
         self.expires_at = self.expires_at.max(sent_at.saturating_add(ttl_ms));
+        match went_on {
+            true => Granted::Renewed,
+            false => Granted::Regained,
+        }
     }
 
     pub fn epoch(&self) -> LeaseEpoch {
@@ -108,7 +97,12 @@ mod tests {
     }
 
     #[test]
-    fn the_grantor_waits_longer_than_any_holder_counts() {
-        assert_eq!(LeaseTerms::default().wait_out_ms(), 11_000);
+    fn p6_a_grant_after_a_gap_says_so() {
+        let mut lease = HeldLease::default();
+        let mut grant = |epoch, sent, now| lease.granted(LeaseEpoch(epoch), sent, 10, now);
+        assert_eq!(grant(2, 0, 1), Granted::Regained);
+        assert_eq!(grant(2, 8, 9), Granted::Renewed);
+        assert_eq!(grant(3, 17, 18), Granted::Regained, "it ended at 18");
+        assert_eq!(grant(2, 20, 21), Granted::Void);
     }
 }
