@@ -3,6 +3,7 @@
 use crate::clock::boot_ms;
 use crate::node::Node;
 use cluster_core::ids::{LeaseEpoch, MapVersion};
+pub use cluster_core::lease::Standing;
 use cluster_core::lease::{BootMs, HeldLease};
 use parking_lot::Mutex;
 use proto::v1;
@@ -16,16 +17,6 @@ const RENEW_EVERY: Duration = Duration::from_secs(3);
 const RETRY_EVERY: Duration = Duration::from_millis(300);
 /// Renewals that requests of a newer epoch ask for are at least this far apart.
 const URGENT_EVERY: Duration = Duration::from_millis(50);
-
-/// What a request finds at admission.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    Held,
-    /// Only what needs no lease is answered (DESIGN §5).
-    Lapsed,
-    /// The request's epoch is too old.
-    StaleRequest,
-}
 
 pub struct Lease {
     held: Mutex<HeldLease>,
@@ -73,17 +64,11 @@ impl Lease {
     /// once, and is served under the lease as it is: an election costs no query.
     pub fn admit(&self, request: LeaseEpoch) -> Standing {
         let held = *self.held.lock();
-        let now = boot_ms();
-        if request > held.epoch() {
+        let admission = held.admit(request, boot_ms(), self.epoch_grace_ms);
+        if admission.renews_at_once {
             self.urgent.notify_one();
         }
-        if held.is_stale_request(request, now, self.epoch_grace_ms) {
-            Standing::StaleRequest
-        } else if held.is_held(now) {
-            Standing::Held
-        } else {
-            Standing::Lapsed
-        }
+        admission.standing
     }
 }
 

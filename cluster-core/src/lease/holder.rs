@@ -17,6 +17,24 @@ pub enum Granted {
     Regained,
 }
 
+/// What a request finds at admission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Held,
+    /// Only what needs no lease is answered.
+    Lapsed,
+    /// The request's epoch is too old.
+    StaleRequest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    pub standing: Standing,
+    /// The request knows of a newer epoch: renew, and serve meanwhile under the
+    /// lease as it is. An election costs no query.
+    pub renews_at_once: bool,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HeldLease {
     epoch: LeaseEpoch,
@@ -55,6 +73,21 @@ impl HeldLease {
 
     pub fn is_held(&self, now: BootMs) -> bool {
         now < self.expires_at
+    }
+
+    /// Judges a request that bears `epoch`.
+    pub fn admit(&self, epoch: LeaseEpoch, now: BootMs, grace_ms: u64) -> Admission {
+        let standing = if self.is_stale_request(epoch, now, grace_ms) {
+            Standing::StaleRequest
+        } else if self.is_held(now) {
+            Standing::Held
+        } else {
+            Standing::Lapsed
+        };
+        Admission {
+            standing,
+            renews_at_once: epoch > self.epoch,
+        }
     }
 
     /// Whether a request that bears `epoch` is too old: the node has held a

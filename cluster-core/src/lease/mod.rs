@@ -14,5 +14,5 @@ mod terms;
 
 pub use fence::{Offer, TokenFence};
 pub use grantor::{Grantor, Handovers, MapStamp, ReignMs, Unconfirmed, grantable};
-pub use holder::{BootMs, Granted, HeldLease};
+pub use holder::{Admission, BootMs, Granted, HeldLease, Standing};
 pub use terms::LeaseTerms;
