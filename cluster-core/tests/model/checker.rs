@@ -121,7 +121,11 @@ pub fn holds<M: Model>(name: &str, model: &M, states_min: usize, states_max: usi
         "{name}: {} states, {} steps deep, {} in {:.1} s",
         explored.states,
         explored.depth,
-        if explored.is_complete { "all of them" } else { "the bound" },
+        if explored.is_complete {
+            "all of them"
+        } else {
+            "the bound"
+        },
         began.elapsed().as_secs_f64()
     );
     if let Some(found) = explored.found {

@@ -1,7 +1,8 @@
 //! What Raft has committed: the real state machine, cheap to copy.
 //!
-//! Two states of one model that agree in what is hashed here agree in all of it,
-//! for no model changes anything else.
+//! Two states of one model that agree in what is hashed here agree in all of it but
+//! the last generation given, for no model changes anything else; and which number
+//! the next generation gets makes no difference.
 
 use cluster_core::control::{ClusterState, Command, Response};
 use cluster_core::ids::*;
@@ -41,6 +42,19 @@ impl Committed {
     pub fn replica(&self, node: NodeId) -> Option<(Generation, ReplicaState)> {
         let replica = self.partition().replica_on(node);
         replica.map(|replica| (replica.generation, replica.state))
+    }
+
+    /// What the real state machine refuses: demotes whatever serves.
+    pub fn demote_unchecked(&mut self, node: NodeId) -> Result<(), Violation> {
+        let mut state = serde_json::to_value(&*self.0).unwrap();
+        let replicas = &mut state["map"]["partitions"]["1"]["replicas"];
+        for replica in replicas.as_array_mut().unwrap() {
+            if replica["node"] == node.0 {
+                replica["state"] = "demoted".into();
+            }
+        }
+        self.0 = Arc::new(serde_json::from_value(state).unwrap());
+        check_map(self.0.map())
     }
 
     /// Commits a command; a refused one changes nothing.
