@@ -51,7 +51,7 @@ impl ConfirmTracker {
     /// From now on the slot waits for this learner too, if what it has made
     /// durable reaches the confirmed position; whether it does. Below that the
     /// slot cannot feed it what it lacks, and once it serves nothing would say so.
-    pub fn count_learner(&mut self, learner: ReplicaKey, durable: WalPosition) -> bool {
+    pub fn count(&mut self, learner: ReplicaKey, durable: WalPosition) -> bool {
         let confirmed = WalPosition::end_of(self.incarnation, self.confirmed);
         let is_counted = durable >= confirmed;
         if is_counted {
@@ -210,10 +210,10 @@ mod tests {
         tracker.sent(Lsn(20));
         assert_eq!(tracker.confirmed(), Lsn(20));
         let half = WalPosition::new(ONE, Lsn(20), 7);
-        assert!(!tracker.count_learner(replica(1, 1), half));
+        assert!(!tracker.count(replica(1, 1), half));
         tracker.sent(Lsn(30));
         assert_eq!(tracker.confirmed(), Lsn(30), "nobody waits for it");
-        assert!(tracker.count_learner(replica(1, 1), end(30)));
+        assert!(tracker.count(replica(1, 1), end(30)));
         tracker.sent(Lsn(40));
         assert_eq!(tracker.confirmed(), Lsn(30), "counted, it holds the slot");
     }

@@ -172,22 +172,6 @@ impl Leases {
         Some(Duration::from_millis(silence))
     }
 
-    /// How long a node has been silent, counted as a consumer's silence.
-    pub fn node_silence(&self, node: NodeId, now: Instant) -> Option<Duration> {
-        let current = self.current.lock();
-        let current = current.as_ref()?;
-        let silence = current.grantor.node_silence_ms(node, current.ms(now));
-        Some(Duration::from_millis(silence))
-    }
-
-    /// Whether a node answers no more as maps older than `since` told it to: it
-    /// has reported a map as new, or its lease is certainly over.
-    pub fn has_let_go(&self, node: NodeId, since: MapStamp, now: Instant) -> bool {
-        let current = self.current.lock();
-        let current = current.as_ref();
-        current.is_some_and(|current| current.grantor.has_let_go(node, since, current.ms(now)))
-    }
-
     pub fn forget_consumer(&self, consumer: ConsumerId) {
         if let Some(current) = self.current.lock().as_mut() {
             current.grantor.forget_consumer(consumer);

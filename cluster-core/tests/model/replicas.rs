@@ -4,7 +4,8 @@
 //! A copy is the position up to which it holds all rows. What is not synced is lost
 //! in a crash. Promotions and demotions are asked for over a network that delivers
 //! them at any time, any number of times, or never. A consumer starts over at
-//! the slot whenever it likes, under its old token or, after a handover, another.
+//! the slot whenever it likes: under its token it remembers whom it asked to be
+//! promoted; a process that has forgotten gets another token, as an heir does.
 //! Two consumers never confirm at once: the lease and the server's one walsender
 //! see to that ([`super::fencing`]).
 
@@ -13,7 +14,7 @@ use crate::cluster::cluster;
 use crate::committed::{Committed, PARTITION, SOURCE};
 use cluster_core::apply::{Admission, admit};
 use cluster_core::confirm::{ConfirmTracker, ReplicaKey};
-use cluster_core::control::{Command, MoveReason};
+use cluster_core::control::{Command, MoveReason, Reign};
 use cluster_core::ids::*;
 use cluster_core::invariants::{Violation, check_confirmation};
 use cluster_core::map::ReplicaState::*;
@@ -29,8 +30,7 @@ enum Broken {
     CountsWhileLearning,
     /// A counted learner is dropped when the map still shows a learner.
     CountedForgotten,
-    /// After a restart of the consumer, a learner that an earlier run may have
-    /// counted is taken for one that nobody has.
+    /// A consumer that starts over under its token has forgotten whom it counted.
     CountedForgottenAtRestart,
     /// A counted learner is attached anew where the stream stands.
     CountedAttachedAnew,
@@ -40,7 +40,10 @@ enum Broken {
     LastDemoted,
 }
 
-struct Replicas(Broken);
+struct Replicas {
+    broken: Broken,
+    left: Left,
+}
 
 const NODES: [NodeId; 2] = [NodeId(1), NodeId(2)];
 const INCARNATION: Incarnation = Incarnation(1);
@@ -63,9 +66,10 @@ struct World {
 }
 
 /// How often what costs nothing in the protocol may still happen.
-#[derive(Clone, Hash)]
+#[derive(Clone, Copy, Default, Hash)]
 struct Left {
     writes: u8,
+    elections: u8,
     runs: u8,
     handovers: u8,
     moves: u8,
@@ -96,14 +100,14 @@ struct Run {
     routed: u64,
     /// How far each node's stream has been sent; `None` without a stream.
     fed: [Option<u64>; 2],
-    /// Counted by this run, or perhaps by an earlier one.
+    /// Learners counted by this run, or by an earlier one under its token.
     counted: [Option<Counted>; 2],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Counted {
     Here,
-    PerhapsBefore,
+    Before,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -122,7 +126,7 @@ enum What {
 
 #[derive(Clone, Debug)]
 enum Action {
-    Write,
+    Elect,
     Route,
     Attach(usize),
     Feed(usize),
@@ -142,9 +146,9 @@ enum Action {
 }
 
 impl Run {
-    /// Begins at the slot. Whatever learns may have been counted by an earlier
-    /// run whose request to promote it is still on the way: until it says that it
-    /// has no copy yet, the slot waits for it and its stream begins at the slot.
+    /// Begins at the slot. A learner that an earlier run has asked to promote may
+    /// serve at any moment: the slot waits for it, and its stream begins at the
+    /// slot.
     fn start(world: &World, broken: Broken) -> Self {
         let view = world.committed.clone();
         let mut run = Self {
@@ -156,6 +160,7 @@ impl Run {
             counted: [None; 2],
             view,
         };
+        let remembers = broken != Broken::CountedForgottenAtRestart;
         for node in 0..2 {
             match run.state(node) {
                 Some(Serving) => {
@@ -163,9 +168,9 @@ impl Run {
                     run.fed[node] = Some(run.start);
                 }
                 Some(Releasing) => run.fed[node] = Some(run.start),
-                Some(Learner) if broken != Broken::CountedForgottenAtRestart => {
+                Some(Learner) if remembers && world.asked.contains(&run.promotion(node)) => {
                     run.tracker.require(run.key(node));
-                    run.counted[node] = Some(Counted::PerhapsBefore);
+                    run.counted[node] = Some(Counted::Before);
                 }
                 _ => {}
             }
@@ -183,6 +188,15 @@ impl Run {
             partition: PARTITION,
             node: NODES[node],
             generation,
+        }
+    }
+
+    fn promotion(&self, node: usize) -> Ask {
+        Ask {
+            token: self.token,
+            node,
+            generation: self.key(node).generation,
+            what: What::Promote,
         }
     }
 
@@ -248,7 +262,7 @@ impl World {
     fn attach(&mut self, node: usize) {
         let run = self.running();
         let from = match run.counted[node] {
-            Some(Counted::PerhapsBefore) => run.start,
+            Some(Counted::Before) => run.start,
             _ => run.routed,
         };
         run.fed[node] = Some(from);
@@ -285,8 +299,6 @@ impl World {
         let key = run.key(node);
         if copy.is_live {
             run.tracker.durable(key, end_of(copy.durable));
-        } else if run.counted[node] == Some(Counted::PerhapsBefore) {
-            run.forget(node);
         }
     }
 
@@ -296,7 +308,7 @@ impl World {
         let key = run.key(node);
         if broken == Broken::CountsBelowConfirmed {
             run.tracker.require(key);
-        } else if !run.tracker.count_learner(key, durable) {
+        } else if !run.tracker.count(key, durable) {
             return;
         }
         run.counted[node] = Some(Counted::Here);
@@ -304,14 +316,8 @@ impl World {
     }
 
     fn ask(&mut self, node: usize, what: What) {
-        let run = self.running();
-        let ask = Ask {
-            token: run.token,
-            node,
-            generation: run.key(node).generation,
-            what,
-        };
-        self.asked.insert(ask);
+        let promotion = self.running().promotion(node);
+        self.asked.insert(Ask { what, ..promotion });
     }
 
     fn commit(&mut self, ask: Ask, broken: Broken) -> Result<(), Violation> {
@@ -373,15 +379,7 @@ impl Model for Replicas {
                 run: None,
                 copies: [None, None],
                 asked: BTreeSet::new(),
-                left: Left {
-                    writes: 2,
-                    runs: 1,
-                    handovers: 1,
-                    moves: 1,
-                    cancels: 1,
-                    crashes: 1,
-                    demotions: 1,
-                },
+                left: self.left,
             };
             for node in 0..2 {
                 let replica = world.committed.replica(NODES[node]);
@@ -393,7 +391,7 @@ impl Model for Replicas {
                     durable: 0,
                 });
             }
-            world.run = Some(Run::start(&world, self.0));
+            world.run = Some(Run::start(&world, self.broken));
             world
         };
         vec![with(1), with(2)]
@@ -406,7 +404,7 @@ impl Model for Replicas {
                 actions.push(action);
             }
         };
-        offer(left.writes > 0, Action::Write);
+        offer(left.elections > 0, Action::Elect);
         offer(left.runs > 0, Action::StartRun);
         offer(left.handovers > 0, Action::HandOver);
         for ask in &world.asked {
@@ -432,7 +430,7 @@ impl Model for Replicas {
         let Some(run) = &world.run else {
             return;
         };
-        offer(run.routed < world.end, Action::Route);
+        offer(run.routed < world.end || left.writes > 0, Action::Route);
         offer(run.view.stamp() < world.committed.stamp(), Action::SeeMap);
         for node in 0..2 {
             let state = run.state(node);
@@ -450,7 +448,7 @@ impl Model for Replicas {
             };
             offer(run.fed[node] < Some(run.routed), Action::Feed(node));
             offer(true, Action::Report(node));
-            let is_ready = copy.is_live || self.0 == Broken::CountsWhileLearning;
+            let is_ready = copy.is_live || self.broken == Broken::CountsWhileLearning;
             let is_new = run.counted[node] != Some(Counted::Here);
             offer(
                 state == Some(Learner) && is_ready && is_new,
@@ -465,15 +463,22 @@ impl Model for Replicas {
 
     fn act(&self, world: &mut World, action: &Action) -> Result<(), Violation> {
         match *action {
-            Action::Write => {
-                world.left.writes -= 1;
-                world.end += 1;
+            Action::Elect => {
+                world.left.elections -= 1;
+                let before = world.committed.state().reign().unwrap_or_default();
+                let term = before.term + 1;
+                let reign = Reign { term, ..before };
+                world.committed.apply(Command::NewEpoch { reign })?;
             }
             Action::Route => {
-                let end = world.end;
+                let next = world.running().routed + 1;
+                if next > world.end {
+                    world.left.writes -= 1;
+                    world.end = next;
+                }
                 let run = world.running();
-                run.routed = end;
-                run.tracker.sent(Lsn(end));
+                run.routed = next;
+                run.tracker.sent(Lsn(next));
             }
             Action::Attach(node) => world.attach(node),
             Action::Feed(node) => world.feed(node),
@@ -489,18 +494,18 @@ impl Model for Replicas {
                 copy.applied = copied.max(copy.applied);
                 copy.durable = copied.max(copy.durable);
             }
-            Action::Count(node) => world.count(node, self.0),
+            Action::Count(node) => world.count(node, self.broken),
             Action::AskDemotion(node) => {
                 world.left.demotions -= 1;
                 world.ask(node, What::Demote);
-                if self.0 == Broken::DemotedBeforeCommit {
+                if self.broken == Broken::DemotedBeforeCommit {
                     world.running().forget(node);
                 }
             }
-            Action::Commit(ask) => world.commit(ask, self.0)?,
+            Action::Commit(ask) => world.commit(ask, self.broken)?,
             Action::SeeMap => {
                 let map = world.committed.clone();
-                world.running().see(map, self.0);
+                world.running().see(map, self.broken);
             }
             Action::StartMove { to, replaces } => {
                 world.left.moves -= 1;
@@ -529,7 +534,7 @@ impl Model for Replicas {
             }
             Action::StartRun => {
                 world.left.runs -= 1;
-                world.run = Some(Run::start(world, self.0));
+                world.run = Some(Run::start(world, self.broken));
             }
             Action::HandOver => {
                 world.left.handovers -= 1;
@@ -542,7 +547,7 @@ impl Model for Replicas {
                     consumer,
                     expected,
                 })?;
-                world.run = Some(Run::start(world, self.0));
+                world.run = Some(Run::start(world, self.broken));
             }
             Action::Crash(node) => {
                 world.left.crashes -= 1;
@@ -584,62 +589,114 @@ impl Replicas {
         let Some(run) = &mut world.run else {
             return;
         };
-        let is_counted = run.counted[node].is_some() && self.0 != Broken::CountedAttachedAnew;
+        let is_counted = run.counted[node].is_some() && self.broken != Broken::CountedAttachedAnew;
         if run.state(node) == Some(Learner) && !is_counted {
             run.fed[node] = None;
         }
     }
 }
 
+/// A move, while the consumer starts over and the learner's node crashes.
+const MOVE: Left = Left {
+    writes: 2,
+    elections: 0,
+    runs: 1,
+    handovers: 0,
+    moves: 1,
+    cancels: 0,
+    crashes: 1,
+    demotions: 0,
+};
+
+/// A move that another consumer takes over, or that is given up.
+const HANDED_OVER: Left = Left {
+    runs: 0,
+    handovers: 1,
+    cancels: 1,
+    elections: 1,
+    ..MOVE
+};
+
+/// A replica that falls behind, is demoted and comes back.
+const DEMOTION: Left = Left {
+    runs: 0,
+    demotions: 1,
+    ..MOVE
+};
+
 const STATES_MAX: usize = 300_000;
 
-#[test]
-fn p2_what_the_slot_has_passed_is_held_by_every_replica_that_serves_or_counts() {
-    holds("replicas", &Replicas(Broken::Nothing), 100_000, STATES_MAX);
+fn keeps_rows(name: &str, left: Left, states_min: usize) {
+    let model = Replicas {
+        broken: Broken::Nothing,
+        left,
+    };
+    holds(name, &model, states_min, STATES_MAX);
 }
 
-fn loses_rows(name: &str, broken: Broken) {
-    let violation = breaks(name, &Replicas(broken), STATES_MAX);
+#[test]
+fn p2_what_the_slot_has_passed_is_held_through_a_move() {
+    keeps_rows("replicas, move", MOVE, 10_000);
+}
+
+#[test]
+fn p2_what_the_slot_has_passed_is_held_through_a_handover() {
+    keeps_rows("replicas, handover", HANDED_OVER, 10_000);
+}
+
+#[test]
+fn p2_what_the_slot_has_passed_is_held_through_a_demotion() {
+    keeps_rows("replicas, demotion", DEMOTION, 10_000);
+}
+
+fn loses_rows(name: &str, broken: Broken, left: Left) {
+    let violation = breaks(name, &Replicas { broken, left }, STATES_MAX);
     let is_lost = matches!(violation, Violation::ConfirmedBeyondDurable { .. });
     assert!(is_lost, "{violation}");
 }
 
 #[test]
 fn the_model_notices_a_learner_counted_below_what_is_confirmed() {
-    loses_rows("counted below", Broken::CountsBelowConfirmed);
+    loses_rows("counted below", Broken::CountsBelowConfirmed, MOVE);
 }
 
 #[test]
 fn the_model_notices_a_learner_counted_without_its_copy() {
-    loses_rows("counted while learning", Broken::CountsWhileLearning);
+    loses_rows("counted while learning", Broken::CountsWhileLearning, MOVE);
 }
 
 #[test]
 fn the_model_notices_a_counted_learner_that_is_forgotten() {
-    loses_rows("counted, forgotten", Broken::CountedForgotten);
+    loses_rows("counted, forgotten", Broken::CountedForgotten, HANDED_OVER);
 }
 
 #[test]
 fn the_model_notices_a_counted_learner_that_is_forgotten_at_a_restart() {
-    loses_rows(
-        "counted, forgotten at a restart",
-        Broken::CountedForgottenAtRestart,
-    );
+    let broken = Broken::CountedForgottenAtRestart;
+    loses_rows("counted, forgotten at a restart", broken, MOVE);
 }
 
 #[test]
 fn the_model_notices_a_counted_learner_that_is_attached_anew() {
-    loses_rows("counted, attached anew", Broken::CountedAttachedAnew);
+    loses_rows("counted, attached anew", Broken::CountedAttachedAnew, MOVE);
 }
 
 #[test]
 fn the_model_notices_a_demotion_that_is_not_committed() {
-    loses_rows("demoted before commit", Broken::DemotedBeforeCommit);
+    loses_rows(
+        "demoted before commit",
+        Broken::DemotedBeforeCommit,
+        DEMOTION,
+    );
 }
 
 #[test]
 fn the_model_notices_that_the_last_replica_is_demoted() {
-    let violation = breaks("last demoted", &Replicas(Broken::LastDemoted), STATES_MAX);
+    let model = Replicas {
+        broken: Broken::LastDemoted,
+        left: DEMOTION,
+    };
+    let violation = breaks("last demoted", &model, STATES_MAX);
     assert!(
         matches!(violation, Violation::NoServingReplica(_)),
         "{violation}"

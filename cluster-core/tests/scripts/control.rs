@@ -109,7 +109,7 @@ impl Control {
             }
             "count" => {
                 let replica = self.replica(words.get("node"));
-                return Some(match self.tracker.count_learner(replica, at("durable")) {
+                return Some(match self.tracker.count(replica, at("durable")) {
                     true => "counted".to_owned(),
                     false => "not counted: below what is confirmed".to_owned(),
                 });

@@ -19,7 +19,7 @@ use proto::v1::coordinator_server::Coordinator as Service;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// Names, addresses and connection strings are no longer than this.
 const TEXT_BYTES_MAX: usize = 8 << 10;
@@ -121,6 +121,31 @@ impl CoordinatorService {
             renew_every_ms: terms.renew_every_ms,
             map_version: version.0,
         })
+    }
+
+    /// A process that starts has forgotten what it asked for under its tokens. With
+    /// other tokens, whatever of that is still on its way is refused: a promotion
+    /// that comes late would let a learner serve that nobody counts any more (P2).
+    async fn renew_tokens(&self, consumer: ConsumerId) -> Result<(), Status> {
+        let held: Vec<_> = self.coordinator.state.read(|state| {
+            let held = state.held_by(consumer);
+            held.map(|source| (source.id, source.consumer_epoch))
+                .collect()
+        });
+        for (source, expected) in held {
+            let assign = Command::AssignSource {
+                source,
+                consumer,
+                expected,
+            };
+            match self.coordinator.propose(assign).await {
+                Ok(_) => {}
+                // Removed, or given to another meanwhile.
+                Err(status) if matches!(status.code(), Code::Aborted | Code::NotFound) => {}
+                Err(status) => return Err(status),
+            }
+        }
+        Ok(())
     }
 
     async fn renew_consumer(
@@ -226,6 +251,8 @@ impl Service for CoordinatorService {
         };
         match self.coordinator.propose(command).await? {
             Applied::ConsumerJoined { consumer } => {
+                // Before it counts as living, and may be given more.
+                self.renew_tokens(consumer).await?;
                 // It lives, so it can be given sources; the commit was a quorum's
                 // word. Should the reign be over, the next leader will see.
                 let _alive = self
