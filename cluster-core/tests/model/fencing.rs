@@ -454,11 +454,11 @@ impl Model for Fencing {
     }
 }
 
-const STATES_MAX: usize = 600_000;
+const STATES_MAX: usize = 1_500_000;
 
 #[test]
 fn p5_one_consumer_holds_a_source_and_a_node_takes_no_lower_token() {
-    holds("fencing", &Fencing(Broken::Nothing), 200_000, STATES_MAX);
+    holds("fencing", &Fencing(Broken::Nothing), 500_000, STATES_MAX);
 }
 
 fn two_hold(name: &str, broken: Broken) {

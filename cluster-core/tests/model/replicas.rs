@@ -614,6 +614,7 @@ const HANDED_OVER: Left = Left {
     handovers: 1,
     cancels: 1,
     elections: 1,
+    crashes: 0,
     ..MOVE
 };
 
@@ -636,7 +637,7 @@ fn keeps_rows(name: &str, left: Left, states_min: usize) {
 
 #[test]
 fn p2_what_the_slot_has_passed_is_held_through_a_move() {
-    keeps_rows("replicas, move", MOVE, 10_000);
+    keeps_rows("replicas, move", MOVE, 100_000);
 }
 
 #[test]
@@ -646,7 +647,7 @@ fn p2_what_the_slot_has_passed_is_held_through_a_handover() {
 
 #[test]
 fn p2_what_the_slot_has_passed_is_held_through_a_demotion() {
-    keeps_rows("replicas, demotion", DEMOTION, 10_000);
+    keeps_rows("replicas, demotion", DEMOTION, 40_000);
 }
 
 fn loses_rows(name: &str, broken: Broken, left: Left) {
