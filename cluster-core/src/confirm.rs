@@ -26,7 +26,7 @@ pub struct ReplicaKey {
 /// forgotten: confirmation becomes coarser, never wrong.
 const CANDIDATES_MAX: usize = 1 << 16;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ConfirmTracker {
     incarnation: Incarnation,
     confirmed: Lsn,

@@ -4,7 +4,7 @@
 //! calls it decides whether that is its own broken assumption (assert) or bad
 //! input (refuse).
 
-use crate::ids::{CollectionId, NodeId, PartitionId, SourceId};
+use crate::ids::{CollectionId, ConsumerEpoch, ConsumerId, NodeId, PartitionId, SourceId};
 use crate::map::{HashRange, PartitionMap, ReplicaState, tiles_whole_space};
 use crate::wal_position::WalPosition;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +36,21 @@ pub enum Violation {
         confirmed: WalPosition,
         durable: WalPosition,
     },
+    #[error("P5: {first} and {second} both hold a lease on {source_id}")]
+    TwoHolders {
+        source_id: SourceId,
+        first: ConsumerId,
+        second: ConsumerId,
+    },
+    #[error("P5: a node took token {taken} after token {seen}")]
+    OldTokenTaken {
+        seen: ConsumerEpoch,
+        taken: ConsumerEpoch,
+    },
+    #[error("P5: {0} answered without a lease")]
+    AnsweredWithoutLease(NodeId),
+    #[error("{0} answered from {1}, which had been taken from it")]
+    AnsweredAfterRelease(NodeId, PartitionId),
 }
 
 /// What holds of every map that a coordinator commits.
@@ -126,6 +141,45 @@ pub fn check_confirmation(
         }
         _ => Ok(()),
     }
+}
+
+/// P5: at most one consumer holds an unexpired lease on a source.
+pub fn check_holders(
+    source_id: SourceId,
+    holders: impl IntoIterator<Item = ConsumerId>,
+) -> Result<(), Violation> {
+    let mut holders = holders.into_iter();
+    match (holders.next(), holders.next()) {
+        (Some(first), Some(second)) => Err(Violation::TwoHolders {
+            source_id,
+            first,
+            second,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// P5: a node that has taken a token takes no lower one, whatever it forgot.
+pub fn check_taken(seen: ConsumerEpoch, taken: ConsumerEpoch) -> Result<(), Violation> {
+    match taken < seen {
+        true => Err(Violation::OldTokenTaken { seen, taken }),
+        false => Ok(()),
+    }
+}
+
+/// P5: who answers holds a lease, and the partition has not been taken from it.
+pub fn check_answer(
+    (node, partition): (NodeId, PartitionId),
+    holds_lease: bool,
+    is_assigned: bool,
+) -> Result<(), Violation> {
+    if !holds_lease {
+        return Err(Violation::AnsweredWithoutLease(node));
+    }
+    if !is_assigned {
+        return Err(Violation::AnsweredAfterRelease(node, partition));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use crate::config::Config;
 use crate::grpc::refusal::refused;
-use crate::leases::Leases;
+use crate::leases::{Leases, ReignOver};
 use crate::metrics::Metrics;
 use crate::raft::Raft;
 use crate::raft::network::Network;
@@ -14,6 +14,7 @@ use openraft::error::{CheckIsLeaderError, ClientWriteError, ForwardToLeader, Raf
 use proto::error::{not_leader, not_ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tonic::Status;
@@ -55,11 +56,17 @@ impl Coordinator {
     /// Commits a command and answers the state machine's response. Only while
     /// this coordinator reigns: its first command has raised the epoch.
     pub async fn propose(&self, command: Command) -> Result<Response, Status> {
-        self.reigning()?;
+        let (reign, _) = self.reigning()?;
         if self.are_changes_paused.load(Ordering::Acquire) {
             return Err(not_leader(None));
         }
-        self.write(command).await
+        let begun_at = Instant::now();
+        let response = self.write(command).await?;
+        // The commit was a quorum's word, if no other reign came in between.
+        if self.state.read(|state| state.reign()) == Some(reign) {
+            let _over = self.leases.confirmed(reign, begun_at);
+        }
+        Ok(response)
     }
 
     /// Callers are told to look for the leader until this is dropped.
@@ -99,6 +106,7 @@ impl Coordinator {
     /// after the call had arrived. Clocks take no part in it.
     pub async fn confirm_reign(&self) -> Result<(Reign, LeaseEpoch), Status> {
         let (reign, epoch) = self.reigning()?;
+        let begun_at = Instant::now();
         let read = self.raft.ensure_linearizable();
         match timeout(self.config.read_index_timeout(), read).await {
             Ok(Ok(_)) => {}
@@ -110,10 +118,13 @@ impl Coordinator {
         }
         // The state applied by now holds every epoch committed before the call.
         let applied = self.state.read(|state| state.reign());
-        if applied != Some(reign) || self.leases.reigning() != Some((reign, epoch)) {
+        if applied != Some(reign) {
             return Err(not_leader(None));
         }
-        Ok((reign, epoch))
+        match self.leases.confirmed(reign, begun_at) {
+            Ok(()) => Ok((reign, epoch)),
+            Err(ReignOver) => Err(not_leader(None)),
+        }
     }
 
     pub fn leader_id(&self) -> Option<u64> {

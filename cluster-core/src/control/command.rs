@@ -13,7 +13,7 @@ pub struct CoordinatorMember {
 }
 
 /// A leader's term of office, as Raft numbers it, and the process that holds it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Reign {
     pub term: u64,
     pub leader: u64,

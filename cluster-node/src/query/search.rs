@@ -223,6 +223,9 @@ impl Node {
     /// The replica, if the map says that it serves and the caller means this
     /// assignment of it.
     fn served(&self, search: &Search, of: PageOf) -> Result<Arc<Replica>, PagingError> {
+        if !self.lease.lets_answer_by(&self.map()) {
+            return Err(PageError::Stale("the lease came back under a newer map").into());
+        }
         if let Some(problem) = self.replicas.unreadable().remove(&of.partition) {
             return Err(PageError::Corrupt(problem).into());
         }

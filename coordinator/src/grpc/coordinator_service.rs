@@ -11,6 +11,7 @@ use crate::metrics::{CONSUMER, HolderLabel, NODE};
 use crate::moves::{balance_plan, liveness};
 use cluster_core::control::{Command, Refusal, Response as Applied};
 use cluster_core::ids::*;
+use cluster_core::lease::grantable;
 use cluster_core::placement::place_among;
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -20,7 +21,7 @@ use proto::v1::coordinator_server::Coordinator as Service;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// Names, addresses and connection strings are no longer than this.
 const TEXT_BYTES_MAX: usize = 8 << 10;
@@ -124,6 +125,31 @@ impl CoordinatorService {
         })
     }
 
+    /// A process that starts has forgotten what it asked for under its tokens. With
+    /// other tokens, whatever of that is still on its way is refused: a promotion
+    /// that comes late would let a learner serve that nobody counts any more (P2).
+    async fn renew_tokens(&self, consumer: ConsumerId) -> Result<(), Status> {
+        let held: Vec<_> = self.coordinator.state.read(|state| {
+            let held = state.held_by(consumer);
+            held.map(|source| (source.id, source.consumer_epoch))
+                .collect()
+        });
+        for (source, expected) in held {
+            let assign = Command::AssignSource {
+                source,
+                consumer,
+                expected,
+            };
+            match self.coordinator.propose(assign).await {
+                Ok(_) => {}
+                // Removed, or given to another meanwhile.
+                Err(status) if matches!(status.code(), Code::Aborted | Code::NotFound) => {}
+                Err(status) => return Err(status),
+            }
+        }
+        Ok(())
+    }
+
     async fn renew_consumer(
         &self,
         request: v1::RenewConsumerLeaseRequest,
@@ -145,12 +171,10 @@ impl CoordinatorService {
             .renew_consumer(reign, consumer, received, Some(request))
             .map_err(|ReignOver| not_leader(None))?;
         let (assignments, version) = self.coordinator.state.read(|state| {
-            let held = state.held_by(consumer);
-            let assignments = held
-                .filter(|source| handing_over.get(&source.id) != Some(&source.consumer_epoch))
-                .map(|source| v1::ConsumerAssignment {
-                    source_id: source.id.0,
-                    consumer_epoch: source.consumer_epoch.0,
+            let assignments = grantable(state, consumer, &handing_over)
+                .map(|(source, token)| v1::ConsumerAssignment {
+                    source_id: source.0,
+                    consumer_epoch: token.0,
                 })
                 .collect();
             (assignments, state.map().version)
@@ -229,6 +253,8 @@ impl Service for CoordinatorService {
         };
         match self.coordinator.propose(command).await? {
             Applied::ConsumerJoined { consumer } => {
+                // Before it counts as living, and may be given more.
+                self.renew_tokens(consumer).await?;
                 // It lives, so it can be given sources; the commit was a quorum's
                 // word. Should the reign be over, the next leader will see.
                 let _alive = self
