@@ -160,6 +160,34 @@ async fn p5_a_silent_consumers_source_goes_to_a_living_one_after_its_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p2_a_process_that_joins_again_gets_other_tokens() {
+    let cluster = Cluster::start(1, LeaseTerms::default());
+    cluster.initialise().await;
+    let client = cluster.client();
+    let consumer = join_consumer(&client, "process-1").await;
+    let source = add_source(&client).await;
+    let renew = v1::RenewConsumerLeaseRequest {
+        consumer_id: consumer,
+        ..Default::default()
+    };
+    let held = async || {
+        let answer = lead!(client, renew_consumer_lease, renew.clone()).unwrap();
+        let held = answer.assignments.first();
+        held.map(|a| (a.source_id, a.consumer_epoch))
+    };
+    let give_up = Instant::now() + PATIENCE;
+    let before = loop {
+        match held().await {
+            Some((of, token)) if of == source => break token,
+            _ => assert!(Instant::now() < give_up, "never assigned"),
+        }
+    };
+    assert_eq!(join_consumer(&client, "process-1").await, consumer);
+    let after = held().await;
+    assert!(after > Some((source, before)), "{after:?} after {before}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collection_is_placed_once_there_are_nodes_and_survives_a_restart() {
     let mut cluster = Cluster::start(1, short_leases());
     cluster.initialise().await;

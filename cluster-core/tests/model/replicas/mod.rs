@@ -9,16 +9,19 @@
 //! Two consumers never confirm at once: the lease and the server's one walsender
 //! see to that ([`super::fencing`]).
 
-use crate::checker::{Model, breaks, holds};
+mod cases;
+mod run;
+
+use crate::checker::Model;
 use crate::cluster::cluster;
 use crate::committed::{Committed, PARTITION, SOURCE};
 use cluster_core::apply::{Admission, admit};
-use cluster_core::confirm::{ConfirmTracker, ReplicaKey};
 use cluster_core::control::{Command, MoveReason, Reign};
 use cluster_core::ids::*;
 use cluster_core::invariants::{Violation, check_confirmation};
 use cluster_core::map::ReplicaState::*;
 use cluster_core::wal_position::{Lsn, WalPosition};
+use run::{Counted, Run};
 use std::collections::BTreeSet;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -90,26 +93,6 @@ struct Copied {
     durable: u64,
 }
 
-/// One run of the source's consumer.
-#[derive(Clone, Hash)]
-struct Run {
-    token: ConsumerEpoch,
-    view: Committed,
-    tracker: ConfirmTracker,
-    start: u64,
-    routed: u64,
-    /// How far each node's stream has been sent; `None` without a stream.
-    fed: [Option<u64>; 2],
-    /// Learners counted by this run, or by an earlier one under its token.
-    counted: [Option<Counted>; 2],
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Counted {
-    Here,
-    Before,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Ask {
     token: ConsumerEpoch,
@@ -143,88 +126,6 @@ enum Action {
     StartRun,
     HandOver,
     Crash(usize),
-}
-
-impl Run {
-    /// Begins at the slot. A learner that an earlier run has asked to promote may
-    /// serve at any moment: the slot waits for it, and its stream begins at the
-    /// slot.
-    fn start(world: &World, broken: Broken) -> Self {
-        let view = world.committed.clone();
-        let mut run = Self {
-            token: view.source().consumer_epoch,
-            tracker: ConfirmTracker::new(INCARNATION, Lsn(world.slot)),
-            start: world.slot,
-            routed: world.slot,
-            fed: [None; 2],
-            counted: [None; 2],
-            view,
-        };
-        let remembers = broken != Broken::CountedForgottenAtRestart;
-        for node in 0..2 {
-            match run.state(node) {
-                Some(Serving) => {
-                    run.tracker.require(run.key(node));
-                    run.fed[node] = Some(run.start);
-                }
-                Some(Releasing) => run.fed[node] = Some(run.start),
-                Some(Learner) if remembers && world.asked.contains(&run.promotion(node)) => {
-                    run.tracker.require(run.key(node));
-                    run.counted[node] = Some(Counted::Before);
-                }
-                _ => {}
-            }
-        }
-        run
-    }
-
-    fn state(&self, node: usize) -> Option<cluster_core::map::ReplicaState> {
-        self.view.replica(NODES[node]).map(|(_, state)| state)
-    }
-
-    fn key(&self, node: usize) -> ReplicaKey {
-        let (generation, _) = self.view.replica(NODES[node]).expect("in the view");
-        ReplicaKey {
-            partition: PARTITION,
-            node: NODES[node],
-            generation,
-        }
-    }
-
-    fn promotion(&self, node: usize) -> Ask {
-        Ask {
-            token: self.token,
-            node,
-            generation: self.key(node).generation,
-            what: What::Promote,
-        }
-    }
-
-    fn forget(&mut self, node: usize) {
-        self.counted[node] = None;
-        let node = NODES[node];
-        self.tracker.retain(|replica| replica.node != node);
-    }
-
-    fn see(&mut self, map: Committed, broken: Broken) {
-        let before = std::mem::replace(&mut self.view, map);
-        for node in 0..2 {
-            let id = NODES[node];
-            let generation = |map: &Committed| map.replica(id).map(|(generation, _)| generation);
-            let is_same = generation(&before) == generation(&self.view);
-            match self.state(node) {
-                Some(Serving) => {
-                    self.counted[node] = None;
-                    self.tracker.require(self.key(node));
-                }
-                Some(Learner) if is_same && broken != Broken::CountedForgotten => {}
-                _ => self.forget(node),
-            }
-            if !is_same || self.state(node).is_none_or(|state| !state.is_fed()) {
-                self.fed[node] = None;
-            }
-        }
-    }
 }
 
 impl World {
@@ -594,112 +495,4 @@ impl Replicas {
             run.fed[node] = None;
         }
     }
-}
-
-/// A move, while the consumer starts over and the learner's node crashes.
-const MOVE: Left = Left {
-    writes: 2,
-    elections: 0,
-    runs: 1,
-    handovers: 0,
-    moves: 1,
-    cancels: 0,
-    crashes: 1,
-    demotions: 0,
-};
-
-/// A move that another consumer takes over, or that is given up.
-const HANDED_OVER: Left = Left {
-    runs: 0,
-    handovers: 1,
-    cancels: 1,
-    elections: 1,
-    crashes: 0,
-    ..MOVE
-};
-
-/// A replica that falls behind, is demoted and comes back.
-const DEMOTION: Left = Left {
-    runs: 0,
-    demotions: 1,
-    ..MOVE
-};
-
-const STATES_MAX: usize = 300_000;
-
-fn keeps_rows(name: &str, left: Left, states_min: usize) {
-    let model = Replicas {
-        broken: Broken::Nothing,
-        left,
-    };
-    holds(name, &model, states_min, STATES_MAX);
-}
-
-#[test]
-fn p2_what_the_slot_has_passed_is_held_through_a_move() {
-    keeps_rows("replicas, move", MOVE, 100_000);
-}
-
-#[test]
-fn p2_what_the_slot_has_passed_is_held_through_a_handover() {
-    keeps_rows("replicas, handover", HANDED_OVER, 10_000);
-}
-
-#[test]
-fn p2_what_the_slot_has_passed_is_held_through_a_demotion() {
-    keeps_rows("replicas, demotion", DEMOTION, 40_000);
-}
-
-fn loses_rows(name: &str, broken: Broken, left: Left) {
-    let violation = breaks(name, &Replicas { broken, left }, STATES_MAX);
-    let is_lost = matches!(violation, Violation::ConfirmedBeyondDurable { .. });
-    assert!(is_lost, "{violation}");
-}
-
-#[test]
-fn the_model_notices_a_learner_counted_below_what_is_confirmed() {
-    loses_rows("counted below", Broken::CountsBelowConfirmed, MOVE);
-}
-
-#[test]
-fn the_model_notices_a_learner_counted_without_its_copy() {
-    loses_rows("counted while learning", Broken::CountsWhileLearning, MOVE);
-}
-
-#[test]
-fn the_model_notices_a_counted_learner_that_is_forgotten() {
-    loses_rows("counted, forgotten", Broken::CountedForgotten, HANDED_OVER);
-}
-
-#[test]
-fn the_model_notices_a_counted_learner_that_is_forgotten_at_a_restart() {
-    let broken = Broken::CountedForgottenAtRestart;
-    loses_rows("counted, forgotten at a restart", broken, MOVE);
-}
-
-#[test]
-fn the_model_notices_a_counted_learner_that_is_attached_anew() {
-    loses_rows("counted, attached anew", Broken::CountedAttachedAnew, MOVE);
-}
-
-#[test]
-fn the_model_notices_a_demotion_that_is_not_committed() {
-    loses_rows(
-        "demoted before commit",
-        Broken::DemotedBeforeCommit,
-        DEMOTION,
-    );
-}
-
-#[test]
-fn the_model_notices_that_the_last_replica_is_demoted() {
-    let model = Replicas {
-        broken: Broken::LastDemoted,
-        left: DEMOTION,
-    };
-    let violation = breaks("last demoted", &model, STATES_MAX);
-    assert!(
-        matches!(violation, Violation::NoServingReplica(_)),
-        "{violation}"
-    );
 }
