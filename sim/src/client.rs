@@ -178,6 +178,13 @@ impl Client {
             wake_at: now,
             keys: BTreeSet::new(),
         });
+        if let Some(scan) = &self.scan {
+            effects.tell(Fact::Searching {
+                snapshot: scan.snapshot.clone(),
+                collection,
+                consistency,
+            });
+        }
         self.next_page(postgres, effects);
     }
 

@@ -146,6 +146,11 @@ impl Postgres {
         self.last_truncate
     }
 
+    /// The last transaction that committed.
+    pub fn last(&self) -> Option<&Transaction> {
+        self.wal.last().map(|transaction| &**transaction)
+    }
+
     pub fn begin(&mut self) -> FullXid {
         let xid = self.next_xid;
         self.next_xid += 1;
@@ -217,7 +222,7 @@ impl Postgres {
                 self.rows.remove(&key);
                 Some(TableChange::Delete { key })
             }
-            20..45 => {
+            20..35 => {
                 let new = row_key(rng.below(self.keys));
                 if self.rows.contains_key(&new) {
                     return None;
@@ -240,7 +245,7 @@ impl Postgres {
                     vector,
                 })
             }
-            45..70 => Some(TableChange::Upsert {
+            35..65 => Some(TableChange::Upsert {
                 key,
                 vector: untouched(&stored),
             }),

@@ -58,7 +58,10 @@ impl Scenario {
                 late_per_mille: rng.below(15),
             },
             move_every_ms: rng.between(600, 4_000),
-            faults_from: rng.between(500, 6_000),
+            faults_from: match rng.chance(250) {
+                true => rng.between(300, 3_000),
+                false => rng.between(4_000, 9_000),
+            },
             definitions: 0,
             defined_from: rng.between(400, 2_500),
             redefines_per_mille: if rng.chance(300) { 1 } else { 0 },

@@ -336,6 +336,14 @@ impl World {
                     format_args!("{process} applied {partition} to {to}"),
                 );
             }
+            Fact::Searching {
+                snapshot,
+                collection,
+                consistency,
+            } => {
+                let line = format_args!("{process} {consistency:?} {collection} {snapshot:?}");
+                self.trace.line(self.now, line);
+            }
             Fact::SlotConfirmed(at) => {
                 self.trace
                     .line(self.now, format_args!("slot confirmed at {at}"));
@@ -464,7 +472,7 @@ impl World {
             self.postgres.begin();
         }
         if let Some(xid) = self.rng.pick(&open).copied()
-            && self.rng.chance(300)
+            && self.rng.chance(200)
         {
             let end = self.postgres.commit(xid, &mut self.rng);
             self.committed_by_somebody(end);
@@ -478,8 +486,8 @@ impl World {
     }
 
     pub(crate) fn committed_by_somebody(&mut self, end: Lsn) {
-        self.trace
-            .line(self.now, format_args!("commit ends at {end}"));
+        let last = self.postgres.last();
+        self.trace.line(self.now, format_args!("commit {last:?}"));
         let session = self.rng.below(self.clients.len() as u64) as usize;
         if let Some(session) = self.clients.get_mut(session) {
             session.committed = end;

@@ -95,6 +95,7 @@ impl Run {
                     return;
                 }
                 self.complete = committing.transaction.end.max(self.complete);
+                self.between_transactions(map, effects);
                 continue;
             }
             match self.inbox.pop_front() {

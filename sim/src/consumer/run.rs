@@ -22,6 +22,7 @@ use cluster_core::control::{Command, Response};
 use cluster_core::ids::*;
 use cluster_core::invariants::check_confirmation;
 use cluster_core::map::{HashRange, PartitionMap, ReplicaState};
+use cluster_core::scan::MapStamp;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -74,6 +75,8 @@ pub struct Run {
     /// Everything up to here has been received and routed.
     pub complete: Lsn,
     told: (Lsn, u64),
+    /// The map whose replicas are fed.
+    followed: MapStamp,
     status_at: u64,
     tracker: ConfirmTracker,
     counted: BTreeSet<ReplicaKey>,
@@ -121,6 +124,7 @@ impl Run {
             committing: None,
             complete: Lsn(0),
             told: (Lsn(0), 0),
+            followed: MapStamp::default(),
             status_at: 0,
             tracker: ConfirmTracker::new(INCARNATION, Lsn(0)),
             counted: BTreeSet::new(),
@@ -164,10 +168,7 @@ impl Run {
         }
         self.advance(map, effects);
         if self.committing.is_none() {
-            self.follow_map(map, effects);
-            if now >= self.told.1 + TELL_EVERY_MS {
-                self.tell(effects);
-            }
+            self.between_transactions(map, effects);
         }
         for feed in self.feeds.values_mut() {
             feed.tick(effects);
@@ -177,6 +178,18 @@ impl Run {
         self.backfill(map, effects);
         self.asks.tick(effects);
         self.send_status(effects);
+    }
+
+    /// What must wait for the end of a transaction, and not for the end of all.
+    pub fn between_transactions(&mut self, map: &Arc<PartitionMap>, effects: &mut Effects<'_>) {
+        let stamp = (map.epoch, map.version);
+        if self.followed != stamp {
+            self.followed = stamp;
+            self.follow_map(map, effects);
+        }
+        if effects.now >= self.told.1 + TELL_EVERY_MS {
+            self.tell(effects);
+        }
     }
 
     fn started(&mut self, confirmed: Lsn, map: &Arc<PartitionMap>, effects: &mut Effects<'_>) {

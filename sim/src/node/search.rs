@@ -269,6 +269,7 @@ impl Node {
             partition: ask.partition,
             generation: ask.generation,
             applied: replica.applied,
+            stamp_high: data.stamp_high,
             hits: all
                 .iter()
                 .map(|(k, v, f)| ((*k).clone(), (*v).clone(), *f))
