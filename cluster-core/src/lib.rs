@@ -4,7 +4,7 @@
 //!
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
-//! [`apply`], [`confirm`]), who may speak ([`lease`]), where partitions live
+//! [`apply`], [`learner`], [`confirm`]), who may speak ([`lease`]), where partitions live
 //! ([`ring`], [`placement`], [`control`]), and how a search is put together
 //! ([`scan`]).
 
@@ -15,6 +15,7 @@ pub mod confirm;
 pub mod control;
 pub mod ids;
 pub mod invariants;
+pub mod learner;
 pub mod lease;
 pub mod map;
 pub mod placement;

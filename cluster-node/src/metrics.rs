@@ -30,6 +30,11 @@ pub struct Metrics {
     pub pending_rows: Gauge,
     pub tail_rows: Gauge,
     pub partitions: Gauge,
+    pub learners: Gauge,
+    /// Copies from peers that run now.
+    pub copies_running: Gauge,
+    pub copy_rows: Counter,
+    pub copy_bytes: Counter,
     pub quarantined: Gauge,
     pub cursors: Gauge,
     pub memory_bytes: Gauge,
@@ -54,6 +59,10 @@ impl Default for Metrics {
             pending_rows: Gauge::default(),
             tail_rows: Gauge::default(),
             partitions: Gauge::default(),
+            learners: Gauge::default(),
+            copies_running: Gauge::default(),
+            copy_rows: Counter::default(),
+            copy_bytes: Counter::default(),
             quarantined: Gauge::default(),
             cursors: Gauge::default(),
             memory_bytes: Gauge::default(),
@@ -89,6 +98,10 @@ impl Metrics {
         r.register("pending_rows", "Rows whose vector is not known yet", self.pending_rows.clone());
         r.register("tail_rows", "Rows not yet folded", self.tail_rows.clone());
         r.register("partitions", "Replicas held", self.partitions.clone());
+        r.register("learners", "Replicas that copy a peer and catch up", self.learners.clone());
+        r.register("copies_running", "Copies from peers under way", self.copies_running.clone());
+        r.register("copy_rows", "Rows copied from peers", self.copy_rows.clone());
+        r.register("copy_bytes", "Bytes of records copied from peers", self.copy_bytes.clone());
         r.register("quarantined_partitions", "Replicas stopped by a problem", self.quarantined.clone());
         r.register("cursors", "Open search cursors", self.cursors.clone());
         r.register("memory_bytes", "Memory of the indexes", self.memory_bytes.clone());
