@@ -72,6 +72,8 @@ pub enum Effect {
     Write(Ticket, NodeWrite),
     Raft(RaftRequest),
     Tell(Fact),
+    /// A line for the trace.
+    Note(String),
 }
 
 pub struct Effects<'a> {
@@ -132,6 +134,10 @@ impl<'a> Effects<'a> {
 
     pub fn tell(&mut self, fact: Fact) {
         self.effects.push(Effect::Tell(fact));
+    }
+
+    pub fn note(&mut self, what: String) {
+        self.effects.push(Effect::Note(what));
     }
 
     pub fn is_broken(&self, mutant: Mutant) -> bool {

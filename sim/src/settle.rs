@@ -101,7 +101,10 @@ pub fn settle(world: &mut World) {
             None => {}
         }
     }
-    world.judge(Err(format!(
-        "nothing fails any more, and still after {SETTLE_MS_MAX} ms: {missing}"
-    )));
+    if world.violation.is_none() {
+        let consumers = world.describe();
+        let what = format!("nothing fails any more, and still after {SETTLE_MS_MAX} ms: {missing}");
+        world.trace.line(world.now, format_args!("{consumers}"));
+        world.judge(Err(what));
+    }
 }

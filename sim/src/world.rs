@@ -311,6 +311,9 @@ impl World {
                     self.schedule(takes, Event::Raft(member, start, request));
                 }
                 Effect::Tell(fact) => self.check(process, fact),
+                Effect::Note(what) => {
+                    self.trace.line(self.now, format_args!("{process} {what}"));
+                }
             }
         }
     }
@@ -598,6 +601,16 @@ impl World {
         self.schedule(400, Event::Look);
         let verdict = crate::settle::compare_replicas(self);
         self.judge(verdict);
+    }
+
+    /// What the consumers are about.
+    pub fn describe(&self) -> String {
+        let runs: Vec<_> = self
+            .consumers
+            .iter()
+            .filter_map(Consumer::describe)
+            .collect();
+        runs.join("; ")
     }
 
     pub fn cast(&self) -> Cast {

@@ -23,6 +23,7 @@ const PENDING_POLL_MS: u64 = 150;
 
 type Target = (PartitionId, NodeId);
 
+#[derive(Debug)]
 enum Phase {
     Begin,
     WaitMap,
@@ -74,6 +75,14 @@ impl Backfill {
             is_refused: false,
             is_void: false,
         }
+    }
+
+    pub fn describe(&self) -> String {
+        let steps: usize = self.todo.values().map(VecDeque::len).sum();
+        format!(
+            "backfill {} in {:?}, {steps} steps left",
+            self.id, self.phase
+        )
     }
 
     pub fn begun(&mut self, id: BackfillId) {

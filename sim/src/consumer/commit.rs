@@ -51,6 +51,7 @@ impl Touched {
     }
 }
 
+#[derive(Debug)]
 enum Wait {
     /// The row as it stood before this position, at a replica.
     Row {
@@ -76,6 +77,13 @@ pub struct Committing {
     touched: Touched,
     wait: Option<Wait>,
     resolved: Option<VectorColumn>,
+}
+
+impl Committing {
+    pub fn describe(&self) -> String {
+        let (end, next, wait) = (self.transaction.end, self.next, &self.wait);
+        format!("transaction {end} at {next} waits for {wait:?}")
+    }
 }
 
 /// Whether a change was done with, or waits.
@@ -254,6 +262,7 @@ impl Run {
                     at.resolved = Some(VectorColumn::Unchanged);
                 } else {
                     if let Some(node) = self.replica_at(*partition, *before, effects) {
+                        effects.note(format!("looks for {old:?} before {position}"));
                         let ticket = effects.ticket();
                         *call = Some((ticket, now));
                         let fetch = Message::FetchRow {

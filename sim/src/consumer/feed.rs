@@ -64,7 +64,7 @@ pub struct Fed {
     attach_at: u64,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Link {
     Down { retry_at: u64 },
     Opening { stream: Ticket, since: u64 },
@@ -96,6 +96,8 @@ pub struct Feed {
     pub partitions: BTreeMap<PartitionId, Fed>,
     link: Link,
     is_given_up: bool,
+    /// The last "nothing else" that was queued.
+    told: WalPosition,
     pub retention: Retention,
 }
 
@@ -110,6 +112,7 @@ impl Feed {
             partitions: BTreeMap::new(),
             link: Link::Down { retry_at: 0 },
             is_given_up: false,
+            told: WalPosition::ZERO,
             retention: Retention {
                 oldest_xmin: 0,
                 confirmed: WalPosition::ZERO,
@@ -119,6 +122,16 @@ impl Feed {
 
     pub fn process(&self) -> Proc {
         self.to
+    }
+
+    /// For who wants to know why nothing moves.
+    pub fn describe(&self) -> String {
+        let (link, items, sent) = (&self.link, self.items.len(), self.sent);
+        let partitions = &self.partitions;
+        format!(
+            "{} {link:?}, {sent} of {items} sent, {partitions:?}",
+            self.to
+        )
     }
 
     pub fn is_up(&self) -> bool {
@@ -246,6 +259,7 @@ impl Feed {
         if self.is_given_up {
             return;
         }
+        self.told = to;
         for fed in self.partitions.values_mut().filter(|fed| fed.is_known) {
             fed.last_to = to.max(fed.last_to);
         }
@@ -342,6 +356,11 @@ impl Feed {
             let again = again.filter(|item| item.partition() == Some(id)).cloned();
             for item in again.collect::<Vec<_>>() {
                 self.send_item(item, stream, effects);
+            }
+            // An idle source has nothing else to say for long.
+            if self.sent == self.items.len() && self.told > WalPosition::ZERO {
+                let (kind, to) = (Kind::NothingElse, self.told);
+                self.send_item(Item { kind, to }, stream, effects);
             }
         }
     }

@@ -87,19 +87,25 @@ impl Consumer {
         }
         let Some(token) = self.assigned else { return };
         if self.run.is_none() && now >= self.begin_at && self.stamp() >= self.floor {
+            effects.note(format!("begins a run under token {token}"));
             self.run = Some(Run::begin(token, &self.map, effects));
         }
         if let Some(run) = &mut self.run {
             run.tick(&self.map, effects);
         }
-        self.end_run_if_over(now);
+        self.end_run_if_over(effects);
     }
 
-    fn end_run_if_over(&mut self, now: u64) {
-        if self.run.as_ref().is_some_and(|run| run.ended.is_some()) {
+    fn end_run_if_over(&mut self, effects: &mut Effects<'_>) {
+        if let Some(why) = self.run.as_ref().and_then(|run| run.ended) {
+            effects.note(format!("ends a run: {why}"));
             self.run = None;
-            self.begin_at = now + PAUSE_MS;
+            self.begin_at = effects.now + PAUSE_MS;
         }
+    }
+
+    pub fn describe(&self) -> Option<String> {
+        self.run.as_ref().map(Run::describe)
     }
 
     fn stamp(&self) -> MapStamp {
@@ -187,7 +193,7 @@ impl Consumer {
                 if let Some(run) = &mut self.run {
                     run.on(from, message, &self.map, effects);
                 }
-                self.end_run_if_over(effects.now);
+                self.end_run_if_over(effects);
             }
         }
     }

@@ -143,6 +143,20 @@ impl Run {
         self.ended.get_or_insert(why);
     }
 
+    /// For who wants to know why nothing moves.
+    pub fn describe(&self) -> String {
+        let committing = self.committing.as_ref().map(Committing::describe);
+        let feeds: Vec<_> = self.feeds.values().map(Feed::describe).collect();
+        let backfills: Vec<_> = self.backfills.values().map(Backfill::describe).collect();
+        format!(
+            "complete {}, told {}, confirmed {}, {committing:?}, {} received, {backfills:?}, {feeds:#?}",
+            self.complete,
+            self.told.0,
+            self.tracker.confirmed(),
+            self.inbox.len()
+        )
+    }
+
     pub fn tick(&mut self, map: &Arc<PartitionMap>, effects: &mut Effects<'_>) {
         let now = effects.now;
         match &self.phase {
@@ -193,6 +207,7 @@ impl Run {
     }
 
     fn started(&mut self, confirmed: Lsn, map: &Arc<PartitionMap>, effects: &mut Effects<'_>) {
+        effects.note(format!("follows from {confirmed}"));
         self.phase = Phase::Following;
         self.heard_at = effects.now;
         self.start = confirmed;
@@ -495,6 +510,7 @@ impl Run {
                     continue;
                 }
                 if self.counted.insert(replica) {
+                    effects.note(format!("counts {replica:?} at {}", fed.durable));
                     self.tracker.require(replica);
                     self.tracker.durable(replica, fed.durable);
                 }

@@ -20,6 +20,7 @@ pub struct CheckpointPage {
     /// A key's row and former versions travel together.
     pub rows: Vec<(RowKey, StoredRow)>,
     pub formers: Vec<(RowKey, FormerVersion)>,
+    pub first_key: Option<RowKey>,
     pub last_key: Option<RowKey>,
     pub is_last: bool,
 }
@@ -51,6 +52,7 @@ pub fn page(data: &ReplicaData, watermark: WalPosition, after: Option<&RowKey>) 
                 (key.clone(), former)
             })
             .collect(),
+        first_key: page.first().copied().cloned(),
         last_key: page.last().copied().cloned(),
         is_last: keys.len() <= PAGE_KEYS,
     }

@@ -19,8 +19,10 @@ use crate::raft;
 use cluster_core::collection::CollectionState;
 use cluster_core::control::{Command, Response};
 use cluster_core::ids::*;
+use cluster_core::learner::choose_peer;
 use cluster_core::lease::HeldLease;
 use cluster_core::map::{PartitionMap, ReplicaState};
+use cluster_core::row_key::RowKey;
 use cluster_core::scan::MapStamp;
 use cluster_core::wal_position::WalPosition;
 use cluster_core::xid::FullXid;
@@ -122,7 +124,10 @@ impl Node {
         self.member = disk.member;
         self.token = disk.token;
         for (partition, data) in &disk.replicas {
-            self.replicas.insert(*partition, Replica::new(data.clone()));
+            let mut restored = (**data).clone();
+            restored.learning = data.learning.as_ref().map(Learning::restored);
+            let replica = Replica::new(Arc::new(restored));
+            self.replicas.insert(*partition, replica);
         }
         effects.wake(1, Timer::Tick);
     }
@@ -436,6 +441,9 @@ impl Node {
                 let replica = self.replicas.get(&partition);
                 let has = |r: &&Replica| r.data.learning.is_none() && r.applied >= at_least;
                 let found = replica.filter(has).map(|r| r.data.row_before(&key, before));
+                if found == Some(None) {
+                    effects.note(format!("has no {key:?} in {partition} before {before}"));
+                }
                 effects.call(from, Message::Row { call, found });
             }
             Message::Backfill {
@@ -503,6 +511,7 @@ impl Node {
                     self.assigned(partition, generation) == Some(ReplicaState::Serving);
                 // One that is not here yet is attached again later.
                 if held == Some(generation) && !is_serving {
+                    effects.note(format!("{partition} is attached at {from}"));
                     self.queue(partition, Job::Attach(stream, from), effects);
                 }
             }
@@ -571,7 +580,7 @@ impl Node {
         &self,
         partition: PartitionId,
         at_least: WalPosition,
-        after: Option<&cluster_core::row_key::RowKey>,
+        after: Option<&RowKey>,
     ) -> Option<checkpoint::CheckpointPage> {
         let replica = self.replicas.get(&partition)?;
         let state = self.assigned(partition, replica.data.generation);
@@ -589,7 +598,7 @@ impl Node {
                 continue;
             };
             let waits = |(_, at): (Ticket, u64)| effects.now < at + CALL_TIMEOUT_MS;
-            let Some((at_least, after)) = learning.wants() else {
+            let Some(wanted) = learning.wants() else {
                 continue;
             };
             if replica.is_busy || replica.fetching.is_some_and(waits) {
@@ -598,19 +607,19 @@ impl Node {
             let Some(record) = self.map.partitions.get(partition) else {
                 continue;
             };
-            let peers = record.in_state(ReplicaState::Serving);
-            let peers = peers.filter_map(|r| Proc::at(&self.map.nodes.get(&r.node)?.address));
-            let peers: Vec<Proc> = peers.collect();
-            let Some(peer) = effects.rng.pick(&peers).copied() else {
-                continue;
-            };
+            let Some(member) = self.member else { continue };
+            // Turns stand for failures in a row: any peer may be the next.
+            let turn = effects.rng.below(8) as u32;
+            let peer = choose_peer(record, member, turn);
+            let peer = peer.and_then(|r| Proc::at(&self.map.nodes.get(&r.node)?.address));
+            let Some(peer) = peer else { continue };
             let call = effects.ticket();
             replica.fetching = Some((call, effects.now));
             let fetch = Message::FetchCheckpoint {
                 call,
                 partition: *partition,
-                at_least,
-                after,
+                at_least: wanted.at_least,
+                after: RowKey::from_bytes(wanted.after.0).ok(),
             };
             effects.call(peer, fetch);
         }
@@ -649,6 +658,6 @@ fn report(partition: PartitionId, replica: &Replica) -> Report {
             Some(_) => WalPosition::ZERO,
             None => replica.applied,
         },
-        durable: learning.map_or(replica.durable, Learning::logged_to),
+        durable: learning.map_or(replica.durable, |l| l.learner.durable()),
     }
 }

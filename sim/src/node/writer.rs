@@ -160,17 +160,19 @@ impl Node {
         match job {
             Job::Attach(stream, from) => {
                 replica.gap_on = None;
-                if replica.data.reaches(replica.applied, from) {
-                    replica.attached = Some(stream);
-                    return None;
+                match replica.data.attach(replica.applied, from) {
+                    Some(data) => {
+                        replica.fetching = None;
+                        Some((Some(data), After::Attached(stream)))
+                    }
+                    None => {
+                        replica.attached = Some(stream);
+                        None
+                    }
                 }
-                replica.fetching = None;
-                Some((Some(replica.data.learn_from(from)), After::Attached(stream)))
             }
-            Job::Copy(page) => {
-                replica.data.learning.as_ref()?;
-                changed(replica.data.copy(page))
-            }
+            // A page that cannot be taken is asked for again.
+            Job::Copy(page) => changed(replica.data.copy(page).ok()?),
             Job::GoLive => {
                 let live = replica.data.go_live(effects.mutant)?;
                 Some((Some(live), After::Live))
@@ -191,6 +193,11 @@ impl Node {
                     is_former_needed(*ended, *xid, oldest_xmin, confirmed)
                 });
                 let is_news = data.formers.len() < replica.data.formers.len();
+                if is_news {
+                    effects.note(format!(
+                        "prunes {partition} up to {confirmed} and {oldest_xmin}"
+                    ));
+                }
                 is_news.then_some((Some(data), After::Changed))
             }
             Job::Remove => Some((None, After::Removed)),
@@ -252,7 +259,7 @@ impl Node {
             return None;
         }
         match &replica.data.learning {
-            Some(learning) if to <= learning.logged_to() => None,
+            Some(learning) if to <= learning.learner.log_end() => None,
             Some(_) => Some((Some(replica.data.log(to, &[])), After::Changed)),
             None => {
                 // Not durable before it is persisted by the clock, or by a batch.
