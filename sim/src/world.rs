@@ -158,15 +158,14 @@ impl World {
 
     /// Lets the next thing happen.
     pub fn step(&mut self) {
-        let Some(((at, _), event)) = self.queue.pop_first() else {
+        let Some(((at, number), event)) = self.queue.pop_first() else {
             return;
         };
         self.now = at;
         self.events += 1;
-        if let Some((process, until)) = self.pause_of(&event) {
-            // It stands still: this happens to it when it goes on.
-            debug_assert!(self.clocks.contains_key(&process));
-            self.schedule(until - self.now, event);
+        if let Some(until) = self.pause_of(&event) {
+            // It stands still: this happens to it when it goes on, in its order.
+            self.queue.insert((until, number), event);
             return;
         }
         match event {
@@ -203,7 +202,8 @@ impl World {
         }
     }
 
-    fn pause_of(&self, event: &Event) -> Option<(Proc, WorldMs)> {
+    /// Until when the process stands still that this would happen to.
+    fn pause_of(&self, event: &Event) -> Option<WorldMs> {
         let process = match event {
             Event::Deliver(_, to, _) => *to,
             Event::Timer(process, ..) => *process,
@@ -212,9 +212,7 @@ impl World {
             _ => return None,
         };
         let until = self.paused.get(&process).copied();
-        until
-            .filter(|until| *until > self.now)
-            .map(|until| (process, until))
+        until.filter(|until| *until > self.now)
     }
 
     fn start_of(&self, process: Proc) -> u64 {
@@ -603,14 +601,15 @@ impl World {
         self.judge(verdict);
     }
 
-    /// What the consumers are about.
+    /// What consumers and nodes are about.
     pub fn describe(&self) -> String {
         let runs: Vec<_> = self
             .consumers
             .iter()
             .filter_map(Consumer::describe)
             .collect();
-        runs.join("; ")
+        let nodes: Vec<_> = self.nodes.iter().map(Node::describe).collect();
+        format!("{}; {}", runs.join("; "), nodes.join("; "))
     }
 
     pub fn cast(&self) -> Cast {

@@ -132,6 +132,25 @@ impl Node {
         effects.wake(1, Timer::Tick);
     }
 
+    /// For who wants to know why nothing moves.
+    pub fn describe(&self) -> String {
+        let stream = self.stream.map(|s| s.ticket);
+        let replicas = self.replicas.iter().map(|(id, r)| {
+            let state = self.assigned(*id, r.data.generation);
+            let learner = r.data.learning.as_ref().map(|l| &l.learner);
+            format!(
+                "{id} {state:?} at {} busy {} with {} jobs, gap {:?}, attached {:?}, {learner:?}",
+                r.applied,
+                r.is_busy,
+                r.jobs.len(),
+                r.gap_on,
+                r.attached
+            )
+        });
+        let replicas: Vec<_> = replicas.collect();
+        format!("node:{} stream {stream:?} {replicas:#?}", self.index)
+    }
+
     fn map_stamp(&self) -> MapStamp {
         (self.map.epoch, self.map.version)
     }
@@ -512,7 +531,11 @@ impl Node {
                 // One that is not here yet is attached again later.
                 if held == Some(generation) && !is_serving {
                     effects.note(format!("{partition} is attached at {from}"));
-                    self.queue(partition, Job::Attach(stream, from), effects);
+                    // What follows on the stream is queued behind the attachment.
+                    if let Some(replica) = self.replicas.get_mut(&partition) {
+                        replica.attached = Some(stream);
+                    }
+                    self.queue(partition, Job::Attach(from), effects);
                 }
             }
             Message::Apply { stream, batch } => {
@@ -523,7 +546,11 @@ impl Node {
                 match self.is_fed(partition, batch.generation, stream) {
                     Some(true) => self.queue(partition, Job::Batch(stream, batch), effects),
                     Some(false) => {}
-                    None => self.refuse(effects),
+                    None => {
+                        // A newer map may assign it.
+                        self.map_at = effects.now;
+                        self.refuse(effects);
+                    }
                 }
             }
             Message::NothingElse {
@@ -564,14 +591,11 @@ impl Node {
         let is_learner = state == Some(ReplicaState::Learner);
         match replica.filter(|r| r.data.generation == generation) {
             // A learner that is not here yet is attached again later.
-            None if is_learner || state.is_none() => Some(false),
+            None if is_learner => Some(false),
             None => None,
             Some(replica) => {
                 let attaches = is_learner || replica.data.learning.is_some();
-                let queued = |job: &Job| matches!(job, Job::Attach(on, _) if *on == stream);
-                let is_attached =
-                    replica.attached == Some(stream) || replica.jobs.iter().any(queued);
-                Some(!attaches || is_attached)
+                Some(!attaches || replica.attached == Some(stream))
             }
         }
     }

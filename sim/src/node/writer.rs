@@ -19,7 +19,7 @@ use std::sync::Arc;
 pub enum Job {
     Batch(Ticket, Batch),
     NothingElse(Ticket, WalPosition),
-    Attach(Ticket, WalPosition),
+    Attach(WalPosition),
     Copy(CheckpointPage),
     GoLive,
     Backfill(Proc, Ticket, BackfillId, BackfillStep),
@@ -37,7 +37,7 @@ pub enum After {
     Changed,
     /// The watermark of before the write is durable.
     Persisted(WalPosition),
-    Attached(Ticket),
+    Attached,
     Live,
     Answer(Proc, Ticket),
     Removed,
@@ -158,21 +158,17 @@ impl Node {
         }
         let replica = self.replicas.get_mut(&partition)?;
         match job {
-            Job::Attach(stream, from) => {
+            Job::Attach(from) => {
                 replica.gap_on = None;
-                match replica.data.attach(replica.applied, from) {
-                    Some(data) => {
-                        replica.fetching = None;
-                        Some((Some(data), After::Attached(stream)))
-                    }
-                    None => {
-                        replica.attached = Some(stream);
-                        None
-                    }
-                }
+                let data = replica.data.attach(replica.applied, from)?;
+                replica.fetching = None;
+                Some((Some(data), After::Attached))
             }
             // A page that cannot be taken is asked for again.
-            Job::Copy(page) => changed(replica.data.copy(page).ok()?),
+            Job::Copy(page) => {
+                effects.note(format!("copies {partition} as of {}", page.watermark));
+                changed(replica.data.copy(page).ok()?)
+            }
             Job::GoLive => {
                 let live = replica.data.go_live(effects.mutant)?;
                 Some((Some(live), After::Live))
@@ -233,6 +229,10 @@ impl Node {
                 None
             }
             Admission::Apply if is_learning => {
+                effects.note(format!(
+                    "logs {partition} from {} to {}",
+                    batch.previous, batch.to
+                ));
                 let data = replica.data.log(batch.to, &batch.changes);
                 Some((Some(data), After::Changed))
             }
@@ -360,10 +360,9 @@ impl Node {
                 });
             }
             After::Persisted(at) => replica.durable = at.max(replica.durable),
-            After::Attached(stream) => {
+            After::Attached => {
                 replica.applied = WalPosition::ZERO;
                 replica.durable = WalPosition::ZERO;
-                replica.attached = Some(stream);
             }
             After::Live => {
                 replica.applied = replica.data.watermark;
