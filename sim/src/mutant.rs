@@ -9,6 +9,8 @@ pub enum Mutant {
     ConfirmIgnoringNode,
     /// A node does not look at its lease again before it answers.
     AnswerWithoutLease,
+    /// A node that was cut off renews, and answers on the map of before.
+    AnswerOnOldMap,
     /// A removal leaves no tombstone while a backfill is open.
     TombstoneDropped,
     /// The consumer counts a learner that has logged, and not copied.
@@ -26,10 +28,11 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    pub const ALL: [Mutant; 10] = [
+    pub const ALL: [Mutant; 11] = [
         Mutant::ApplyWithoutAdmit,
         Mutant::ConfirmIgnoringNode,
         Mutant::AnswerWithoutLease,
+        Mutant::AnswerOnOldMap,
         Mutant::TombstoneDropped,
         Mutant::LearnerCountedEarly,
         Mutant::AckBeforeSync,

@@ -8,7 +8,7 @@
 use super::asks::{Asks, Purpose, Wish};
 use super::backfill::Backfill;
 use super::commit::Committing;
-use super::feed::{Feed, News, Retention};
+use super::feed::{Fed, Feed, News, Retention};
 use crate::checks::Fact;
 use crate::coordinator::SOURCE;
 use crate::message::{Message, Report};
@@ -181,8 +181,10 @@ impl Run {
             return self.end("Postgres is silent");
         }
         self.advance(map, effects);
-        if self.committing.is_none() {
-            self.between_transactions(map, effects);
+        match self.committing {
+            None => self.between_transactions(map, effects),
+            // Whom a transaction waits for may have moved meanwhile.
+            Some(_) => self.follow_replicas(map),
         }
         for feed in self.feeds.values_mut() {
             feed.tick(effects);
@@ -291,47 +293,59 @@ impl Run {
     /// of one.
     fn follow_map(&mut self, map: &Arc<PartitionMap>, effects: &mut Effects<'_>) {
         self.drop_gone(map);
-        let partitions = self.collections.values().flatten().map(|(_, id)| *id);
-        for id in partitions.collect::<Vec<_>>() {
+        for id in self.routed_partitions() {
+            let learners = map.partitions.get(&id).into_iter();
+            let learners = learners.flat_map(|p| p.in_state(ReplicaState::Learner));
+            for replica in learners {
+                let (node, generation) = (replica.node, replica.generation);
+                if self.fed(id, node, generation).is_none() {
+                    self.attach(map, id, (node, generation), effects);
+                }
+            }
+        }
+        self.follow_replicas(map);
+    }
+
+    fn routed_partitions(&self) -> Vec<PartitionId> {
+        let ranges = self.collections.values().flatten();
+        ranges.map(|(_, partition)| *partition).collect()
+    }
+
+    fn fed(&self, id: PartitionId, node: NodeId, generation: Generation) -> Option<&Fed> {
+        let fed = self.feeds.get(&node)?.partitions.get(&id);
+        fed.filter(|fed| fed.generation == generation)
+    }
+
+    /// Who serves now, who goes, and for whom the slot waits.
+    fn follow_replicas(&mut self, map: &Arc<PartitionMap>) {
+        for id in self.routed_partitions() {
             let Some(partition) = map.partitions.get(&id) else {
                 continue;
             };
             for replica in &partition.replicas {
-                let fed = self.feeds.get(&replica.node);
-                let fed = fed.and_then(|f| f.partitions.get(&id));
-                let fed = fed.filter(|f| f.generation == replica.generation);
-                match (replica.state, fed.map(|f| f.is_learner)) {
-                    (ReplicaState::Learner, None) => {
-                        self.attach(map, id, (replica.node, replica.generation), effects);
+                let (node, generation) = (replica.node, replica.generation);
+                let is_learner = self.fed(id, node, generation).map(|f| f.is_learner);
+                let feed = self.feeds.get_mut(&node);
+                match (replica.state, is_learner, feed) {
+                    (ReplicaState::Serving, None, _) => self.end("a replica serves unfed"),
+                    (ReplicaState::Serving, Some(true), Some(feed)) => {
+                        feed.promoted(id);
+                        self.require(key(id, node, generation));
                     }
-                    (ReplicaState::Serving, None) => self.end("a replica serves unfed"),
-                    (ReplicaState::Serving, Some(true)) => {
-                        if let Some(feed) = self.feeds.get_mut(&replica.node) {
-                            feed.promoted(id);
-                        }
-                        self.require(key(id, replica.node, replica.generation));
-                    }
-                    (ReplicaState::Releasing, Some(_)) => {
-                        if let Some(feed) = self.feeds.get_mut(&replica.node) {
-                            feed.releasing(id);
-                        }
-                    }
-                    (ReplicaState::Demoted, Some(_)) => {
-                        if let Some(feed) = self.feeds.get_mut(&replica.node) {
-                            feed.remove(id);
-                        }
-                    }
+                    (ReplicaState::Releasing, Some(_), Some(feed)) => feed.releasing(id),
+                    (ReplicaState::Demoted, Some(_), Some(feed)) => feed.remove(id),
                     _ => {}
                 }
             }
         }
+        self.forget_gone(map);
+    }
+
+    fn forget_gone(&mut self, map: &Arc<PartitionMap>) {
         for (node, feed) in &mut self.feeds {
             let fed = feed.partitions.iter();
-            let is_gone = |id: PartitionId, generation| {
-                let replica = map.partitions.get(&id).and_then(|p| p.replica_on(*node));
-                replica.is_none_or(|r| r.generation != generation)
-            };
-            let gone = fed.filter(|(id, fed)| is_gone(**id, fed.generation));
+            let gone = fed
+                .filter(|(id, fed)| state_of_key(map, &key(**id, *node, fed.generation)).is_none());
             for id in gone.map(|(id, _)| *id).collect::<Vec<_>>() {
                 feed.remove(id);
             }

@@ -579,7 +579,7 @@ impl Node {
     }
 
     /// Whether the stream feeds a replica of this generation: a learner only from
-    /// its attachment on. `None`: there is no such replica.
+    /// its attachment on. `None`: the stream takes for granted what is not so here.
     fn is_fed(
         &self,
         partition: PartitionId,
@@ -587,17 +587,19 @@ impl Node {
         stream: Ticket,
     ) -> Option<bool> {
         let replica = self.replicas.get(&partition);
-        let state = self.assigned(partition, generation);
-        let is_learner = state == Some(ReplicaState::Learner);
-        match replica.filter(|r| r.data.generation == generation) {
+        let replica = replica.filter(|r| r.data.generation == generation);
+        let is_learner = self.assigned(partition, generation) == Some(ReplicaState::Learner);
+        let Some(replica) = replica else {
             // A learner that is not here yet is attached again later.
-            None if is_learner => Some(false),
-            None => None,
-            Some(replica) => {
-                let attaches = is_learner || replica.data.learning.is_some();
-                Some(!attaches || replica.attached == Some(stream))
-            }
+            return is_learner.then_some(false);
+        };
+        let is_learning = replica.data.learning.is_some();
+        if replica.attached == Some(stream) || !(is_learner || is_learning) {
+            return Some(true);
         }
+        // One that is live may be taken for serving already, on a newer map:
+        // what is left out of its feed would be missing.
+        is_learning.then_some(false)
     }
 
     fn checkpoint(

@@ -107,7 +107,7 @@ impl Node {
         {
             let lags = |ask: &PartitionAsk| {
                 waiting.is_held
-                    && self.served(&waiting.search, ask).is_ok()
+                    && self.served(&waiting.search, ask, effects).is_ok()
                     && !self.has_reached(&waiting.search, ask.partition)
             };
             if now >= waiting.deadline || !waiting.search.ask.partitions.iter().any(lags) {
@@ -136,7 +136,19 @@ impl Node {
     }
 
     /// Whether the map lets the replica that is asked for serve.
-    fn served(&self, search: &Search, ask: &PartitionAsk) -> Result<(), Failure> {
+    fn served(
+        &self,
+        search: &Search,
+        ask: &PartitionAsk,
+        effects: &Effects<'_>,
+    ) -> Result<(), Failure> {
+        let is_broken = effects.is_broken(Mutant::AnswerOnOldMap);
+        // A lease that was renewed after the replica had been given away vouches for
+        // nothing as long as the map is of before.
+        let is_old = self.map_stamp() < self.floor && !is_broken;
+        if search.min_lsn.is_none() && is_old {
+            return Err(stale("the node's map is older than its lease"));
+        }
         let replica = self.replicas.get(&ask.partition);
         let replica = replica.filter(|r| r.data.generation == ask.generation);
         let replica = replica.ok_or_else(|| stale("not held here in this generation"))?;
@@ -191,7 +203,7 @@ impl Node {
         served: &mut Vec<Served>,
         effects: &mut Effects<'_>,
     ) -> Result<PartitionPage<RowKey>, Failure> {
-        self.served(search, ask)?;
+        self.served(search, ask, effects)?;
         if !self.has_reached(search, ask.partition) {
             return Err(Failure::new(FailureKind::Lagging, "behind the position"));
         }
