@@ -97,10 +97,23 @@ pub async fn keep(node: Arc<Node>, shutdown: CancellationToken) {
             () = tokio::time::sleep(pause) => {}
             () = async {
                 tokio::time::sleep(URGENT_EVERY).await;
-                node.lease.urgent.notified().await;
+                tokio::select! {
+                    () = node.lease.urgent.notified() => {}
+                    () = epoch_after(&node) => {}
+                }
             } => {}
             () = shutdown.cancelled() => return,
         }
+    }
+}
+
+/// Ends once the map is of a newer epoch than the lease: a new leader takes every
+/// holder for just renewed, and knows nothing of it until it renews.
+async fn epoch_after(node: &Node) {
+    let held = node.lease.epoch();
+    let mut map = node.watch_map();
+    if map.wait_for(|map| map.epoch > held).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -98,9 +98,9 @@ impl Default for Config {
 impl Default for RaftTuning {
     fn default() -> Self {
         Self {
-            heartbeat_ms: 200,
-            election_timeout_min_ms: 800,
-            election_timeout_max_ms: 1_600,
+            heartbeat_ms: 150,
+            election_timeout_min_ms: 600,
+            election_timeout_max_ms: 1_100,
             snapshot_every_entries: 1_000,
             log_entries_kept: 200,
             snapshot_timeout_ms: 10_000,

@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 const WATCH_EVERY: Duration = Duration::from_millis(50);
 /// Until the first answer names another interval.
 const RENEW_EVERY_FIRST: Duration = Duration::from_secs(1);
+/// Before a new leader is asked, and between two tries.
+const RENEW_URGENT: Duration = Duration::from_millis(50);
 /// A lease is worth nothing if its renewal takes longer.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -41,6 +43,9 @@ pub struct Consumer {
     process_uuid: String,
     lease: HeldLease,
     assigned: BTreeMap<SourceId, Assigned>,
+    /// What was asked of the coordinators under a token, and may still come about:
+    /// a lease that lapsed and came back with the same token has not undone it.
+    promotions: BTreeMap<SourceId, (ConsumerEpoch, Promotions)>,
 }
 
 struct Renewal {
@@ -62,6 +67,7 @@ impl Consumer {
             process_uuid,
             lease: HeldLease::default(),
             assigned: BTreeMap::new(),
+            promotions: BTreeMap::new(),
         })
     }
 
@@ -106,8 +112,15 @@ impl Consumer {
         let mut renew_at = tokio::time::Instant::now();
         let mut renew_every = RENEW_EVERY_FIRST;
         let mut renewing: Option<JoinHandle<Result<Renewal, String>>> = None;
+        let mut map = self.client.watch_map();
         loop {
+            // A new leader knows nothing of this holder until it renews.
+            let held = self.lease.epoch();
             tokio::select! {
+                Ok(_) = map.wait_for(|map| map.epoch > held), if renewing.is_none() && held.0 > 0 => {
+                    renew_at = renew_at.min(tokio::time::Instant::now() + RENEW_URGENT);
+                    tokio::time::sleep_until(renew_at).await;
+                }
                 () = shutdown.cancelled() => return true,
                 () = tokio::time::sleep(WATCH_EVERY) => {}
                 () = tokio::time::sleep_until(renew_at), if renewing.is_none() => {
@@ -188,7 +201,7 @@ impl Consumer {
                 map_floor,
                 metrics: self.metrics.clone(),
                 standing: standing.clone(),
-                promotions: Promotions::default(),
+                promotions: self.promotions_under(source, token),
                 cancel: cancel.clone(),
             };
             tracing::info!(%source, token = token.0, "assigned");
@@ -203,6 +216,14 @@ impl Consumer {
                 },
             );
         }
+    }
+
+    fn promotions_under(&mut self, source: SourceId, token: ConsumerEpoch) -> Promotions {
+        let known = self.promotions.entry(source).or_default();
+        if known.0 != token {
+            *known = (token, Promotions::default());
+        }
+        known.1.clone()
     }
 
     async fn stop(&mut self, source: SourceId) {
@@ -289,6 +310,22 @@ fn process_uuid(data_dir: &Path) -> anyhow::Result<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn p2_a_lease_that_comes_back_with_its_token_remembers_what_it_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            data_dir: dir.path().to_owned(),
+            ..Config::default()
+        };
+        let client = ClusterClient::new(config.client());
+        let metrics = Metrics::register(&mut Default::default());
+        let mut consumer = Consumer::new(Arc::new(config), client, metrics).unwrap();
+        let mut under = |token| consumer.promotions_under(SourceId(1), ConsumerEpoch(token));
+        let asked = under(7);
+        assert!(Arc::ptr_eq(&asked, &under(7)));
+        assert!(!Arc::ptr_eq(&asked, &under(8)), "fenced: nothing of it can come about");
+    }
 
     #[test]
     fn a_restarted_process_is_the_same_consumer() {

@@ -2,8 +2,8 @@
 //! doubled and in any order, while the node crashes between any two steps.
 
 use crate::checker::{Model, breaks, holds};
-use cluster_core::ids::ConsumerEpoch;
-use cluster_core::invariants::{Violation, check_taken};
+use cluster_core::ids::{ConsumerEpoch, SourceId};
+use cluster_core::invariants::{Violation, check_token};
 use cluster_core::lease::{Offer, TokenFence};
 
 /// `is_stored`: a new token is on disk before it counts.
@@ -11,6 +11,7 @@ struct Tokens {
     is_stored: bool,
 }
 
+const SOURCE: SourceId = SourceId(1);
 const TOKEN_MAX: u64 = 4;
 const CRASHES_MAX: u8 = 3;
 
@@ -37,7 +38,7 @@ enum Action {
 
 impl World {
     fn take(&mut self, token: ConsumerEpoch) -> Result<(), Violation> {
-        check_taken(self.seen, token)?;
+        check_token(SOURCE, token, self.seen)?;
         self.seen = token;
         Ok(())
     }
@@ -107,7 +108,7 @@ fn p5_a_node_takes_no_lower_token_after_a_higher() {
 fn the_model_notices_a_token_that_is_not_stored() {
     let violation = breaks("token not stored", &Tokens { is_stored: false }, 10_000);
     assert!(
-        matches!(violation, Violation::OldTokenTaken { .. }),
+        matches!(violation, Violation::OldTokenAccepted { .. }),
         "{violation}"
     );
 }
