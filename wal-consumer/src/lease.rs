@@ -12,6 +12,7 @@ use anyhow::Context;
 use cluster_client::ClusterClient;
 use cluster_core::ids::{ConsumerEpoch, ConsumerId, LeaseEpoch, MapVersion, SourceId};
 use cluster_core::lease::HeldLease;
+use cluster_core::map::PartitionMap;
 use proto::v1;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,8 +25,6 @@ use tokio_util::sync::CancellationToken;
 const WATCH_EVERY: Duration = Duration::from_millis(50);
 /// Until the first answer names another interval.
 const RENEW_EVERY_FIRST: Duration = Duration::from_secs(1);
-/// Before a new leader is asked, and between two tries.
-const RENEW_URGENT: Duration = Duration::from_millis(50);
 /// A lease is worth nothing if its renewal takes longer.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -113,13 +112,15 @@ impl Consumer {
         let mut renew_every = RENEW_EVERY_FIRST;
         let mut renewing: Option<JoinHandle<Result<Renewal, String>>> = None;
         let mut map = self.client.watch_map();
+        // The newest epoch for which a renewal was hastened.
+        let mut hastened = LeaseEpoch(0);
         loop {
-            // A new leader knows nothing of this holder until it renews.
-            let held = self.lease.epoch();
+            let known = hastened.max(self.lease.epoch());
             tokio::select! {
-                Ok(_) = map.wait_for(|map| map.epoch > held), if renewing.is_none() && held.0 > 0 => {
-                    renew_at = renew_at.min(tokio::time::Instant::now() + RENEW_URGENT);
-                    tokio::time::sleep_until(renew_at).await;
+                // A new leader knows nothing of this holder until it renews.
+                epoch = epoch_after(&mut map, known), if renewing.is_none() => {
+                    hastened = epoch;
+                    renew_at = tokio::time::Instant::now();
                 }
                 () = shutdown.cancelled() => return true,
                 () = tokio::time::sleep(WATCH_EVERY) => {}
@@ -246,6 +247,19 @@ impl Consumer {
     }
 }
 
+/// The map's epoch, once it is newer than `known`.
+async fn epoch_after(
+    map: &mut tokio::sync::watch::Receiver<Arc<PartitionMap>>,
+    known: LeaseEpoch,
+) -> LeaseEpoch {
+    let newer = map.wait_for(|map| map.epoch > known).await;
+    let epoch = newer.ok().map(|map| map.epoch);
+    match epoch {
+        Some(epoch) => epoch,
+        None => std::future::pending().await,
+    }
+}
+
 /// An empty error: the cluster does not know this consumer (any more).
 async fn renew(
     client: ClusterClient,
@@ -324,7 +338,10 @@ mod tests {
         let mut under = |token| consumer.promotions_under(SourceId(1), ConsumerEpoch(token));
         let asked = under(7);
         assert!(Arc::ptr_eq(&asked, &under(7)));
-        assert!(!Arc::ptr_eq(&asked, &under(8)), "fenced: nothing of it can come about");
+        assert!(
+            !Arc::ptr_eq(&asked, &under(8)),
+            "fenced: nothing of it can come about"
+        );
     }
 
     #[test]
