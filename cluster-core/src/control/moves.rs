@@ -26,6 +26,10 @@ impl ClusterState {
         from: Option<NodeId>,
         reason: MoveReason,
     ) -> Outcome {
+        if from == Some(to) {
+            let what = format!("{partition} cannot move from {to} to itself");
+            return Err(Refusal::Invalid { what });
+        }
         let begun = self.moves.get(&partition).map(|m| (m.to, m.from));
         if begun == Some((to, from)) {
             return Ok((Response::Done, MapChanged::No));
@@ -155,6 +159,8 @@ impl ClusterState {
         match replica.state {
             ReplicaState::Serving => {}
             ReplicaState::Demoted => return Ok((Response::Done, MapChanged::No)),
+            // Counted, and stuck before it was promoted: its move begins anew.
+            ReplicaState::Learner => return self.cancel_move(partition, generation),
             state => return conflict(format!("{partition} on {node} is {state:?}")),
         }
         if serving <= min_required.max(1) as usize {
@@ -193,6 +199,10 @@ impl ClusterState {
     pub(super) fn plan_moves(&mut self, moves: Vec<PlannedMove>) -> Outcome {
         let mut partitions = BTreeSet::new();
         for planned in &moves {
+            if planned.from == Some(planned.to) {
+                let what = format!("{} cannot move to where it is", planned.partition);
+                return Err(Refusal::Invalid { what });
+            }
             if !partitions.insert(planned.partition) {
                 let what = format!("{} is to move twice: name it once", planned.partition);
                 return Err(Refusal::Invalid { what });

@@ -30,6 +30,11 @@ pub(super) fn attach(
     let replica = writer.replica.clone();
     let partition = replica.id.partition;
     if replica.is_quarantined() {
+        gaps.refuse_attach(Gap {
+            partition,
+            watermark: WalPosition::ZERO,
+            previous: from,
+        });
         return Ok(());
     }
     let _commit = replica.commit_lock.lock();

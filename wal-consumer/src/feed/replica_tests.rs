@@ -21,11 +21,11 @@ use tokio::sync::mpsc;
 const P: PartitionId = PartitionId(1);
 const S: SourceId = SourceId(1);
 
-struct World {
-    router: Router,
+pub(super) struct World {
+    pub(super) router: Router,
     progress: Arc<Progress>,
     ends: mpsc::Receiver<RunEnd>,
-    map: PartitionMap,
+    pub(super) map: PartitionMap,
 }
 
 impl World {
@@ -44,7 +44,7 @@ impl World {
     }
 
     /// Both partitions on nodes 1 and 2, which are up and durable up to 10.
-    fn settled() -> Self {
+    pub(super) fn settled() -> Self {
         let world = Self::new(Config::default(), map(true), Promotions::default());
         for node in [1, 2] {
             let held = [(1, 10, false), (2, 10, false)];
@@ -76,7 +76,7 @@ impl World {
         self.feed(node).take_opened(v1::ApplyOpened { partitions })
     }
 
-    fn reports(&self, node: u64, partition: u64, lsn: u64, is_learning: bool) {
+    pub(super) fn reports(&self, node: u64, partition: u64, lsn: u64, is_learning: bool) {
         self.feed(node).report(Report {
             partition: PartitionId(partition),
             generation: Generation(1),
@@ -98,7 +98,7 @@ impl World {
     }
 
     /// A TRUNCATE that commits at `lsn` concerns both partitions.
-    async fn commit(&mut self, lsn: u64) {
+    pub(super) async fn commit(&mut self, lsn: u64) {
         let change = PositionedChange {
             position: WalPosition::new(Incarnation(1), Lsn(lsn), 1),
             xid: 700,
@@ -108,12 +108,12 @@ impl World {
         self.router.flush(Lsn(lsn)).await;
     }
 
-    fn rest(&self, lsn: u64) {
+    pub(super) fn rest(&self, lsn: u64) {
         self.router.nothing_else(Lsn(lsn), None);
     }
 
     /// What has been sent to a node of a partition, and of the rest.
-    fn sent(&self, node: u64, partition: u64) -> Vec<String> {
+    pub(super) fn sent(&self, node: u64, partition: u64) -> Vec<String> {
         let kinds = self.feed(node).drain_for_test();
         let lsn = |p: Option<v1::WalPosition>| WalPosition::from(p.unwrap()).commit_end.0;
         let described = |kind| match kind {
@@ -132,7 +132,7 @@ impl World {
         kinds.into_iter().filter_map(described).collect()
     }
 
-    fn follow(&mut self) -> Result<(), CollectionId> {
+    pub(super) fn follow(&mut self) -> Result<(), CollectionId> {
         self.router.follow_map(&self.map, S)
     }
 

@@ -75,6 +75,11 @@ impl Standing {
         change(&mut self.state.lock());
     }
 
+    /// How far the server has written, as it was asked last.
+    pub fn server_flush(&self) -> Lsn {
+        self.state.lock().server_flush
+    }
+
     pub fn report(&self, source: SourceId) -> v1::SourceProgress {
         let state = self.state.lock().clone();
         let backfills = state

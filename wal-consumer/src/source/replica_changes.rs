@@ -127,8 +127,11 @@ impl ReplicaChanges {
         });
         let mut due: Vec<Ask> = promotions.collect();
         due.extend(self.due_below(feeds, now_ms));
-        let routed = self.progress.feedback.reached();
-        let observed: Vec<Observed> = feeds.iter().flat_map(|f| f.observe(routed)).collect();
+        // A replica that is slow holds the router back, and with it what was routed:
+        // how far it lags is counted from the server.
+        let server = self.context.standing.server_flush();
+        let newest = server.max(self.progress.feedback.reached());
+        let observed: Vec<Observed> = feeds.iter().flat_map(|f| f.observe(newest)).collect();
         let late = self.watch.look(now_ms, &observed);
         due.extend(late.into_iter().map(|(replica, reason)| Ask {
             replica,
