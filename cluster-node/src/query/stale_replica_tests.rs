@@ -66,21 +66,9 @@ async fn p8_a_stale_replica_answers_a_position_that_it_has_and_waits_for_no_othe
 #[tokio::test(flavor = "multi_thread")]
 async fn p5_without_a_lease_a_stale_replica_answers_as_any_other_does() {
     let dir = tempfile::tempdir().unwrap();
-    let t = filled(dir.path(), ReplicaState::Stale).await;
+    let mut t = filled(dir.path(), ReplicaState::Stale).await;
     t.lose_lease();
     assert!(t.node.search(accepting()).await.is_err());
     let page = t.page(at(10, Duration::from_secs(1))).await.unwrap();
     assert!(!page.is_stale);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn p2_a_stale_replica_takes_nothing_else_for_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    for (state, reaches) in [(ReplicaState::Serving, true), (ReplicaState::Stale, false)] {
-        let t = filled(&dir.path().join(format!("{state:?}")), state).await;
-        let asked = t.page(at(10, Duration::from_secs(1))).await;
-        assert!(asked.is_ok());
-        let is_fed = t.node.assigned(PARTITION, Generation(1)).unwrap().is_fed();
-        assert_eq!(is_fed, reaches);
-    }
 }

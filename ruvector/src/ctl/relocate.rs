@@ -7,7 +7,7 @@ use crate::failure::{Failure, FailureKind};
 use clap::{Args, Subcommand};
 use cluster_core::control::{MoveReason, PlannedMove, RebalanceMode};
 use cluster_core::ids::{NodeId, PartitionId};
-use cluster_core::map::{Partition, ReplicaState};
+use cluster_core::map::Partition;
 use proto::v1::CancelMoveRequest;
 use serde::Serialize;
 
@@ -102,6 +102,12 @@ fn check(
             to.0, to.0
         )));
     }
+    if let Some(stale) = words::needs_reconcile([held]) {
+        return Err(refused(format!(
+            "partition {} has no replica to copy: {stale}",
+            partition.0
+        )));
+    }
     if let Some(there) = held.replica_on(to) {
         return Err(refused(format!(
             "node {} holds partition {} already ({})",
@@ -127,11 +133,10 @@ fn check(
 
 /// Who gives its replica: the one named, or the only one that can.
 fn giver(held: &Partition, named: Option<NodeId>) -> Result<NodeId, Failure> {
-    let gives = |state| matches!(state, ReplicaState::Serving | ReplicaState::Demoted);
     let givers: Vec<NodeId> = held
         .replicas
         .iter()
-        .filter(|replica| gives(replica.state))
+        .filter(|replica| replica.state.gives_its_place())
         .map(|replica| replica.node)
         .collect();
     let ids: Vec<String> = givers.iter().map(|node| node.0.to_string()).collect();

@@ -1,7 +1,7 @@
 //! One word for one idea, in every table and every JSON answer.
 
 use cluster_core::control::{MoveReason, RebalanceMode};
-use cluster_core::map::ReplicaState;
+use cluster_core::map::{Partition, ReplicaState};
 
 pub fn replica_state(state: ReplicaState) -> &'static str {
     match state {
@@ -9,6 +9,19 @@ pub fn replica_state(state: ReplicaState) -> &'static str {
         ReplicaState::Learner => "learner",
         ReplicaState::Demoted => "demoted",
         ReplicaState::Releasing => "releasing",
+        ReplicaState::Stale => "stale",
+    }
+}
+
+/// Partitions that answer old data only; nothing without any.
+pub fn needs_reconcile<'a>(partitions: impl IntoIterator<Item = &'a Partition>) -> Option<String> {
+    let stale = partitions.into_iter().filter(|p| p.needs_reconcile());
+    match stale.count() {
+        0 => None,
+        1 => Some("1 partition stale: needs reconcile (REINDEX the index)".to_owned()),
+        n => Some(format!(
+            "{n} partitions stale: needs reconcile (REINDEX the index)"
+        )),
     }
 }
 
