@@ -357,7 +357,9 @@ async fn crooked(parts: Vec<v1::CheckpointPart>) -> Peer {
     Peer {
         node: NODE,
         address,
+        partition: PARTITION,
         generation: Generation(1),
+        range: None,
     }
 }
 
@@ -369,6 +371,7 @@ fn request(at_least: u64) -> v1::FetchCheckpointRequest {
         at_least: Some(end(at_least).into()),
         after_key: Default::default(),
         bytes_per_second_max: 400_000,
+        range: None,
     }
 }
 
@@ -466,7 +469,9 @@ async fn what_a_peer_sends_amiss_is_refused_and_a_torn_copy_is_not_taken_for_who
     let honest = Peer {
         node: NODE,
         address,
+        partition: PARTITION,
         generation: Generation(1),
+        range: None,
     };
     let replica = t.replica();
     let wanted = replica.copy_wanted().unwrap();
