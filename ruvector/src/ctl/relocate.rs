@@ -222,7 +222,7 @@ impl Report for Cancelled {
 mod tests {
     use super::super::testing::{observed, running};
     use super::*;
-    use cluster_core::map::ReplicaState::{Learner, Serving};
+    use cluster_core::map::ReplicaState::{Learner, Serving, Stale};
 
     fn said(outcome: Result<PlannedMove, Failure>) -> String {
         outcome.expect_err("refused").to_string()
@@ -245,6 +245,18 @@ mod tests {
         assert!(said(check(2, 3, None)).contains("on nodes 1, 2: say with --from"));
         assert_eq!(check(2, 3, Some(2)).expect("allowed").from, Some(NodeId(2)));
         assert!(said(check(2, 3, Some(3))).contains("those that have: 1, 2"));
+    }
+
+    #[test]
+    fn what_is_only_stale_is_not_copied_and_what_is_served_beside_may_be_replaced() {
+        let left = [(1, 3, Stale), (2, 4, Stale)];
+        let seen = observed(3, &[&left, &[(1, 5, Serving), (2, 6, Stale)]]);
+        let check = |partition| {
+            let from = Some(NodeId(2));
+            check(&seen, PartitionId(partition), NodeId(3), from)
+        };
+        assert!(said(check(1)).contains("REINDEX"));
+        assert_eq!(check(2).expect("allowed").from, Some(NodeId(2)));
     }
 
     #[test]

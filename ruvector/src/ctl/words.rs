@@ -55,3 +55,24 @@ pub fn mode_remark(mode: RebalanceMode) -> Option<&'static str> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::observed;
+    use super::*;
+    use ReplicaState::{Serving, Stale};
+
+    #[test]
+    fn partitions_whose_replicas_are_all_stale_are_counted() {
+        let said = |partitions: &[&[super::super::testing::Held]]| {
+            needs_reconcile(observed(2, partitions).map.partitions.values())
+        };
+        assert_eq!(said(&[&[(1, 1, Serving), (2, 2, Stale)]]), None);
+        let one = said(&[&[(1, 1, Stale)], &[(1, 2, Serving)]]);
+        let text = "1 partition stale: needs reconcile (REINDEX the index)";
+        assert_eq!(one.as_deref(), Some(text));
+        let two = said(&[&[(1, 1, Stale), (2, 2, Stale)], &[(2, 3, Stale)]]);
+        let text = "2 partitions stale: needs reconcile (REINDEX the index)";
+        assert_eq!(two.as_deref(), Some(text));
+    }
+}
