@@ -15,8 +15,8 @@ pub struct Release {
     pub generation: Generation,
 }
 
-/// Moves to give up: the learner's node is dead or to be emptied, or the
-/// collection is not to be copied any more. Nothing is lost with a learner.
+/// Moves to give up: the learner's node is dead or to be emptied, nobody is left to
+/// copy from, or the collection is not to be copied. Nothing is lost with a learner.
 pub fn cancellations(
     map: &PartitionMap,
     moves: &BTreeMap<PartitionId, Move>,
@@ -31,7 +31,7 @@ pub fn cancellations(
         let learns = replica.is_some_and(|r| r.state == ReplicaState::Learner);
         let is_draining = map.nodes.get(&running.to).is_none_or(|n| n.is_draining);
         let is_dead = nodes.is_dead(running.to, dead_after_ms);
-        learns && (is_draining || is_dead || !is_ready(map, partition))
+        learns && (is_draining || is_dead || !partition.is_served() || !is_ready(map, partition))
     };
     moves
         .iter()
@@ -78,7 +78,8 @@ pub fn releases(
 }
 
 /// Whether a plan can never begin, or has been carried out: its node is gone or
-/// leaves, holds the partition already, or the giver has nothing to give. Not
+/// leaves, holds the partition already, nobody serves it, or the giver has nothing to
+/// give. Not
 /// while another move of the partition is running.
 pub fn is_void(
     planned: &PlannedMove,
@@ -93,10 +94,10 @@ pub fn is_void(
     }
     let is_leaving = map.nodes.get(&planned.to).is_none_or(|n| n.is_draining);
     let held = partition.replica_on(planned.to);
-    let is_held = held.is_some_and(|r| r.state != ReplicaState::Demoted);
+    let is_held = held.is_some_and(|r| !r.state.is_left_behind());
     let gives = |node: NodeId| {
         let replica = partition.replica_on(node);
-        replica.is_some_and(|r| matches!(r.state, ReplicaState::Serving | ReplicaState::Demoted))
+        replica.is_some_and(|r| r.state.gives_its_place())
     };
-    is_leaving || is_held || planned.from.is_some_and(|from| !gives(from))
+    !partition.is_served() || is_leaving || is_held || planned.from.is_some_and(|from| !gives(from))
 }

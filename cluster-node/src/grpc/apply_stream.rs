@@ -265,7 +265,7 @@ impl Stream {
             let needs_attach = match self.node.assigned(partition, generation) {
                 Some(ReplicaState::Serving | ReplicaState::Releasing) => false,
                 Some(ReplicaState::Learner) => true,
-                Some(ReplicaState::Demoted) | None => continue,
+                Some(ReplicaState::Demoted | ReplicaState::Stale) | None => continue,
             };
             if !except.contains(&partition.0) {
                 // One that stopped has left the node; the stream ends by itself.

@@ -159,6 +159,12 @@ impl Status {
                     collection.id.0, collection.spec.index_name
                 ));
             }
+            if let Some(stale) = words::needs_reconcile(seen.map.partitions_of(collection.id)) {
+                problems.push(format!(
+                    "collection {} ({}): {stale}",
+                    collection.id.0, collection.spec.index_name
+                ));
+            }
         }
         for partition in seen.map.partitions.values() {
             for (node, report) in seen.replica_reports(partition.id) {

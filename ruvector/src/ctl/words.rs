@@ -1,7 +1,7 @@
 //! One word for one idea, in every table and every JSON answer.
 
 use cluster_core::control::{MoveReason, RebalanceMode};
-use cluster_core::map::ReplicaState;
+use cluster_core::map::{Partition, ReplicaState};
 
 pub fn replica_state(state: ReplicaState) -> &'static str {
     match state {
@@ -9,6 +9,19 @@ pub fn replica_state(state: ReplicaState) -> &'static str {
         ReplicaState::Learner => "learner",
         ReplicaState::Demoted => "demoted",
         ReplicaState::Releasing => "releasing",
+        ReplicaState::Stale => "stale",
+    }
+}
+
+/// Partitions that answer old data only; nothing without any.
+pub fn needs_reconcile<'a>(partitions: impl IntoIterator<Item = &'a Partition>) -> Option<String> {
+    let stale = partitions.into_iter().filter(|p| p.needs_reconcile());
+    match stale.count() {
+        0 => None,
+        1 => Some("1 partition stale: needs reconcile (REINDEX the index)".to_owned()),
+        n => Some(format!(
+            "{n} partitions stale: needs reconcile (REINDEX the index)"
+        )),
     }
 }
 
@@ -40,5 +53,26 @@ pub fn mode_remark(mode: RebalanceMode) -> Option<&'static str> {
         RebalanceMode::Paused => {
             Some("rebalancing is paused: no move starts until `ruvector ctl rebalance resume`")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::observed;
+    use super::*;
+    use ReplicaState::{Serving, Stale};
+
+    #[test]
+    fn partitions_whose_replicas_are_all_stale_are_counted() {
+        let said = |partitions: &[&[super::super::testing::Held]]| {
+            needs_reconcile(observed(2, partitions).map.partitions.values())
+        };
+        assert_eq!(said(&[&[(1, 1, Serving), (2, 2, Stale)]]), None);
+        let one = said(&[&[(1, 1, Stale)], &[(1, 2, Serving)]]);
+        let text = "1 partition stale: needs reconcile (REINDEX the index)";
+        assert_eq!(one.as_deref(), Some(text));
+        let two = said(&[&[(1, 1, Stale), (2, 2, Stale)], &[(2, 3, Stale)]]);
+        let text = "2 partitions stale: needs reconcile (REINDEX the index)";
+        assert_eq!(two.as_deref(), Some(text));
     }
 }

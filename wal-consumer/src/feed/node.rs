@@ -12,6 +12,7 @@ use crate::config::Config;
 use cluster_core::confirm::ReplicaKey;
 use cluster_core::demotion::Observed;
 use cluster_core::ids::{Generation, NodeId, PartitionId};
+use cluster_core::slot_hold::Holder;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use parking_lot::Mutex;
 use proto::v1;
@@ -384,6 +385,21 @@ impl NodeFeed {
             },
         });
         observed.collect()
+    }
+
+    /// What the slot keeps for each replica that it waits for. One that has not
+    /// reported in this run lacks at most what the run has sent.
+    pub fn holders(&self, routed: Lsn) -> Vec<Holder> {
+        let start = self.progress.following.start;
+        let state = self.state.lock();
+        let required = state.queue.partitions();
+        let required = required.filter(|(_, fed)| fed.role == Role::Required);
+        let holders = required.map(|(id, fed)| Holder {
+            replica: self.key(id, fed.generation),
+            held_bytes: routed.0.saturating_sub(fed.durable.commit_end.max(start).0),
+            is_serving: !fed.is_learner_in_map(),
+        });
+        holders.collect()
     }
 
     /// Counted learners that the map does not list as serving yet. None of a node

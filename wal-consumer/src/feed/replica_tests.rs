@@ -412,6 +412,67 @@ async fn p2_a_demoted_replica_is_neither_fed_nor_waited_for_and_learns_anew() {
 }
 
 #[tokio::test]
+async fn p11_the_slot_passes_a_stale_replica_which_is_of_no_interest_when_it_is_back() {
+    let mut world = World::settled();
+    world.sent(2, 1);
+    world.commit(20).await;
+    world.rest(20);
+    world.reports(1, 1, 10, false);
+    world.reports(1, 2, 20, false);
+    world.reports(2, 2, 20, false);
+    assert_eq!(world.progress.confirmed(), Lsn(10));
+    let held = |world: &World, node| -> Vec<u64> {
+        let holders = world.feed(node).holders(Lsn(20));
+        holders.iter().map(|holder| holder.held_bytes).collect()
+    };
+    assert_eq!(
+        (held(&world, 1), held(&world, 2)),
+        (vec![10, 0], vec![10, 0])
+    );
+    // The map shows one; of the other the consumer has heard the answer.
+    world.set(1, ReplicaState::Stale);
+    world.follow().unwrap();
+    assert_eq!(
+        world.progress.confirmed(),
+        Lsn(10),
+        "the other still counts"
+    );
+    world.feed(2).retire(P, Generation(1));
+    assert_eq!(world.progress.confirmed(), Lsn(20));
+    world.set(2, ReplicaState::Stale);
+    world.follow().unwrap();
+    assert_eq!((held(&world, 1), held(&world, 2)), (vec![0], vec![0]));
+    world.commit(30).await;
+    world.rest(30);
+    assert_eq!(world.sent(2, 1), ["not 20", "not 30"]);
+    // Their nodes answer again, far behind.
+    world.open(2, &[(1, 5, false), (2, 20, false)]).unwrap();
+    world.reports(2, 1, 5, false);
+    world.all_durable(&[1, 2], 30);
+    assert_eq!(world.progress.confirmed(), Lsn(30));
+    assert!(world.feed(2).below_slot().is_empty());
+    assert_eq!(world.ended(), None);
+}
+
+#[tokio::test]
+async fn p11_a_run_whose_partition_has_only_stale_replicas_feeds_the_others() {
+    let mut begun = map(true);
+    for node in [1, 2] {
+        set_state(&mut begun, P, node, ReplicaState::Stale);
+    }
+    let mut world = World::new(Config::default(), begun, Promotions::default());
+    for node in [1, 2] {
+        world.open(node, &[(1, 5, false), (2, 10, false)]).unwrap();
+    }
+    world.commit(20).await;
+    world.rest(20);
+    assert_eq!(world.sent(1, 1), ["not 20"]);
+    world.all_durable(&[1, 2], 20);
+    assert_eq!(world.progress.confirmed(), Lsn(20));
+    assert_eq!(world.ended(), None);
+}
+
+#[tokio::test]
 async fn p2_a_run_that_begins_with_a_demoted_replica_excepts_it() {
     let mut begun = map(true);
     set_state(&mut begun, P, 2, ReplicaState::Demoted);

@@ -130,7 +130,7 @@ impl Router {
                     }
                     ReplicaState::Learner => feed.add_learner(partition.id, generation),
                     ReplicaState::Releasing => feed.add_releasing(partition.id, generation),
-                    ReplicaState::Demoted => unreachable!("is not fed"),
+                    ReplicaState::Demoted | ReplicaState::Stale => unreachable!("is not fed"),
                 }
             }
             self.partitions.insert(partition.id, routed);

@@ -5,6 +5,7 @@
 //! newer than this position, and the stream will then say so again.
 
 use super::run::Run;
+use super::slot_limit;
 use crate::backfill::reread;
 use crate::feed::progress::RunEnd;
 use cluster_core::change::VectorColumn;
@@ -134,8 +135,9 @@ impl Run {
         }
     }
 
-    /// Asks the serving replicas that have applied `before`, waiting until one
-    /// has. Which serve may change meanwhile, though the router has not followed.
+    /// Asks the serving replicas that have applied `before`, waiting until one has,
+    /// or until it is not to be waited for. Which serve may change meanwhile, though
+    /// the router has not followed.
     async fn fetch_row(
         &self,
         position: WalPosition,
@@ -181,6 +183,12 @@ impl Run {
                     }
                     Err(_) => tracing::warn!(%node, %partition, "FetchRow timed out"),
                 }
+            }
+            // Waiting here would hold the slot for a replica that is to be passed.
+            let has_nobody = self.serving(partition).is_empty();
+            if has_nobody || slot_limit::is_exceeded(&self.context) {
+                tracing::warn!(%partition, "no replica has the row before a key change: the table is read instead");
+                return None;
             }
             let _ = tokio::time::timeout(REPLICA_POLL, changed.changed()).await;
         }
