@@ -159,6 +159,7 @@ impl Run {
                 let detail = format!("{partition} went while a key changed in it");
                 return Err(RunEnd::restart("map_changed", detail));
             };
+            let has_nobody = serving.is_empty();
             for node in serving {
                 let Some(feed) = self.router.feed(node) else {
                     continue;
@@ -185,10 +186,9 @@ impl Run {
                 }
             }
             // Waiting here would hold the slot for a replica that is to be passed.
-            let has_nobody = self.serving(partition).is_empty();
             if has_nobody || slot_limit::is_exceeded(&self.context) {
                 tracing::warn!(%partition, "no replica has the row before a key change: the table is read instead");
-                return None;
+                return Ok(None);
             }
             let _ = tokio::time::timeout(REPLICA_POLL, changed.changed()).await;
         }
