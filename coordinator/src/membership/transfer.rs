@@ -21,8 +21,13 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tonic::Status;
 
-/// For all of it. A change that waits for the transfer is told to ask again.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(8);
+/// For the other to have nearly the whole log, while everything goes on.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(4);
+/// For the rest, in which nothing is changed and no lease renewed: with the time
+/// between two renewals it stays well within a lease.
+const PAUSE_MAX: Duration = Duration::from_secs(4);
+/// So much is made good within the pause.
+const NEARLY_ENTRIES: u64 = 64;
 const POLL: Duration = Duration::from_millis(20);
 /// Of so many voters the leader and its successor are a majority.
 const MAJORITY_OF_TWO: usize = 3;
@@ -71,12 +76,14 @@ pub async fn pass_on(coordinator: &Coordinator, to: u64) -> Result<(u64, LeaseEp
             ids.join(", ")
         )));
     }
-    let give_up = Instant::now() + TRANSFER_TIMEOUT;
     wait_for_own_vote(coordinator).await?;
+    let nearly = Instant::now() + CATCH_UP_TIMEOUT;
+    wait_for_log(coordinator, to, NEARLY_ENTRIES, nearly).await?;
+    let give_up = Instant::now() + PAUSE_MAX;
     let Ok(_paused) = timeout_at(give_up, coordinator.leading.write()).await else {
         return Err(not_taken(coordinator, to, "changes do not come to an end"));
     };
-    wait_for_log(coordinator, to, give_up).await?;
+    wait_for_log(coordinator, to, 0, give_up).await?;
     let _silent = match found.voters.len() {
         ..=MAJORITY_OF_TWO => None,
         _ => Some(Silent::for_a_lease(coordinator).await),
@@ -132,14 +139,20 @@ async fn wait_for_own_vote(coordinator: &Coordinator) -> Result<(), Status> {
     Ok(())
 }
 
-async fn wait_for_log(coordinator: &Coordinator, to: u64, give_up: Instant) -> Result<(), Status> {
+/// Until it lacks at most so many of the last entries.
+async fn wait_for_log(
+    coordinator: &Coordinator,
+    to: u64,
+    lacks: u64,
+    give_up: Instant,
+) -> Result<(), Status> {
     let mut metrics = coordinator.raft.metrics();
-    let has_all = metrics.wait_for(|raft| {
+    let has_it = metrics.wait_for(|raft| {
         let replication = raft.replication.as_ref();
         let matched = replication.and_then(|peers| *peers.get(&to)?);
-        matched.map(|log| log.index) >= raft.last_log_index
+        matched.map(|log| log.index + lacks) >= raft.last_log_index
     });
-    match timeout_at(give_up, has_all).await {
+    match timeout_at(give_up, has_it).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(_closed)) => Err(Status::unavailable("the coordinator is stopping")),
         Err(_elapsed) => Err(not_taken(coordinator, to, "it does not catch up")),
