@@ -6,10 +6,10 @@ NODES ?= 3
 COORDINATORS ?= 3
 REPLICAS ?= 2
 
-.PHONY: help quickstart up down start stop status psql dsn ctl logs bench build setup test clean
+.PHONY: help quickstart up down add start stop status psql dsn ctl logs bench bench-failover build setup test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: ## install, build, start Postgres and a one-process cluster, load and search Fashion-MNIST
 	@scripts/quickstart.sh
@@ -20,6 +20,9 @@ up: ## a cluster of separate processes: NODES=3 COORDINATORS=3 (or 1) REPLICAS=2
 	@scripts/build.sh
 	@scripts/cluster.sh up '$(NODES)' '$(COORDINATORS)' '$(REPLICAS)'
 	@echo "make psql | status | logs | down;  one process again: make start PROC=node-2"
+
+add: ## one more node beside those of make up; replicas move to it by themselves
+	@scripts/cluster.sh add node
 
 start: ## start one process again on its own data: PROC=node-2 (postgres too)
 	@$(if $(PROC),,echo "error: say which: make start PROC=node-2" >&2; exit 2;) scripts/cluster.sh start '$(PROC)'
@@ -47,6 +50,9 @@ logs: ## follow all logs
 
 bench: ## freshness and SQL overhead, at the running quickstart
 	@scripts/bench.sh
+
+bench-failover: ## leader kill, node kill and a move under load, in a cluster of its own
+	@scripts/bench-failover.sh
 
 setup: ## install the Debian packages, compile RocksDB once
 	@scripts/setup.sh

@@ -6,7 +6,11 @@
 #   cluster.sh up NODES COORDINATORS REPLICAS
 #   cluster.sh check dev | check up NODES COORDINATORS REPLICAS
 #                                         whether that would be refused, before a build
+#   cluster.sh add node                   one more, beside those of `up`
 #   cluster.sh start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…
+#
+# TOML lines in COORDINATOR_SETTINGS, NODE_SETTINGS and CONSUMER_SETTINGS go into
+# the configuration files of `up` and `add` when those are written.
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
@@ -149,14 +153,30 @@ write_cluster() {
   for ((i = 1; i <= coordinators; i++)); do
     write_process "coordinator-$i" "${addresses[i - 1]}" "id = $i
 peers = [${peers%, }]
-replication_factor = $replicas"
+replication_factor = $replicas
+${COORDINATOR_SETTINGS-}"
   done
-  local list
-  list=$(printf '"%s", ' "${addresses[@]}")
-  for ((i = 1; i <= nodes; i++)); do
-    write_process "node-$i" "" "coordinators = [${list%, }]"
-  done
-  write_process consumer-1 "" "coordinators = [${list%, }]"
+  for ((i = 1; i <= nodes; i++)); do write_node "node-$i"; done
+  write_process consumer-1 "" "coordinators = [$(quoted_coordinators)]
+${CONSUMER_SETTINGS-}"
+}
+
+write_node() {
+  write_process "$1" "" "coordinators = [$(quoted_coordinators)]
+${NODE_SETTINGS-}"
+}
+
+quoted_coordinators() { coordinators | sed 's/[^,]*/"&"/g'; }
+
+# add_node: the number after the highest so far; a node that has left keeps its.
+add_node() {
+  local last name
+  [ "$(mode)" = cluster ] || die "nodes are added to the processes of 'make up'; there are none here"
+  last=$(processes | sed -n 's/^node-//p' | tail -n 1)
+  name=node-$((${last:-0} + 1))
+  reserve_ports
+  write_node "$name"
+  start "$name"
 }
 
 # check_topology NODES COORDINATORS REPLICAS: of `make up`, whatever runs now.
@@ -306,6 +326,10 @@ case ${1:-} in
     start postgres
     connect_postgres
     ;;
+  add)
+    [ "${2:-}" = node ] || die "usage: cluster.sh add node"
+    add_node
+    ;;
   start)
     check_process "${2:?cluster.sh start PROC}"
     start "$2"
@@ -324,5 +348,5 @@ case ${1:-} in
     shift
     exec "$BINARY" ctl --coordinators "$(coordinators)" "$@"
     ;;
-  *) die "usage: cluster.sh check … | dev | up NODES COORDINATORS REPLICAS | start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…" ;;
+  *) die "usage: cluster.sh check … | dev | up NODES COORDINATORS REPLICAS | add node | start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…" ;;
 esac

@@ -1,30 +1,26 @@
-//! The client itself: channels, the leader, the map.
+//! The client itself: channels, the leader, the map that is held. How maps are
+//! fetched and followed is told in `map_fetch` and `map_watch`.
 
 use crate::config::ClientConfig;
 use crate::error::ClientError;
 use crate::map_cache::MapCache;
+use crate::map_fetch::FetchRounds;
+use crate::map_watch::Contact;
 use crate::metrics::ClientMetrics;
 use crate::retry;
-use cluster_core::ids::{LeaseEpoch, MapVersion, NodeId};
+use cluster_core::ids::NodeId;
 use cluster_core::map::PartitionMap;
 use parking_lot::Mutex;
 use proto::v1::coordinator_client::CoordinatorClient;
 use proto::v1::node_client::NodeClient;
-use proto::v1::{GetMapRequest, WatchMapRequest};
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
-
-/// Spread over which processes that learn of a new map at once fetch it.
-const REFRESH_JITTER_MAX: Duration = Duration::from_millis(20);
 
 /// How long a node that did not answer is asked last by new scans.
 const NODE_PENALTY: Duration = Duration::from_secs(3);
@@ -43,9 +39,8 @@ struct Inner {
     /// the map and configured coordinator.
     channels: Mutex<HashMap<String, Channel>>,
     leader: Mutex<Option<String>>,
-    /// Held while a map is fetched, so that a process asks once.
-    refreshing: tokio::sync::Mutex<()>,
-    is_watching: AtomicBool,
+    fetch_rounds: FetchRounds,
+    contact: Contact,
     /// Nodes whose last search brought no answer.
     failed_nodes: Mutex<HashMap<NodeId, Instant>>,
 }
@@ -59,8 +54,8 @@ impl ClusterClient {
                 metrics: ClientMetrics::default(),
                 channels: Mutex::default(),
                 leader: Mutex::default(),
-                refreshing: tokio::sync::Mutex::default(),
-                is_watching: AtomicBool::new(false),
+                fetch_rounds: FetchRounds::default(),
+                contact: Contact::default(),
                 failed_nodes: Mutex::default(),
             }),
         }
@@ -83,9 +78,15 @@ impl ClusterClient {
         self.inner.maps.watch()
     }
 
+    /// Whether the map is being followed: a coordinator's stream is open or, while
+    /// none is, some coordinator or node has answered lately.
+    pub fn is_in_contact(&self) -> bool {
+        self.inner.contact.is_kept()
+    }
+
     /// Whether a coordinator's map stream is open right now.
-    pub fn is_watch_connected(&self) -> bool {
-        self.inner.is_watching.load(Ordering::Relaxed)
+    pub fn is_streaming_map(&self) -> bool {
+        self.inner.contact.is_streaming()
     }
 
     /// Hands in a map that came by another way; taken only if it is newer.
@@ -101,9 +102,7 @@ impl ClusterClient {
     pub fn node(&self, id: NodeId) -> Result<NodeClient<Channel>, ClientError> {
         let map = self.map();
         let node = map.nodes.get(&id).ok_or(ClientError::UnknownNode(id))?;
-        Ok(NodeClient::new(self.channel(&node.address)?)
-            .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(proto::MESSAGE_BYTES_MAX))
+        self.node_at(&node.address)
     }
 
     /// The client of one coordinator, leader or not.
@@ -115,7 +114,8 @@ impl ClusterClient {
 
     /// Calls the leader: follows NOT_LEADER hints, tries the coordinators in
     /// turn, and repeats what the network or an election swallowed until
-    /// `call_timeout`. The call must be idempotent, as all of them are.
+    /// `call_timeout`. The call must be idempotent, as all of them are. A node
+    /// among the configured addresses says in its map who the coordinators are.
     pub async fn leader<T, F, Fut>(&self, call: F) -> Result<T, ClientError>
     where
         F: Fn(CoordinatorClient<Channel>) -> Fut,
@@ -136,11 +136,14 @@ impl ClusterClient {
                         }
                         Err(status) => {
                             last = format!("{address}: {}", retry::describe(&status));
-                            match retry::not_leader_hint(&status) {
-                                Some(hint) => next = hint.filter(|hint| *hint != address),
-                                None if retry::is_worth_repeating(&status) => {}
-                                None => return Err(ClientError::Refused(status)),
+                            if let Some(hint) = retry::not_leader_hint(&status) {
+                                next = hint.filter(|hint| *hint != address);
+                            } else if !retry::is_worth_repeating(&status)
+                                && !self.is_node_at(&address, &status, give_up).await
+                            {
+                                return Err(ClientError::Refused(status));
                             }
+                            self.metrics().leader_retries.add(1);
                             *self.inner.leader.lock() = next.clone();
                         }
                     }
@@ -161,64 +164,6 @@ impl ClusterClient {
         })
     }
 
-    /// A map at least as new as `at_least`, from any coordinator or, when none
-    /// answers, any node. One fetch per process at a time.
-    pub async fn refresh_map(
-        &self,
-        at_least: (LeaseEpoch, MapVersion),
-    ) -> Result<Arc<PartitionMap>, ClientError> {
-        let give_up = Instant::now() + self.inner.config.call_timeout;
-        let mut last = "no answer".to_owned();
-        let Ok(_fetching) = timeout_at(give_up, self.inner.refreshing.lock()).await else {
-            return Err(map_too_old(
-                at_least,
-                "another fetch did not end".to_owned(),
-            ));
-        };
-        for round in 0.. {
-            if self.inner.maps.is_at_least(at_least) {
-                return Ok(self.map());
-            }
-            if round == 0 {
-                tokio::time::sleep(rand::random_range(Duration::ZERO..REFRESH_JITTER_MAX)).await;
-            }
-            last = self
-                .fetch_map(at_least, give_up)
-                .await
-                .err()
-                .unwrap_or(last);
-            if self.inner.maps.is_at_least(at_least) {
-                return Ok(self.map());
-            }
-            let pause = retry::backoff(round);
-            if Instant::now() + pause >= give_up {
-                break;
-            }
-            tokio::time::sleep(pause).await;
-        }
-        Err(map_too_old(at_least, last))
-    }
-
-    /// Keeps the map fresh from any coordinator's WatchMap until `shutdown`.
-    pub fn spawn_map_watch(&self, shutdown: CancellationToken) -> JoinHandle<()> {
-        let client = self.clone();
-        tokio::spawn(async move {
-            let watch = async {
-                for round in 0u32.. {
-                    for address in shuffled(client.coordinator_addresses()) {
-                        if let Err(problem) = client.follow_map(&address).await {
-                            tracing::debug!(coordinator = address, problem, "map stream ended");
-                        }
-                        client.inner.is_watching.store(false, Ordering::Relaxed);
-                    }
-                    tokio::time::sleep(retry::backoff(round.min(4))).await;
-                }
-            };
-            shutdown.run_until_cancelled(watch).await;
-            client.inner.is_watching.store(false, Ordering::Relaxed);
-        })
-    }
-
     pub(crate) fn node_failed(&self, node: NodeId) {
         self.inner.failed_nodes.lock().insert(node, Instant::now());
     }
@@ -232,74 +177,6 @@ impl ClusterClient {
         let mut failed = self.inner.failed_nodes.lock();
         failed.retain(|_, at| at.elapsed() < NODE_PENALTY);
         failed.keys().copied().collect()
-    }
-
-    async fn follow_map(&self, address: &str) -> Result<(), String> {
-        let mut coordinator = self.coordinator(address).map_err(|e| e.to_string())?;
-        let opening = coordinator.watch_map(WatchMapRequest {});
-        let mut maps = timeout(self.inner.config.coordinator_attempt_timeout, opening)
-            .await
-            .map_err(|_| "did not answer in time".to_owned())?
-            .map_err(|status| retry::describe(&status))?
-            .into_inner();
-        while let Some(map) = maps.message().await.map_err(|s| retry::describe(&s))? {
-            self.inner.is_watching.store(true, Ordering::Relaxed);
-            self.offer_wire_map(&map)?;
-        }
-        Ok(())
-    }
-
-    async fn fetch_map(
-        &self,
-        at_least: (LeaseEpoch, MapVersion),
-        give_up: Instant,
-    ) -> Result<(), String> {
-        let request = GetMapRequest {
-            epoch: at_least.0.0,
-            version: at_least.1.0,
-        };
-        let attempt_timeout = self.inner.config.attempt_timeout;
-        let mut last = Err("nobody to ask".to_owned());
-        for address in shuffled(self.coordinator_addresses()) {
-            let Ok(mut coordinator) = self.coordinator(&address) else {
-                continue;
-            };
-            let attempt = (Instant::now() + attempt_timeout).min(give_up);
-            last = self.take_map(attempt, coordinator.get_map(request)).await;
-            if self.inner.maps.is_at_least(at_least) {
-                return Ok(());
-            }
-        }
-        for id in shuffled(self.map().nodes.keys().copied().collect()) {
-            let Ok(mut node) = self.node(id) else {
-                continue;
-            };
-            let attempt = (Instant::now() + attempt_timeout).min(give_up);
-            last = self.take_map(attempt, node.get_map(request)).await;
-            if self.inner.maps.is_at_least(at_least) {
-                return Ok(());
-            }
-        }
-        last
-    }
-
-    async fn take_map(
-        &self,
-        attempt: Instant,
-        call: impl Future<Output = Result<Response<proto::v1::PartitionMap>, Status>>,
-    ) -> Result<(), String> {
-        let answer = timeout_at(attempt, call)
-            .await
-            .map_err(|_| "did not answer in time")?;
-        let map = answer.map_err(|status| retry::describe(&status))?;
-        self.offer_wire_map(map.get_ref())
-    }
-
-    fn offer_wire_map(&self, map: &proto::v1::PartitionMap) -> Result<(), String> {
-        let map = PartitionMap::try_from(map.clone())
-            .map_err(|problem| format!("sent a map that does not decode: {problem}"))?;
-        self.offer_map(map);
-        Ok(())
     }
 
     async fn try_coordinator<T, F, Fut>(
@@ -322,6 +199,13 @@ impl ClusterClient {
         }
     }
 
+    /// Whether a status says that the address is a node's; its map is taken then.
+    async fn is_node_at(&self, address: &str, status: &Status, give_up: Instant) -> bool {
+        status.code() == Code::Unimplemented
+            && !self.map().coordinators.iter().any(|c| c == address)
+            && self.take_map_of_node_at(address, give_up).await.is_ok()
+    }
+
     /// Last known leader first, then everyone.
     fn leader_candidates(&self) -> Vec<String> {
         let leader = self.inner.leader.lock().clone();
@@ -334,7 +218,8 @@ impl ClusterClient {
         candidates
     }
 
-    fn coordinator_addresses(&self) -> Vec<String> {
+    /// Those configured, and those that the map names.
+    pub fn coordinator_addresses(&self) -> Vec<String> {
         let mut addresses = self.inner.config.coordinators.clone();
         for address in &self.map().coordinators {
             if !addresses.contains(address) {
@@ -342,6 +227,21 @@ impl ClusterClient {
             }
         }
         addresses
+    }
+
+    /// The client of a node that no map has named.
+    pub fn node_at(&self, address: &str) -> Result<NodeClient<Channel>, ClientError> {
+        Ok(NodeClient::new(self.channel(address)?)
+            .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(proto::MESSAGE_BYTES_MAX))
+    }
+
+    pub(crate) fn fetch_rounds(&self) -> &FetchRounds {
+        &self.inner.fetch_rounds
+    }
+
+    pub(crate) fn contact(&self) -> &Contact {
+        &self.inner.contact
     }
 
     fn channel(&self, address: &str) -> Result<Channel, ClientError> {
@@ -361,22 +261,6 @@ impl ClusterClient {
             coordinators.contains(address) || map.nodes.values().any(|n| n.address == *address)
         });
     }
-}
-
-fn map_too_old((epoch, version): (LeaseEpoch, MapVersion), last: String) -> ClientError {
-    ClientError::MapTooOld {
-        epoch,
-        version,
-        last,
-    }
-}
-
-fn shuffled<T>(mut all: Vec<T>) -> Vec<T> {
-    if !all.is_empty() {
-        let start = rand::random_range(0..all.len());
-        all.rotate_left(start);
-    }
-    all
 }
 
 #[cfg(test)]

@@ -3,13 +3,16 @@
 //! do not answer. What to do about it is decided in `cluster_core::scan`.
 //!
 //! In reading order: [`transport`], [`config`], the [`client`] with its map
-//! cache, what a failure means ([`error`], `retry`), the distributed [`scan`] and
-//! its single requests (`search`), [`metrics`].
+//! cache, how a newer map is fetched (`map_fetch`) and followed (`map_watch`), what
+//! a failure means ([`error`], `retry`), the distributed [`scan`] and its single
+//! requests (`search`), [`metrics`].
 
 pub mod client;
 pub mod config;
 pub mod error;
 mod map_cache;
+mod map_fetch;
+mod map_watch;
 pub mod metrics;
 mod retry;
 pub mod scan;

@@ -1,7 +1,6 @@
 //! The partition map as this process knows it. It only ever gets newer (P6).
 
 use arc_swap::ArcSwap;
-use cluster_core::ids::{LeaseEpoch, MapVersion};
 use cluster_core::invariants::check_successor;
 use cluster_core::map::PartitionMap;
 use std::sync::Arc;
@@ -50,17 +49,12 @@ impl MapCache {
             true
         })
     }
-
-    pub fn is_at_least(&self, wanted: (LeaseEpoch, MapVersion)) -> bool {
-        let held = self.current.load();
-        (held.epoch, held.version) >= wanted
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cluster_core::ids::{ConsumerEpoch, Incarnation, SourceId};
+    use cluster_core::ids::{ConsumerEpoch, Incarnation, LeaseEpoch, MapVersion, SourceId};
     use cluster_core::map::Source;
 
     fn map(epoch: u64, version: u64) -> PartitionMap {
@@ -80,8 +74,6 @@ mod tests {
         assert!(!cache.offer(map(2, 6)));
         assert!(!cache.offer(map(1, 99)));
         assert!(cache.offer(map(3, 7)));
-        assert!(cache.is_at_least((LeaseEpoch(3), MapVersion(7))));
-        assert!(!cache.is_at_least((LeaseEpoch(3), MapVersion(8))));
         assert_eq!(watch.borrow().epoch, LeaseEpoch(3));
         assert_eq!(cache.get().epoch, LeaseEpoch(3));
     }

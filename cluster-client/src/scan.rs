@@ -24,6 +24,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 /// How long closing cursors may take; it is best effort.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// While no coordinator tells of the map, a search that every node refuses as
+/// ESTALE is given up after this long: nothing will renew their leases.
+const STALE_PATIENCE_MS: Millis = 500;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consistency {
     /// Whatever the replicas have applied.
@@ -102,6 +106,7 @@ impl Scan {
                 millis(client.config().attempt_timeout)
             },
             hedge_after_ms: (!spec.exact).then(|| millis(hedge_after)),
+            stale_patience_ms: (!client.contact().is_streaming()).then_some(STALE_PATIENCE_MS),
             ..ScanLimits::default()
         };
         let state = DistributedScan::new(
@@ -162,7 +167,7 @@ impl Scan {
                         Command::WakeAt(at) => wake = Some(at),
                         Command::Page(page) => return Ok(self.page(page)),
                         Command::Fail(failure) => {
-                            self.client.metrics().scans_failed.add(1);
+                            self.count_failure(now >= millis(deadline));
                             return Err(failure);
                         }
                     }
@@ -198,7 +203,10 @@ impl Scan {
     fn page(&self, page: MergedPage<Bytes>) -> ScanPage {
         let metrics = self.client.metrics();
         metrics.pages.add(1);
-        metrics.hedges.add(u64::from(page.stats.hedges));
+        metrics.spent(&page.stats);
+        if page.stats.stale_partitions > 0 {
+            metrics.pages_stale.add(1);
+        }
         ScanPage {
             rows: page
                 .rows
@@ -209,6 +217,13 @@ impl Scan {
             exhausted: page.exhausted,
             stats: page.stats,
         }
+    }
+
+    fn count_failure(&self, is_past_deadline: bool) {
+        let metrics = self.client.metrics();
+        metrics.spent(&self.state.spent());
+        metrics.scans_failed.add(1);
+        metrics.scans_past_deadline.add(u64::from(is_past_deadline));
     }
 
     fn now(&self) -> Millis {

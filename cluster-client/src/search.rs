@@ -5,7 +5,7 @@ use crate::retry;
 use crate::scan::{Consistency, ScanSpec};
 use bytes::Bytes;
 use cluster_core::ids::{LeaseEpoch, MapVersion, NodeId, PartitionId};
-use cluster_core::scan::{Ask, Event, Failure, FailureKind, Hit, PartitionPage};
+use cluster_core::scan::{Ask, Event, Failure, FailureKind, Hit, PartitionPage, StaleReason};
 use proto::v1;
 use proto::v1::partition_error::Kind;
 use std::sync::Arc;
@@ -66,6 +66,7 @@ impl SearchTemplate {
             deadline_ms: ask.timeout_ms.saturating_sub(ANSWER_MARGIN_MS).max(1),
             exact: self.exact,
             partitions: cursors.collect(),
+            accepts_stale: ask.accepts_stale,
         }
     }
 }
@@ -94,11 +95,17 @@ pub async fn send(client: ClusterClient, template: Arc<SearchTemplate>, ask: Ask
             if failure.kind == FailureKind::Unavailable {
                 client.node_failed(ask.node);
             }
-            count(&client, failure.kind);
+            let known = proto::error::estale_hint(&status);
+            if failure.kind == FailureKind::Estale {
+                let reason = StaleReason::of_request(ask.known, known);
+                client.metrics().failed_estale.of(reason).add(1);
+            } else {
+                client.metrics().failed(failure.kind);
+            }
             Event::Failed {
                 attempt,
                 failure,
-                known: proto::error::estale_hint(&status),
+                known,
             }
         }
     }
@@ -109,8 +116,13 @@ fn answered(client: &ClusterClient, ask: &Ask, response: v1::SearchResponse) -> 
     let pages = response.pages.into_iter().map(|page| {
         let id = PartitionId(page.partition_id);
         let page = partition_page(ask.node, page);
-        if let Err(failure) = &page {
-            count(client, failure.kind);
+        match &page {
+            Err(failure) if failure.kind == FailureKind::Estale => {
+                let reason = StaleReason::of_partition(ask.known, known);
+                client.metrics().failed_estale.of(reason).add(1);
+            }
+            Err(failure) => client.metrics().failed(failure.kind),
+            Ok(_) => {}
         }
         (id, page)
     });
@@ -146,6 +158,7 @@ fn partition_page(node: NodeId, page: v1::PartitionPage) -> Result<PartitionPage
         resume_token: page.resume_token,
         tail_rows: page.tail_rows,
         distances: page.distances,
+        is_stale: page.is_stale,
     })
 }
 
@@ -164,18 +177,6 @@ fn failure_of(node: NodeId, status: &Status) -> Failure {
         _ => FailureKind::Unavailable,
     };
     Failure::new(kind, format!("{node}: {}", retry::describe(status)))
-}
-
-fn count(client: &ClusterClient, kind: FailureKind) {
-    let metrics = client.metrics();
-    let counter = match kind {
-        FailureKind::Estale => &metrics.failed_estale,
-        FailureKind::Lagging => &metrics.failed_lagging,
-        FailureKind::CursorLost => &metrics.failed_cursor_lost,
-        FailureKind::Corrupt => &metrics.failed_corrupt,
-        _ => &metrics.failed_unavailable,
-    };
-    counter.add(1);
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@
 //! durable. A replica that has reported nothing holds everything back. The
 //! confirmed position never goes back, also when a new replica is required: it
 //! is required from the candidates that follow.
+//!
+//! A learner is counted only where nothing is confirmed beyond it: from then on
+//! the slot can never have passed it, and it may serve.
 
 use crate::ids::{Generation, Incarnation, NodeId, PartitionId};
 use crate::wal_position::{Lsn, WalPosition};
@@ -23,13 +26,16 @@ pub struct ReplicaKey {
 /// forgotten: confirmation becomes coarser, never wrong.
 const CANDIDATES_MAX: usize = 1 << 16;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ConfirmTracker {
     incarnation: Incarnation,
     confirmed: Lsn,
     /// Ascending, all above `confirmed`.
     candidates: VecDeque<Lsn>,
     durable: BTreeMap<ReplicaKey, WalPosition>,
+    /// Nearly caught up, and below what is confirmed: nothing further is
+    /// confirmed meanwhile, or they would chase it for ever.
+    approaching: BTreeMap<ReplicaKey, WalPosition>,
 }
 
 impl ConfirmTracker {
@@ -40,17 +46,43 @@ impl ConfirmTracker {
             confirmed: start,
             candidates: VecDeque::new(),
             durable: BTreeMap::new(),
+            approaching: BTreeMap::new(),
         }
     }
 
     /// From now on the slot waits for this replica.
     pub fn require(&mut self, replica: ReplicaKey) {
-        self.durable.entry(replica).or_insert(WalPosition::ZERO);
+        let reached = self.approaching.remove(&replica);
+        let reached = reached.unwrap_or(WalPosition::ZERO);
+        self.durable.entry(replica).or_insert(reached);
+    }
+
+    /// A learner has made everything up to `durable` so, and asks to be waited
+    /// for. It is required from now on, and the answer is true, if nothing is
+    /// confirmed beyond that. Otherwise confirmation pauses for it until it is
+    /// counted by a later report, or let go by [`ConfirmTracker::retain`]: who asks
+    /// bounds how long that takes.
+    pub fn count(&mut self, replica: ReplicaKey, durable: WalPosition) -> bool {
+        if self.durable.contains_key(&replica) {
+            self.durable(replica, durable);
+            return true;
+        }
+        let is_counted = durable >= WalPosition::end_of(self.incarnation, self.confirmed);
+        if is_counted {
+            self.approaching.remove(&replica);
+            self.durable.insert(replica, durable);
+        } else {
+            let reached = self.approaching.entry(replica).or_insert(durable);
+            *reached = durable.max(*reached);
+        }
+        self.advance();
+        is_counted
     }
 
     /// The slot waits no longer for the replicas that `is_required` refuses.
     pub fn retain(&mut self, is_required: impl Fn(&ReplicaKey) -> bool) {
         self.durable.retain(|replica, _| is_required(replica));
+        self.approaching.retain(|replica, _| is_required(replica));
         self.advance();
     }
 
@@ -109,7 +141,8 @@ impl ConfirmTracker {
     }
 
     fn advance(&mut self) {
-        let lowest = self.lowest_durable();
+        let waited_for = self.durable.values().chain(self.approaching.values());
+        let lowest = waited_for.min().copied();
         while let Some(next) = self.candidates.front().copied() {
             let end = WalPosition::end_of(self.incarnation, next);
             if lowest.is_some_and(|lowest| lowest < end) {
@@ -192,6 +225,37 @@ mod tests {
     }
 
     #[test]
+    fn p2_a_learner_is_counted_only_where_nothing_is_confirmed_beyond_it() {
+        let mut tracker = ConfirmTracker::new(ONE, Lsn(10));
+        tracker.require(replica(1, 1));
+        tracker.sent(Lsn(20));
+        tracker.sent(Lsn(30));
+        tracker.durable(replica(1, 1), end(20));
+        assert!(!tracker.count(replica(1, 2), end(15)));
+        // Not required, so it is no reason to believe that it has anything; yet
+        // what it has to reach stands still.
+        tracker.durable(replica(1, 1), end(30));
+        assert_eq!(tracker.confirmed(), Lsn(20));
+        assert_eq!(tracker.required_durable().collect::<Vec<_>>(), [end(30)]);
+        assert!(tracker.count(replica(1, 2), end(20)));
+        assert_eq!(tracker.confirmed(), Lsn(20));
+        tracker.durable(replica(1, 2), end(30));
+        assert_eq!(tracker.confirmed(), Lsn(30));
+    }
+
+    #[test]
+    fn p11_a_learner_that_does_not_arrive_is_let_go() {
+        let mut tracker = ConfirmTracker::new(ONE, Lsn(10));
+        tracker.require(replica(1, 1));
+        tracker.sent(Lsn(20));
+        assert!(!tracker.count(replica(1, 2), end(5)));
+        tracker.durable(replica(1, 1), end(20));
+        assert_eq!(tracker.confirmed(), Lsn(10));
+        tracker.retain(|r| r.node == NodeId(1));
+        assert_eq!(tracker.confirmed(), Lsn(20));
+    }
+
+    #[test]
     fn p10_candidates_are_bounded_and_thinning_keeps_the_last() {
         let mut tracker = ConfirmTracker::new(ONE, Lsn(0));
         tracker.require(replica(1, 1));
@@ -263,6 +327,72 @@ mod tests {
                 prop_assert!(confirmed >= before);
                 prop_assert!(sent.contains(&confirmed));
                 prop_assert_eq!(confirmed, want.copied().unwrap_or(Lsn(5)));
+                before = confirmed;
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Counting {
+        Send(u64),
+        /// A replica of the first partition reports, whatever it is.
+        Report {
+            node: u64,
+            lsn: u64,
+        },
+        Release(u64),
+    }
+
+    fn counting() -> impl Strategy<Value = Vec<Counting>> {
+        let step = prop_oneof![
+            (1..20u64).prop_map(Counting::Send),
+            (0..4u64, 0..300u64).prop_map(|(node, lsn)| Counting::Report { node, lsn }),
+            (1..4u64).prop_map(Counting::Release),
+        ];
+        prop::collection::vec(step, 1..80)
+    }
+
+    proptest! {
+        /// P2: from the moment it is counted until it is let go, nothing is
+        /// confirmed beyond what a replica has made durable; and one that is not
+        /// counted is never taken for one that has.
+        #[test]
+        fn p2_nothing_is_confirmed_beyond_a_counted_replica(steps in counting()) {
+            let mut tracker = ConfirmTracker::new(ONE, Lsn(5));
+            tracker.require(replica(0, 0));
+            let mut durable = BTreeMap::from([(0, WalPosition::ZERO)]);
+            let mut counted = BTreeMap::from([(0, ())]);
+            let (mut sent, mut before) = (Lsn(5), Lsn(5));
+            for step in steps {
+                match step {
+                    Counting::Send(more) => {
+                        sent = Lsn(sent.0 + more);
+                        tracker.sent(sent);
+                    }
+                    Counting::Report { node, lsn } => {
+                        let known = durable.entry(node).or_insert(WalPosition::ZERO);
+                        *known = end(lsn).max(*known);
+                        if node == 0 {
+                            tracker.durable(replica(0, node), *known);
+                        } else if tracker.count(replica(0, node), *known) {
+                            counted.insert(node, ());
+                        } else {
+                            prop_assert!(!counted.contains_key(&node));
+                            prop_assert!(*known < end(tracker.confirmed().0));
+                        }
+                    }
+                    Counting::Release(node) => {
+                        tracker.retain(|r| r.node != NodeId(node));
+                        counted.remove(&node);
+                    }
+                }
+                let confirmed = tracker.confirmed();
+                prop_assert!(confirmed >= before && confirmed <= sent);
+                let required: Vec<WalPosition> = tracker.required_durable().collect();
+                prop_assert_eq!(required.len(), counted.len());
+                for node in counted.keys().filter(|_| confirmed > Lsn(5)) {
+                    prop_assert!(end(confirmed.0) <= durable[node]);
+                }
                 before = confirmed;
             }
         }

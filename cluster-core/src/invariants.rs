@@ -4,7 +4,9 @@
 //! calls it decides whether that is its own broken assumption (assert) or bad
 //! input (refuse).
 
-use crate::ids::{CollectionId, NodeId, PartitionId, SourceId};
+use crate::ids::{
+    CollectionId, ConsumerEpoch, ConsumerId, LeaseEpoch, NodeId, PartitionId, SourceId,
+};
 use crate::map::{HashRange, PartitionMap, ReplicaState, tiles_whole_space};
 use crate::wal_position::WalPosition;
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +37,38 @@ pub enum Violation {
     ConfirmedBeyondDurable {
         confirmed: WalPosition,
         durable: WalPosition,
+    },
+    #[error("P5: {first} and {second} both hold a lease on {source_id}")]
+    TwoHolders {
+        source_id: SourceId,
+        first: ConsumerId,
+        second: ConsumerId,
+    },
+    #[error("P5: {0} answered without a lease")]
+    AnsweredWithoutLease(NodeId),
+    #[error("{0} answered from {1}, which had been taken from it")]
+    AnsweredAfterRelease(NodeId, PartitionId),
+    #[error("P4: {partition} applied up to {to}, and stood at {before} already")]
+    AppliedAgain {
+        partition: PartitionId,
+        before: WalPosition,
+        to: WalPosition,
+    },
+    #[error("P5: token {given} of {of} was accepted after {installed}")]
+    OldTokenAccepted {
+        of: SourceId,
+        given: ConsumerEpoch,
+        installed: ConsumerEpoch,
+    },
+    #[error("P5: a lease was granted in epoch {granted}, and {reigning} reigned at its renewal")]
+    GrantedWithoutReign {
+        granted: LeaseEpoch,
+        reigning: LeaseEpoch,
+    },
+    #[error("P6: the epoch went back from {before} to {after}")]
+    EpochWentBack {
+        before: LeaseEpoch,
+        after: LeaseEpoch,
     },
 }
 
@@ -128,6 +162,85 @@ pub fn check_confirmation(
     }
 }
 
+/// P5: at most one consumer holds an unexpired lease on a source.
+pub fn check_holders(
+    source_id: SourceId,
+    holders: impl IntoIterator<Item = ConsumerId>,
+) -> Result<(), Violation> {
+    let mut holders = holders.into_iter();
+    match (holders.next(), holders.next()) {
+        (Some(first), Some(second)) => Err(Violation::TwoHolders {
+            source_id,
+            first,
+            second,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// P5: who answers holds a lease, and the partition has not been taken from it.
+pub fn check_answer(
+    (node, partition): (NodeId, PartitionId),
+    holds_lease: bool,
+    is_assigned: bool,
+) -> Result<(), Violation> {
+    if !holds_lease {
+        return Err(Violation::AnsweredWithoutLease(node));
+    }
+    if !is_assigned {
+        return Err(Violation::AnsweredAfterRelease(node, partition));
+    }
+    Ok(())
+}
+
+/// P4: a batch moves a watermark forward; at or below it nothing is applied.
+pub fn check_applied(
+    partition: PartitionId,
+    before: WalPosition,
+    to: WalPosition,
+) -> Result<(), Violation> {
+    if to > before {
+        return Ok(());
+    }
+    Err(Violation::AppliedAgain {
+        partition,
+        before,
+        to,
+    })
+}
+
+/// P5: nothing is accepted of a consumer once a higher token is installed.
+pub fn check_token(
+    of: SourceId,
+    given: ConsumerEpoch,
+    installed: ConsumerEpoch,
+) -> Result<(), Violation> {
+    if given >= installed {
+        return Ok(());
+    }
+    Err(Violation::OldTokenAccepted {
+        of,
+        given,
+        installed,
+    })
+}
+
+/// P5: only who reigned when a renewal arrived grants it.
+pub fn check_grant(granted: LeaseEpoch, reigning: LeaseEpoch) -> Result<(), Violation> {
+    if granted >= reigning {
+        return Ok(());
+    }
+    Err(Violation::GrantedWithoutReign { granted, reigning })
+}
+
+/// P6: the epoch that a holder knows.
+pub fn check_epoch(before: LeaseEpoch, after: LeaseEpoch) -> Result<(), Violation> {
+    if after >= before {
+        return Ok(());
+    }
+    Err(Violation::EpochWentBack { before, after })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,6 +298,31 @@ mod tests {
         };
         assert_eq!(check_successor(&older, &newer), Ok(()));
         assert!(check_successor(&newer, &older).is_err());
+    }
+
+    #[test]
+    fn p4_applying_at_or_below_the_watermark_is_named() {
+        let at = |lsn| WalPosition::end_of(Incarnation(1), Lsn(lsn));
+        assert_eq!(check_applied(PartitionId(1), at(5), at(6)), Ok(()));
+        assert!(check_applied(PartitionId(1), at(5), at(5)).is_err());
+        assert!(check_applied(PartitionId(1), at(5), at(4)).is_err());
+    }
+
+    #[test]
+    fn p5_an_older_token_or_a_grant_of_a_past_reign_is_named() {
+        let token = |given, installed| {
+            check_token(SourceId(1), ConsumerEpoch(given), ConsumerEpoch(installed))
+        };
+        assert_eq!(token(3, 3), Ok(()));
+        assert!(token(2, 3).is_err());
+        assert_eq!(check_grant(LeaseEpoch(4), LeaseEpoch(4)), Ok(()));
+        assert!(check_grant(LeaseEpoch(3), LeaseEpoch(4)).is_err());
+    }
+
+    #[test]
+    fn p6_an_epoch_that_goes_back_is_named() {
+        assert_eq!(check_epoch(LeaseEpoch(4), LeaseEpoch(4)), Ok(()));
+        assert!(check_epoch(LeaseEpoch(4), LeaseEpoch(3)).is_err());
     }
 
     #[test]

@@ -4,20 +4,24 @@
 //!
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
-//! [`apply`], [`confirm`]), who may speak ([`lease`]), where partitions live
-//! ([`ring`], [`placement`], [`control`]), and how a search is put together
-//! ([`scan`]).
+//! [`apply`], [`learner`], [`confirm`], [`demotion`]), who may speak ([`lease`]),
+//! where partitions live ([`ring`], [`placement`], [`rebalance`], [`control`]), and
+//! how a search is put together ([`scan`]).
 
 pub mod apply;
 pub mod change;
 pub mod collection;
 pub mod confirm;
 pub mod control;
+pub mod demotion;
 pub mod ids;
 pub mod invariants;
+mod layout;
+pub mod learner;
 pub mod lease;
 pub mod map;
 pub mod placement;
+pub mod rebalance;
 pub mod ring;
 pub mod row_key;
 pub mod scan;

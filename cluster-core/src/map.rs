@@ -211,6 +211,21 @@ impl PartitionMap {
         self.partitions.values().map(|p| (p, None)).chain(halves)
     }
 
+    /// A partition that nodes hold replicas of, whether in force or half of a split.
+    pub fn held_partition(&self, id: PartitionId) -> Option<&Partition> {
+        let in_force = self.partitions.get(&id);
+        in_force.or_else(|| self.split_of(id).map(|(_, half)| half))
+    }
+
+    /// The partition that is being split, and the half of it with that id.
+    pub fn split_of(&self, half: PartitionId) -> Option<(&Partition, &Partition)> {
+        let mut splits = self.splits.iter();
+        splits.find_map(|(parent, split)| {
+            let half = split.halves().into_iter().find(|h| h.id == half)?;
+            Some((self.partitions.get(parent)?, half))
+        })
+    }
+
     /// The partition of a collection that holds a placement hash.
     pub fn partition_for(&self, collection: CollectionId, hash: u64) -> Option<&Partition> {
         self.partitions

@@ -2,7 +2,8 @@
 //!
 //! It only proposes: what the ring said is data in the map, and nobody asks it
 //! again where a partition is. `hashring` hashes with a fixed key, so equal
-//! nodes give equal rings; its own replica walk repeats nodes, ours does not.
+//! nodes give equal rings; its own replica walk repeats nodes and copies the
+//! ring each time, ours does neither.
 
 use crate::ids::NodeId;
 use hashring::HashRing;
@@ -20,50 +21,63 @@ struct VirtualNode {
 
 pub struct Ring {
     ring: HashRing<VirtualNode>,
-    nodes: usize,
+    /// Ascending; the numbers below count in it.
+    nodes: Vec<NodeId>,
+    /// The node of each point, in the ring's order.
+    points: Vec<usize>,
+    /// Where each point of each node lies among `points`.
+    positions: Vec<usize>,
 }
 
 impl Ring {
     pub fn new(nodes: impl IntoIterator<Item = NodeId>) -> Self {
-        let mut distinct: Vec<_> = nodes.into_iter().collect();
-        distinct.sort();
-        distinct.dedup();
+        let mut nodes: Vec<_> = nodes.into_iter().collect();
+        nodes.sort();
+        nodes.dedup();
         let mut ring = HashRing::new();
-        ring.batch_add(
-            distinct
-                .iter()
-                .flat_map(|node| {
-                    (0..VIRTUAL_NODES).map(|point| VirtualNode {
-                        node: node.0,
-                        point,
-                    })
-                })
-                .collect(),
-        );
+        let points_of = |node: &NodeId| {
+            let node = node.0;
+            (0..VIRTUAL_NODES).map(move |point| VirtualNode { node, point })
+        };
+        ring.batch_add(nodes.iter().flat_map(points_of).collect());
+
+        let mut positions = vec![0; ring.len()];
+        let points = ring.clone().into_iter().enumerate();
+        let points = points
+            .map(|(position, point)| {
+                let number = number_of(&nodes, &point);
+                positions[slot_of(number, &point)] = position;
+                number
+            })
+            .collect();
         Self {
             ring,
-            nodes: distinct.len(),
+            nodes,
+            points,
+            positions,
         }
     }
 
     /// Every node once, in the order in which the ring meets it from `key` on.
-    pub fn walk(&self, key: &impl Hash) -> Vec<NodeId> {
-        let mut met = Vec::with_capacity(self.nodes);
-        let points = self
-            .ring
-            .get_with_replicas(key, self.ring.len())
-            .unwrap_or_default();
-        for point in points {
-            let node = NodeId(point.node);
-            if !met.contains(&node) {
-                met.push(node);
-            }
-            if met.len() == self.nodes {
-                break;
-            }
-        }
-        met
+    /// Lazy: who needs the first few nodes does not walk the whole ring.
+    pub fn walk<K: Hash>(&self, key: &K) -> impl Iterator<Item = NodeId> + use<'_, K> {
+        let first = self.ring.get(key);
+        let start = first.map_or(0, |p| self.positions[slot_of(number_of(&self.nodes, p), p)]);
+        let round = self.points[start..].iter().chain(&self.points[..start]);
+        let mut met = vec![false; self.nodes.len()];
+        round
+            .filter(move |number| !std::mem::replace(&mut met[**number], true))
+            .map(|number| self.nodes[*number])
     }
+}
+
+fn number_of(nodes: &[NodeId], point: &VirtualNode) -> usize {
+    let found = nodes.binary_search(&NodeId(point.node));
+    found.expect("the ring's points are of its nodes")
+}
+
+fn slot_of(number: usize, point: &VirtualNode) -> usize {
+    number * VIRTUAL_NODES as usize + point.point as usize
 }
 
 #[cfg(test)]
@@ -74,13 +88,13 @@ mod tests {
     fn a_walk_meets_every_node_once() {
         let ring = Ring::new((1..=7).map(NodeId));
         for key in 0..200u64 {
-            let mut met = ring.walk(&key);
+            let mut met: Vec<_> = ring.walk(&key).collect();
             assert_eq!(met.len(), 7);
             met.sort();
             met.dedup();
             assert_eq!(met.len(), 7, "key {key}");
         }
-        assert!(Ring::new([]).walk(&1u64).is_empty());
+        assert_eq!(Ring::new([]).walk(&1u64).next(), None);
     }
 
     #[test]
@@ -89,9 +103,9 @@ mod tests {
         let after = Ring::new((1..=5).map(NodeId));
         let mut moved = 0;
         for key in 0..2000u64 {
-            let (old, new) = (before.walk(&key)[0], after.walk(&key)[0]);
+            let (old, new) = (before.walk(&key).next(), after.walk(&key).next());
             if old != new {
-                assert_eq!(new, NodeId(5), "a key may move to the new node only");
+                assert_eq!(new, Some(NodeId(5)), "a key may move to the new node only");
                 moved += 1;
             }
         }

@@ -1,6 +1,10 @@
 //! Follows the map: makes the replicas that it assigns to this node, and deletes
 //! those that it has taken away.
 //!
+//! A replica that the map shows as a learner begins as one and stays what it has
+//! become when the map lets it serve. One that was demoted, or gives its place away,
+//! keeps its data as long as its generation stands, and is never made anew.
+//!
 //! Data is deleted only under a held lease and a map at least as new as the one
 //! that the lease was granted under: a node that was cut off, or asked a
 //! coordinator left behind, must not throw away what may be the last copy.
@@ -9,7 +13,7 @@ use crate::node::Node;
 use crate::partition::replicas::ReplicaError;
 use crate::storage::PartitionMeta;
 use cluster_core::ids::*;
-use cluster_core::map::PartitionMap;
+use cluster_core::map::{PartitionMap, ReplicaState};
 use cluster_core::wal_position::WalPosition;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +27,15 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, Default, PartialEq)]
 pub struct Plan {
     pub remove: Vec<PartitionId>,
-    pub create: Vec<(PartitionId, PartitionMeta)>,
+    pub create: Vec<NewReplica>,
+}
+
+#[derive(Debug, PartialEq)]
+pub struct NewReplica {
+    pub partition: PartitionId,
+    pub meta: PartitionMeta,
+    /// It copies a peer. Otherwise it begins empty, with a new collection.
+    pub is_learner: bool,
 }
 
 /// Compares the map with the replicas held. `None` as a generation: unreadable.
@@ -34,11 +46,16 @@ pub fn plan(
 ) -> Plan {
     let mut plan = Plan::default();
     let mut assigned = BTreeMap::new();
-    for partition in map.partitions.values() {
+    for (partition, _) in map.held_partitions() {
         let Some(replica) = partition.replicas.iter().find(|r| r.node == node) else {
             continue;
         };
         assigned.insert(partition.id, replica.generation);
+        let is_learner = match replica.state {
+            ReplicaState::Learner => true,
+            ReplicaState::Serving => false,
+            ReplicaState::Demoted | ReplicaState::Releasing => continue,
+        };
         if held.contains_key(&partition.id) {
             continue;
         }
@@ -59,7 +76,11 @@ pub fn plan(
             last_backfill: BackfillId(0),
             open_backfill: None,
         };
-        plan.create.push((partition.id, meta));
+        plan.create.push(NewReplica {
+            partition: partition.id,
+            meta,
+            is_learner,
+        });
     }
     for (partition, generation) in held {
         let keep = match (assigned.get(partition), generation) {
@@ -117,21 +138,17 @@ pub async fn reconcile(node: &Arc<Node>) {
             }
         }
     }
-    for (partition, meta) in plan(&map, id, &held()).create {
-        let generation = meta.generation;
-        if let Err(error) = create(node, partition, meta).await {
+    for new in plan(&map, id, &held()).create {
+        let (partition, generation) = (new.partition, new.meta.generation);
+        if let Err(error) = create(node, new).await {
             tracing::error!(%partition, %generation, %error, "the partition was not created");
         }
     }
 }
 
-async fn create(
-    node: &Arc<Node>,
-    partition: PartitionId,
-    meta: PartitionMeta,
-) -> Result<(), ReplicaError> {
+async fn create(node: &Arc<Node>, new: NewReplica) -> Result<(), ReplicaError> {
     let replicas = node.replicas.clone();
-    tokio::task::spawn_blocking(move || replicas.create(partition, meta))
+    tokio::task::spawn_blocking(move || replicas.create(new.partition, new.meta, new.is_learner))
         .await
         .expect("creating a replica does not panic")
 }
@@ -143,7 +160,7 @@ mod tests {
     use crate::clock::boot_ms;
     use crate::testing::{PARTITION, TestNode, map as served_map};
     use cluster_core::collection::{Collection, CollectionSpec, CollectionState, Metric};
-    use cluster_core::map::{HashRange, Partition, Replica, ReplicaState};
+    use cluster_core::map::{HashRange, Partition, Replica};
 
     fn map(generation: u64) -> PartitionMap {
         let mut map = PartitionMap::default();
@@ -194,8 +211,12 @@ mod tests {
     fn a_partition_is_created_once_and_removed_when_its_generation_or_node_changes() {
         let nothing = BTreeMap::new();
         let created = plan(&map(1), NodeId(7), &nothing);
-        assert_eq!(created.create[0].0, PartitionId(3));
-        assert_eq!(created.create[0].1.generation, Generation(1));
+        assert_eq!(created.create[0].partition, PartitionId(3));
+        assert_eq!(created.create[0].meta.generation, Generation(1));
+        assert!(
+            !created.create[0].is_learner,
+            "a new collection waits for no copy"
+        );
         assert_eq!(plan(&map(1), NodeId(8), &nothing), Plan::default());
         let held = BTreeMap::from([(PartitionId(3), Some(Generation(1)))]);
         assert_eq!(plan(&map(1), NodeId(7), &held), Plan::default());
@@ -205,6 +226,33 @@ mod tests {
         };
         assert_eq!(plan(&map(2), NodeId(7), &held), removed);
         assert_eq!(plan(&map(1), NodeId(8), &held), removed);
+    }
+
+    #[test]
+    fn a_learner_begins_as_one_and_what_is_demoted_or_given_away_is_kept_but_not_made() {
+        let in_state = |state| {
+            let mut map = map(1);
+            let partition = map.partitions.get_mut(&PartitionId(3)).unwrap();
+            partition.replicas[0].state = state;
+            map
+        };
+        let nothing = BTreeMap::new();
+        let held = BTreeMap::from([(PartitionId(3), Some(Generation(1)))]);
+        let created = plan(&in_state(ReplicaState::Learner), NodeId(7), &nothing);
+        assert!(created.create[0].is_learner);
+        for state in [ReplicaState::Demoted, ReplicaState::Releasing] {
+            let created = plan(&in_state(state), NodeId(7), &nothing);
+            assert_eq!(created, Plan::default(), "{state:?}");
+        }
+        for state in [
+            ReplicaState::Learner,
+            ReplicaState::Serving,
+            ReplicaState::Demoted,
+            ReplicaState::Releasing,
+        ] {
+            let kept = plan(&in_state(state), NodeId(7), &held);
+            assert_eq!(kept, Plan::default(), "{state:?}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

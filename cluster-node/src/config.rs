@@ -19,8 +19,28 @@ pub struct Config {
     pub storage: StorageConfig,
     pub apply: ApplyConfig,
     pub search: SearchConfig,
+    /// How fast one replica may be copied from its peer; 0: as fast as it goes.
+    pub copy_bytes_per_second_max: u64,
+    /// Replicas that are copied to this node at once.
+    pub copies_max: usize,
+    /// Copies that this node sends to others at once; more are told to wait.
+    pub checkpoints_max: usize,
     /// How long requests of an older epoch are served after an election.
     pub epoch_grace_ms: u64,
+    /// What a node whose lease has run out does with searches that need no
+    /// position.
+    pub lease_loss: LeaseLoss,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseLoss {
+    /// ESTALE: a search that no other replica answers fails.
+    #[default]
+    Refuse,
+    /// Answers what it has, flagged as possibly out of date, where the request
+    /// accepts that.
+    ServeStale,
 }
 
 impl Default for Config {
@@ -35,7 +55,11 @@ impl Default for Config {
             storage: StorageConfig::default(),
             apply: ApplyConfig::default(),
             search: SearchConfig::default(),
+            copy_bytes_per_second_max: 100 << 20,
+            copies_max: 2,
+            checkpoints_max: 4,
             epoch_grace_ms: LeaseTerms::default().epoch_grace_ms,
+            lease_loss: LeaseLoss::default(),
         }
     }
 }
@@ -55,6 +79,8 @@ pub struct ApplyConfig {
     pub commit_changes_max: usize,
     /// How late a watermark that moved without rows may become durable.
     pub durable_every_ms: u64,
+    /// What a learner may log while it copies its peer; beyond, it begins anew.
+    pub learner_log_bytes_max: u64,
     /// How often former versions that nobody needs are removed.
     pub prune_every_ms: u64,
 }
@@ -68,6 +94,7 @@ impl Default for ApplyConfig {
             waiting_bytes_max: 256 << 20,
             commit_changes_max: 10_000,
             durable_every_ms: 50,
+            learner_log_bytes_max: 4 << 30,
             prune_every_ms: 1_000,
         }
     }

@@ -3,7 +3,9 @@
 use crate::clock::boot_ms;
 use crate::node::Node;
 use cluster_core::ids::{LeaseEpoch, MapVersion};
-use cluster_core::lease::{BootMs, HeldLease};
+pub use cluster_core::lease::Standing;
+use cluster_core::lease::{BootMs, Granted, HeldLease};
+use cluster_core::map::PartitionMap;
 use parking_lot::Mutex;
 use proto::v1;
 use std::sync::Arc;
@@ -17,20 +19,12 @@ const RETRY_EVERY: Duration = Duration::from_millis(300);
 /// Renewals that requests of a newer epoch ask for are at least this far apart.
 const URGENT_EVERY: Duration = Duration::from_millis(50);
 
-/// What a request finds at admission.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    Held,
-    /// Only what needs no lease is answered (DESIGN §5).
-    Lapsed,
-    /// The request's epoch is too old.
-    StaleRequest,
-}
-
 pub struct Lease {
     held: Mutex<HeldLease>,
     /// The newest map that a renewal spoke of.
     map_floor: Mutex<(LeaseEpoch, MapVersion)>,
+    /// The map of the grant that ended the last gap in the lease.
+    regained_under: Mutex<(LeaseEpoch, MapVersion)>,
     urgent: Notify,
     epoch_grace_ms: u64,
 }
@@ -40,6 +34,7 @@ impl Lease {
         Self {
             held: Mutex::default(),
             map_floor: Mutex::new((LeaseEpoch(0), MapVersion(0))),
+            regained_under: Mutex::new((LeaseEpoch(0), MapVersion(0))),
             urgent: Notify::new(),
             epoch_grace_ms,
         }
@@ -66,24 +61,28 @@ impl Lease {
             let mut floor = self.map_floor.lock();
             *floor = map.max(*floor);
         }
-        self.held.lock().granted(map.0, sent_at, ttl_ms, boot_ms());
+        let mut held = self.held.lock();
+        if held.granted(map.0, sent_at, ttl_ms, boot_ms()) == Granted::Regained {
+            *self.regained_under.lock() = map;
+        }
+    }
+
+    /// Whether replicas may be answered from by this map. What the node had may
+    /// have been given away in a gap of its lease: an older map than the one that
+    /// it came back under proves nothing.
+    pub fn lets_answer_by(&self, map: &PartitionMap) -> bool {
+        (map.epoch, map.version) >= *self.regained_under.lock()
     }
 
     /// Judges a request. One that bears a newer epoch makes the node renew at
     /// once, and is served under the lease as it is: an election costs no query.
     pub fn admit(&self, request: LeaseEpoch) -> Standing {
         let held = *self.held.lock();
-        let now = boot_ms();
-        if request > held.epoch() {
+        let admission = held.admit(request, boot_ms(), self.epoch_grace_ms);
+        if admission.renews_at_once {
             self.urgent.notify_one();
         }
-        if held.is_stale_request(request, now, self.epoch_grace_ms) {
-            Standing::StaleRequest
-        } else if held.is_held(now) {
-            Standing::Held
-        } else {
-            Standing::Lapsed
-        }
+        admission.standing
     }
 }
 
@@ -98,10 +97,23 @@ pub async fn keep(node: Arc<Node>, shutdown: CancellationToken) {
             () = tokio::time::sleep(pause) => {}
             () = async {
                 tokio::time::sleep(URGENT_EVERY).await;
-                node.lease.urgent.notified().await;
+                tokio::select! {
+                    () = node.lease.urgent.notified() => {}
+                    () = epoch_after(&node) => {}
+                }
             } => {}
             () = shutdown.cancelled() => return,
         }
+    }
+}
+
+/// Ends once the map is of a newer epoch than the lease: a new leader takes every
+/// holder for just renewed, and knows nothing of it until it renews.
+async fn epoch_after(node: &Node) {
+    let held = node.lease.epoch();
+    let mut map = node.watch_map();
+    if map.wait_for(|map| map.epoch > held).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -145,5 +157,31 @@ async fn renew(node: &Node) -> Duration {
             tracing::warn!(%error, "the lease was not renewed");
             RETRY_EVERY
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(version: u64) -> PartitionMap {
+        PartitionMap {
+            epoch: LeaseEpoch(1),
+            version: MapVersion(version),
+            ..PartitionMap::default()
+        }
+    }
+
+    #[test]
+    fn p5_a_lease_that_was_lost_lets_no_older_map_answer() {
+        let lease = Lease::new(0);
+        let grant = |version, ttl_ms| {
+            lease.granted((LeaseEpoch(1), MapVersion(version)), boot_ms(), ttl_ms);
+        };
+        grant(3, 60_000);
+        assert!(!lease.lets_answer_by(&map(2)));
+        assert!(lease.lets_answer_by(&map(3)));
+        grant(9, 60_000);
+        assert!(lease.lets_answer_by(&map(3)), "no gap, nothing given away");
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`config`]; the disk ([`storage`]); one partition
 //! ([`partition`]); what feeds it ([`source`]); who may answer ([`lease`],
-//! [`assignment`], [`join`]); searching ([`query`]); the whole ([`node`]); the wire
+//! [`assignment`], [`join`]); what comes from peers ([`copy`]); searching ([`query`]); the whole ([`node`]); the wire
 //! ([`grpc`]); [`metrics`].
 //!
 //! A node decides nothing about rows, leases or placement: `cluster_core` does,
@@ -12,6 +12,7 @@
 pub mod assignment;
 mod clock;
 pub mod config;
+pub mod copy;
 pub mod grpc;
 pub mod join;
 pub mod lease;
@@ -67,6 +68,9 @@ pub async fn start(
         transport: config.transport.clone(),
         ..ClientConfig::default()
     });
+    client
+        .metrics()
+        .register(registry.sub_registry_with_prefix("ruvector_node"));
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("cannot create {}", config.data_dir.display()))?;
     let watch = client.watch_map();
@@ -116,10 +120,11 @@ async fn live(
     let watch = client.spawn_map_watch(stop.clone());
     let lease = tokio::spawn(lease::keep(node.clone(), stop.clone()));
     let assignment = tokio::spawn(assignment::follow(node.clone(), stop.clone()));
+    let copies = tokio::spawn(copy::follow(node.clone(), stop.clone()));
     health.set_serving().await;
     stop.cancelled().await;
     health.set_not_serving().await;
-    for task in [watch, lease, assignment] {
+    for task in [watch, lease, assignment, copies] {
         task.await.context("a part of the node panicked")?;
     }
     Ok(())

@@ -25,11 +25,18 @@ pub struct Metrics {
     pub search_seconds: Histogram,
     pub estale: Family<Reason, Counter>,
     estale_all: Counter,
+    /// Answered without a lease (`lease_loss = serve_stale`).
+    pub stale_pages: Counter,
     pub rows: Gauge,
     pub former_versions: Gauge,
     pub pending_rows: Gauge,
     pub tail_rows: Gauge,
     pub partitions: Gauge,
+    pub learners: Gauge,
+    /// Copies from peers that run now.
+    pub copies_running: Gauge,
+    pub copy_rows: Counter,
+    pub copy_bytes: Counter,
     pub quarantined: Gauge,
     pub cursors: Gauge,
     pub memory_bytes: Gauge,
@@ -49,11 +56,16 @@ impl Default for Metrics {
             search_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             estale: Family::default(),
             estale_all: Counter::default(),
+            stale_pages: Counter::default(),
             rows: Gauge::default(),
             former_versions: Gauge::default(),
             pending_rows: Gauge::default(),
             tail_rows: Gauge::default(),
             partitions: Gauge::default(),
+            learners: Gauge::default(),
+            copies_running: Gauge::default(),
+            copy_rows: Counter::default(),
+            copy_bytes: Counter::default(),
             quarantined: Gauge::default(),
             cursors: Gauge::default(),
             memory_bytes: Gauge::default(),
@@ -84,11 +96,16 @@ impl Metrics {
         r.register("searches", "Search requests", self.searches.clone());
         r.register("search_seconds", "Search requests, waiting included", self.search_seconds.clone());
         r.register("estale", "Requests refused as ESTALE", self.estale.clone());
+        r.register("stale_pages", "Pages answered without a lease", self.stale_pages.clone());
         r.register("rows", "Searchable current rows", self.rows.clone());
         r.register("former_versions", "Versions kept for older snapshots", self.former_versions.clone());
         r.register("pending_rows", "Rows whose vector is not known yet", self.pending_rows.clone());
         r.register("tail_rows", "Rows not yet folded", self.tail_rows.clone());
         r.register("partitions", "Replicas held", self.partitions.clone());
+        r.register("learners", "Replicas that copy a peer and catch up", self.learners.clone());
+        r.register("copies_running", "Copies from peers under way", self.copies_running.clone());
+        r.register("copy_rows", "Rows copied from peers", self.copy_rows.clone());
+        r.register("copy_bytes", "Bytes of records copied from peers", self.copy_bytes.clone());
         r.register("quarantined_partitions", "Replicas stopped by a problem", self.quarantined.clone());
         r.register("cursors", "Open search cursors", self.cursors.clone());
         r.register("memory_bytes", "Memory of the indexes", self.memory_bytes.clone());

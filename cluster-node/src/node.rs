@@ -9,8 +9,8 @@ use crate::query::Queries;
 use crate::source::Sources;
 use crate::storage::{Identity, Storage, StorageError};
 use cluster_client::ClusterClient;
-use cluster_core::ids::{MapVersion, NodeId};
-use cluster_core::map::PartitionMap;
+use cluster_core::ids::{Generation, MapVersion, NodeId, PartitionId};
+use cluster_core::map::{PartitionMap, ReplicaState};
 use parking_lot::RwLock;
 use proto::v1;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ pub struct Node {
     pub lease: Lease,
     pub queries: Queries,
     apply_memory: ApplyMemory,
+    /// Copies that may be sent to other nodes at once.
+    pub checkpoints: Arc<Semaphore>,
     /// Absent in tests, which hand the map in.
     pub client: Option<ClusterClient>,
     map: watch::Receiver<Arc<PartitionMap>>,
@@ -76,6 +78,7 @@ impl Node {
             lease: Lease::new(config.epoch_grace_ms),
             queries: Queries::new(&config.search),
             apply_memory: ApplyMemory::new(config.apply.waiting_bytes_max),
+            checkpoints: Arc::new(Semaphore::new(config.checkpoints_max)),
             identity: RwLock::new(storage.identity()?),
             config,
             metrics,
@@ -93,6 +96,13 @@ impl Node {
 
     pub fn map(&self) -> Arc<PartitionMap> {
         self.map.borrow().clone()
+    }
+
+    /// What this node's assignment of a partition is in the map that it knows.
+    pub fn assigned(&self, partition: PartitionId, generation: Generation) -> Option<ReplicaState> {
+        let map = self.map();
+        let replica = map.held_partition(partition)?.replica_on(self.id()?)?;
+        (replica.generation == generation).then_some(replica.state)
     }
 
     pub fn watch_map(&self) -> watch::Receiver<Arc<PartitionMap>> {
@@ -133,7 +143,7 @@ impl Node {
             .iter()
             .map(|replica| {
                 let live = replica.live();
-                let watermarks = replica.progress.watermarks();
+                let watermarks = replica.standing().watermarks;
                 v1::PartitionReport {
                     partition_id: replica.id.partition.0,
                     generation: replica.id.generation.0,
@@ -144,8 +154,8 @@ impl Node {
                     tail_rows: live.index().tail_len() as u64,
                     pending_rows: replica.pending_rows(),
                     memory_bytes: live.memory_bytes() as u64,
-                    problem: replica.problem().unwrap_or_default(),
-                    learner: None,
+                    problem: replica.reported_problem().unwrap_or_default(),
+                    learner: replica.learner_progress().map(Into::into),
                 }
             })
             .collect();

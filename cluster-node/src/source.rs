@@ -3,6 +3,7 @@
 
 use crate::storage::{Storage, StorageError};
 use cluster_core::ids::{ConsumerEpoch, SourceId};
+use cluster_core::lease::{Offer, TokenFence};
 use cluster_core::wal_position::WalPosition;
 use cluster_core::xid::FullXid;
 use parking_lot::Mutex;
@@ -28,7 +29,7 @@ pub struct OldToken {
 
 pub struct Source {
     pub id: SourceId,
-    token: Mutex<ConsumerEpoch>,
+    fence: Mutex<TokenFence>,
     streams: AtomicU64,
     retention: Mutex<Retention>,
     waiters: Mutex<BTreeMap<WalPosition, usize>>,
@@ -39,7 +40,7 @@ impl Source {
     fn new(id: SourceId, token: ConsumerEpoch) -> Self {
         Self {
             id,
-            token: Mutex::new(token),
+            fence: Mutex::new(TokenFence::new(token)),
             streams: AtomicU64::new(0),
             retention: Mutex::new(Retention::default()),
             waiters: Mutex::new(BTreeMap::new()),
@@ -48,7 +49,7 @@ impl Source {
     }
 
     pub fn token(&self) -> ConsumerEpoch {
-        *self.token.lock()
+        self.fence.lock().installed()
     }
 
     /// Takes a token, durably before it counts (P5). Blocks on the disk.
@@ -57,16 +58,16 @@ impl Source {
         storage: &Storage,
         offered: ConsumerEpoch,
     ) -> Result<Result<(), OldToken>, StorageError> {
-        let mut installed = self.token.lock();
-        if offered < *installed {
-            let installed = *installed;
-            return Ok(Err(OldToken { offered, installed }));
+        let mut fence = self.fence.lock();
+        match fence.offer(offered) {
+            Offer::Old { installed } => Ok(Err(OldToken { offered, installed })),
+            Offer::Known => Ok(Ok(())),
+            Offer::New => {
+                storage.put_source_token(self.id, offered)?;
+                fence.install(offered);
+                Ok(Ok(()))
+            }
         }
-        if offered > *installed {
-            storage.put_source_token(self.id, offered)?;
-            *installed = offered;
-        }
-        Ok(Ok(()))
     }
 
     /// Numbers a new apply stream; the one before is superseded.

@@ -5,15 +5,16 @@ use crate::clock::boot_ms;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::node::Node;
-use crate::partition::job::{Gap, Job, StreamGaps};
+use crate::partition::job::{CopyStep, Gap, Job, StreamGaps};
 use crate::partition::replica::Replica;
 use crate::query::search::{Page, PageOf, Search};
-use crate::storage::Identity;
+use crate::storage::{Identity, RawRecord};
 use cluster_core::change::{BackfillRow, Batch, Change, PositionedChange, VectorColumn};
 use cluster_core::collection::{
     BackfillSnapshot, Collection, CollectionSpec, CollectionState, Metric,
 };
 use cluster_core::ids::*;
+use cluster_core::learner::CopyKey;
 use cluster_core::map::{
     HashRange, Partition, PartitionMap, Replica as Assigned, ReplicaState, Source,
 };
@@ -27,6 +28,7 @@ use tokio::sync::{oneshot, watch};
 
 pub const PARTITION: PartitionId = PartitionId(3);
 pub const NODE: NodeId = NodeId(7);
+pub const LEARNER: NodeId = NodeId(8);
 pub const ALL_XIDS: FullXid = 1;
 pub const CURRENT: FullXid = u64::MAX;
 
@@ -145,6 +147,38 @@ pub fn map() -> PartitionMap {
     map
 }
 
+/// [`map`] with what this node's replica is now.
+pub fn map_in(version: u64, state: ReplicaState) -> PartitionMap {
+    let mut map = map();
+    map.version = MapVersion(version);
+    let partition = map.partitions.get_mut(&PARTITION).unwrap();
+    partition.replicas[0].state = state;
+    map
+}
+
+/// [`map`] with a second replica, on [`LEARNER`], and where `NODE` listens.
+pub fn moving(version: u64, address: &str, state: ReplicaState) -> PartitionMap {
+    let mut map = map();
+    map.version = MapVersion(version);
+    for (id, address) in [(NODE, address), (LEARNER, "127.0.0.1:1")] {
+        let node = cluster_core::map::Node {
+            id,
+            disk_uuid: "d".into(),
+            address: address.into(),
+            zone: String::new(),
+            is_draining: false,
+        };
+        map.nodes.insert(id, node);
+    }
+    let partition = map.partitions.get_mut(&PARTITION).unwrap();
+    partition.replicas.push(Assigned {
+        node: LEARNER,
+        generation: Generation(2),
+        state,
+    });
+    map
+}
+
 /// A started node, as a member that holds its lease.
 pub struct TestNode {
     pub node: Arc<Node>,
@@ -158,16 +192,20 @@ impl TestNode {
     }
 
     pub async fn start_with(dir: &Path, config: Config) -> Self {
+        Self::start_as(dir, NODE, config, map()).await
+    }
+
+    pub async fn start_as(dir: &Path, id: NodeId, config: Config, map: PartitionMap) -> Self {
         let config = Config {
             data_dir: dir.to_owned(),
             ..config
         };
-        let (maps, watch) = watch::channel(Arc::new(map()));
+        let (maps, watch) = watch::channel(Arc::new(map));
         let metrics = Arc::new(Metrics::default());
         let node = Arc::new(Node::open(config, metrics, watch, None).unwrap());
         let identity = Identity {
             disk_uuid: "d".into(),
-            member: Some((NODE, "c".into())),
+            member: Some((id, "c".into())),
         };
         node.set_identity(identity).unwrap();
         node.replicas.recover().unwrap();
@@ -179,6 +217,12 @@ impl TestNode {
             maps,
             gaps: Arc::default(),
         }
+    }
+
+    /// The node's lease runs out at once.
+    pub fn lose_lease(&mut self) {
+        let lapsed = crate::lease::Lease::new(0);
+        Arc::get_mut(&mut self.node).unwrap().lease = lapsed;
     }
 
     /// Ends every writer, so that the disk can be opened again.
@@ -197,9 +241,39 @@ impl TestNode {
         self.idle().await;
     }
 
+    pub async fn attach(&self, from: WalPosition) {
+        let (replica, gaps) = (self.replica(), self.gaps.clone());
+        replica.attach(from, gaps, true).await.unwrap();
+        self.idle().await;
+    }
+
+    /// One step of a copy, as the peer of the present run brings it.
+    pub async fn copy(&self, step: CopyStep) -> Result<(), String> {
+        let run = self.replica().copy_wanted().unwrap().run;
+        self.ask(|reply| Job::Copy { run, step, reply }).await
+    }
+
+    pub async fn until_live(&self) {
+        for _ in 0..4_000 {
+            if !self.replica().is_learning() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("not live: {:?}", self.replica().standing());
+    }
+
+    /// Everything that a copy would carry.
+    pub fn records(&self) -> Vec<RawRecord> {
+        let storage = &self.node.storage;
+        let all = storage.records_behind(PARTITION, &CopyKey::default(), usize::MAX);
+        all.unwrap()
+    }
+
     pub async fn nothing_else(&self, to: u64) {
         let replica = self.replica();
-        replica.nothing_else(end(to), &self.gaps).await.unwrap();
+        let gaps = &self.gaps;
+        replica.nothing_else(end(to), gaps, false).await.unwrap();
         self.idle().await;
     }
 
@@ -283,6 +357,7 @@ pub fn number(key: &RowKey) -> u32 {
 pub fn search() -> Search {
     Search {
         epoch: LeaseEpoch(1),
+        map_version: MapVersion(1),
         source: SourceId(1),
         collection: CollectionId(2),
         vector: vec![0.0, 0.0].into(),
@@ -292,6 +367,7 @@ pub fn search() -> Search {
         snapshot_xmin: CURRENT,
         deadline: Duration::from_millis(200),
         exact: false,
+        accepts_stale: false,
         partitions: vec![PageOf {
             partition: PARTITION,
             generation: Generation(1),

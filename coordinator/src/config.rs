@@ -4,6 +4,7 @@ use cluster_client::transport::Transport;
 use cluster_core::control::CoordinatorMember;
 use cluster_core::lease::LeaseTerms;
 use cluster_core::placement::PlacementPolicy;
+use cluster_core::rebalance::{RebalancePolicy, Throttle};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -27,8 +28,19 @@ pub struct Config {
     pub replication_factor: u32,
     /// A slow replica is no longer waited for while so many others serve.
     pub min_required: u32,
+    /// A node that has been silent for longer is dead: its replicas come into
+    /// being elsewhere.
+    pub dead_after_ms: u64,
+    /// A partition of more rows is split; 0: none is.
+    pub split_rows: u64,
+    /// Replicas that are copied at once.
+    pub moves_max: u32,
+    /// Of them to or from one node.
+    pub moves_per_node_max: u32,
     /// Partitions of a new collection per node.
     pub partitions_per_node: u32,
+    /// Partitions of a new collection, however many nodes there are.
+    pub partitions_per_collection_max: u32,
     /// How long a change may wait for its commit before the caller is told that
     /// its outcome is unknown.
     pub propose_timeout_ms: u64,
@@ -68,7 +80,12 @@ impl Default for Config {
             leases: LeaseTerms::default(),
             replication_factor: placement.replication_factor,
             min_required: 1,
+            dead_after_ms: 300_000,
+            split_rows: 5_000_000,
+            moves_max: 2,
+            moves_per_node_max: 2,
             partitions_per_node: placement.partitions_per_node,
+            partitions_per_collection_max: placement.partitions_per_collection_max,
             propose_timeout_ms: 5_000,
             read_index_timeout_ms: 2_000,
             map_wait_ms: 2_000,
@@ -81,9 +98,9 @@ impl Default for Config {
 impl Default for RaftTuning {
     fn default() -> Self {
         Self {
-            heartbeat_ms: 200,
-            election_timeout_min_ms: 800,
-            election_timeout_max_ms: 1_600,
+            heartbeat_ms: 150,
+            election_timeout_min_ms: 600,
+            election_timeout_max_ms: 1_100,
             snapshot_every_entries: 1_000,
             log_entries_kept: 200,
             snapshot_timeout_ms: 10_000,
@@ -108,6 +125,11 @@ pub enum ConfigError {
     TooSmall(&'static str, u64),
     #[error("lease renewal every {renew} ms cannot keep a lease of {ttl} ms")]
     RenewalTooSlow { renew: u64, ttl: u64 },
+    #[error(
+        "dead_after_ms is {grace}, but a lease may run for {wait_out} ms after its last renewal: \
+         want at least that"
+    )]
+    DeadTooSoon { grace: u64, wait_out: u64 },
 }
 
 impl Config {
@@ -130,7 +152,13 @@ impl Config {
         let at_least_one = [
             ("replication_factor", u64::from(self.replication_factor)),
             ("min_required", u64::from(self.min_required)),
+            ("moves_max", u64::from(self.moves_max)),
+            ("moves_per_node_max", u64::from(self.moves_per_node_max)),
             ("partitions_per_node", u64::from(self.partitions_per_node)),
+            (
+                "partitions_per_collection_max",
+                u64::from(self.partitions_per_collection_max),
+            ),
             ("propose_timeout_ms", self.propose_timeout_ms),
             ("read_index_timeout_ms", self.read_index_timeout_ms),
             ("duties_every_ms", self.duties_every_ms),
@@ -146,6 +174,10 @@ impl Config {
         let (renew, ttl) = (self.leases.renew_every_ms, self.leases.ttl_ms);
         if renew == 0 || renew >= ttl {
             return Err(ConfigError::RenewalTooSlow { renew, ttl });
+        }
+        let (grace, wait_out) = (self.dead_after_ms, self.leases.wait_out_ms());
+        if grace < wait_out {
+            return Err(ConfigError::DeadTooSoon { grace, wait_out });
         }
         Ok(())
     }
@@ -176,6 +208,21 @@ impl Config {
         PlacementPolicy {
             partitions_per_node: self.partitions_per_node,
             replication_factor: self.replication_factor,
+            partitions_per_collection_max: self.partitions_per_collection_max,
+        }
+    }
+
+    pub fn rebalance(&self) -> RebalancePolicy {
+        RebalancePolicy {
+            replication_factor: self.replication_factor,
+            dead_after_ms: self.dead_after_ms,
+        }
+    }
+
+    pub fn throttle(&self) -> Throttle {
+        Throttle {
+            moves_max: self.moves_max,
+            moves_per_node_max: self.moves_per_node_max,
         }
     }
 
@@ -220,6 +267,23 @@ mod tests {
         assert_eq!(
             zero.check(),
             Err(ConfigError::TooSmall("replication_factor", 1))
+        );
+        let hasty = Config {
+            dead_after_ms: 10_999,
+            ..Config::default()
+        };
+        let (grace, wait_out) = (10_999, 11_000);
+        assert_eq!(
+            hasty.check(),
+            Err(ConfigError::DeadTooSoon { grace, wait_out })
+        );
+        let stuck = Config {
+            moves_per_node_max: 0,
+            ..Config::default()
+        };
+        assert_eq!(
+            stuck.check(),
+            Err(ConfigError::TooSmall("moves_per_node_max", 1))
         );
     }
 

@@ -3,7 +3,7 @@
 
 use crate::config::Config;
 use crate::grpc::refusal::refused;
-use crate::leases::Leases;
+use crate::leases::{Leases, ReignOver};
 use crate::metrics::Metrics;
 use crate::raft::Raft;
 use crate::raft::network::Network;
@@ -13,6 +13,7 @@ use cluster_core::ids::LeaseEpoch;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, ForwardToLeader, RaftError};
 use proto::error::{not_leader, not_ready};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::{Notify, RwLock};
 use tokio::time::timeout;
 use tonic::Status;
@@ -30,6 +31,9 @@ pub struct Coordinator {
     /// Held while a collection is placed, so that two placements at once do
     /// not each take the other's nodes for empty.
     pub placing: tokio::sync::Mutex<()>,
+    /// Held while what operators asked to move is replaced, so that tidying does
+    /// not undo what was asked a moment ago.
+    pub asking: tokio::sync::Mutex<()>,
     /// To the other coordinators.
     pub network: Network,
     /// Held while coordinators come or go: one change at a time.
@@ -44,11 +48,17 @@ impl Coordinator {
     /// Commits a command and answers the state machine's response. Only while
     /// this coordinator reigns: its first command has raised the epoch.
     pub async fn propose(&self, command: Command) -> Result<Response, Status> {
-        self.reigning()?;
+        let (reign, _) = self.reigning()?;
         let Ok(_leading) = self.leading.try_read() else {
             return Err(not_leader(None));
         };
-        self.write(command).await
+        let begun_at = Instant::now();
+        let response = self.write(command).await?;
+        // The commit was a quorum's word, if no other reign came in between.
+        if self.state.read(|state| state.reign()) == Some(reign) {
+            let _over = self.leases.confirmed(reign, begun_at);
+        }
+        Ok(response)
     }
 
     /// As `propose`, without a reign: for the command that begins one.
@@ -85,6 +95,7 @@ impl Coordinator {
         let Ok(_leading) = self.leading.try_read() else {
             return Err(not_leader(None));
         };
+        let begun_at = Instant::now();
         let read = self.raft.ensure_linearizable();
         match timeout(self.config.read_index_timeout(), read).await {
             Ok(Ok(_)) => {}
@@ -96,10 +107,13 @@ impl Coordinator {
         }
         // The state applied by now holds every epoch committed before the call.
         let applied = self.state.read(|state| state.reign());
-        if applied != Some(reign) || self.leases.reigning() != Some((reign, epoch)) {
+        if applied != Some(reign) {
             return Err(not_leader(None));
         }
-        Ok((reign, epoch))
+        match self.leases.confirmed(reign, begun_at) {
+            Ok(()) => Ok((reign, epoch)),
+            Err(ReignOver) => Err(not_leader(None)),
+        }
     }
 
     pub fn leader_id(&self) -> Option<u64> {

@@ -1,11 +1,12 @@
 //! The leader's duties: begin a reign with a new epoch, settle who votes, keep
-//! every source with a living consumer, forget consumers long gone. Runs on every
-//! coordinator and acts on the one that leads.
+//! every source with a living consumer, forget consumers long gone, tend the moves
+//! of replicas. Runs on every coordinator and acts on the one that leads.
 
 use crate::coordinator::Coordinator;
-use crate::{membership, raft};
+use crate::{membership, moves, raft};
 use cluster_core::control::{Command, Reign, Response};
 use cluster_core::ids::{ConsumerEpoch, ConsumerId, SourceId};
+use cluster_core::map::{PartitionMap, ReplicaState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval};
@@ -74,6 +75,17 @@ fn observe(coordinator: &Coordinator, seen: &raft::Metrics) {
     let (epoch, version) = coordinator.state.read(|s| (s.map().epoch, s.map().version));
     metrics.epoch.set(to_gauge(epoch.0));
     metrics.map_version.set(to_gauge(version.0));
+    let (running, demoted) = coordinator
+        .state
+        .read(|s| (s.moves().len(), demoted(s.map())));
+    metrics.moves_running.set(to_gauge(running as u64));
+    metrics.replicas_demoted.set(to_gauge(demoted as u64));
+}
+
+fn demoted(map: &PartitionMap) -> usize {
+    let replicas = map.partitions.values().flat_map(|p| &p.replicas);
+    let demoted = replicas.filter(|r| r.state == ReplicaState::Demoted);
+    demoted.count()
 }
 
 async fn rule(coordinator: &Coordinator, reign: Reign) {
@@ -95,6 +107,7 @@ async fn rule(coordinator: &Coordinator, reign: Reign) {
         }
         assign_sources(coordinator, reign).await;
         forget_consumers(coordinator).await;
+        moves::tend(coordinator, reign).await;
     }
 }
 

@@ -1,17 +1,19 @@
-//! The reigning leader's memory of who renewed when, and what they reported.
+//! The reigning leader's leases: the rules are `cluster_core::lease::Grantor`'s,
+//! here they get a clock, a lock and the holders' last reports.
 //!
-//! Nothing here outlives a reign: a new leader knows no renewal, so it takes
-//! every holder for just renewed when its reign began, and waits accordingly.
-//! Times are of CLOCK_MONOTONIC, which stands still while the machine sleeps:
-//! the grantor then only waits longer, which is the safe side. Holders
-//! count on CLOCK_BOOTTIME.
+//! Nothing here outlives a reign. Times are of CLOCK_MONOTONIC, which stands
+//! still while the machine sleeps: the grantor then only waits longer, which is
+//! the safe side. Holders count on CLOCK_BOOTTIME.
 
+use crate::moves::memory::MoveMemory;
 use cluster_core::control::Reign;
-use cluster_core::ids::{ConsumerEpoch, ConsumerId, LeaseEpoch, NodeId, SourceId};
-use cluster_core::lease::LeaseTerms;
+use cluster_core::ids::{ConsumerEpoch, ConsumerId, LeaseEpoch, MapVersion, NodeId, SourceId};
+pub use cluster_core::lease::Handovers;
+use cluster_core::lease::{Grantor, LeaseTerms, MapStamp, ReignMs};
+use cluster_core::rebalance::{Liveness, NodeView};
 use parking_lot::Mutex;
 use proto::v1;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 pub struct Leases {
@@ -20,30 +22,24 @@ pub struct Leases {
 }
 
 struct Reigning {
-    reign: Reign,
-    epoch: LeaseEpoch,
+    grantor: Grantor,
     since: Instant,
-    nodes: HashMap<NodeId, NodeLease>,
-    consumers: HashMap<ConsumerId, ConsumerLease>,
-    handing_over: Handovers,
+    node_reports: HashMap<NodeId, v1::NodeReport>,
+    /// The last renewals.
+    consumer_reports: HashMap<ConsumerId, v1::RenewConsumerLeaseRequest>,
+    moves: MoveMemory,
 }
 
-/// Sources about to be given away, with the token that is taken: a renewal no
-/// longer includes a source under that token, whatever the applied map says.
-pub type Handovers = BTreeMap<SourceId, ConsumerEpoch>;
-
-pub struct NodeLease {
-    pub renewed_at: Instant,
-    pub report: v1::NodeReport,
+impl Reigning {
+    /// What came before the reign counts from its beginning: longer, not shorter.
+    fn ms(&self, at: Instant) -> ReignMs {
+        let since = at.saturating_duration_since(self.since);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
-pub struct ConsumerLease {
-    pub renewed_at: Instant,
-    /// The last renewal.
-    pub report: v1::RenewConsumerLeaseRequest,
-}
-
-/// The reign ended before the renewal could be recorded.
+/// The reign ended before the renewal could be recorded, or no quorum has
+/// confirmed it since the renewal arrived.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ReignOver;
 
@@ -64,22 +60,30 @@ impl Leases {
         self.current
             .lock()
             .as_ref()
-            .map(|current| (current.reign, current.epoch))
+            .map(|current| (current.grantor.reign(), current.grantor.epoch()))
     }
 
     pub fn begin_reign(&self, reign: Reign, epoch: LeaseEpoch, now: Instant) {
         *self.current.lock() = Some(Reigning {
-            reign,
-            epoch,
+            grantor: Grantor::begin(self.terms, reign, epoch),
             since: now,
-            nodes: HashMap::new(),
-            consumers: HashMap::new(),
-            handing_over: Handovers::new(),
+            node_reports: HashMap::new(),
+            consumer_reports: HashMap::new(),
+            moves: MoveMemory::default(),
         });
     }
 
     pub fn end_reign(&self) {
         *self.current.lock() = None;
+    }
+
+    /// A quorum has confirmed the reign in a round that began at `begun_at`, within
+    /// the reign: renewals that had arrived by then may be granted.
+    pub fn confirmed(&self, reign: Reign, begun_at: Instant) -> Result<(), ReignOver> {
+        self.within(reign, |current| {
+            let begun_at = current.ms(begun_at);
+            current.grantor.confirmed(begun_at);
+        })
     }
 
     /// Records a renewal that arrived at `received`. To be called after the
@@ -92,14 +96,13 @@ impl Leases {
         report: v1::NodeReport,
     ) -> Result<(), ReignOver> {
         self.within(reign, |current| {
-            current.nodes.insert(
-                node,
-                NodeLease {
-                    renewed_at: received,
-                    report,
-                },
-            );
-        })
+            let received = current.ms(received);
+            let knows: MapStamp = (LeaseEpoch(report.epoch), MapVersion(report.map_version));
+            let renewed = current.grantor.renew_node(node, received, knows);
+            renewed.map_err(|_unconfirmed| ReignOver)?;
+            current.node_reports.insert(node, report);
+            Ok(())
+        })?
     }
 
     /// Records a consumer's renewal; answers what it must not be told to hold.
@@ -111,16 +114,15 @@ impl Leases {
         report: Option<v1::RenewConsumerLeaseRequest>,
     ) -> Result<Handovers, ReignOver> {
         self.within(reign, |current| {
-            let lease = current.consumers.entry(consumer).or_insert(ConsumerLease {
-                renewed_at: received,
-                report: v1::RenewConsumerLeaseRequest::default(),
-            });
-            lease.renewed_at = lease.renewed_at.max(received);
+            let received = current.ms(received);
+            let renewed = current.grantor.renew_consumer(consumer, received);
+            let handing_over = renewed.map_err(|_unconfirmed| ReignOver)?.clone();
+            let known = current.consumer_reports.entry(consumer).or_default();
             if let Some(report) = report {
-                lease.report = report;
+                *known = report;
             }
-            current.handing_over.clone()
-        })
+            Ok(handing_over)
+        })?
     }
 
     fn within<T>(
@@ -129,15 +131,13 @@ impl Leases {
         act: impl FnOnce(&mut Reigning) -> T,
     ) -> Result<T, ReignOver> {
         match self.current.lock().as_mut() {
-            Some(current) if current.reign == reign => Ok(act(current)),
+            Some(current) if current.grantor.reign() == reign => Ok(act(current)),
             _ => Err(ReignOver),
         }
     }
 
     /// Begins to take a source from its holder, unless the holder's lease may
-    /// still run. From here on the holder's renewals leave the source out, until
-    /// the handover has happened or was refused: one whose outcome is unknown
-    /// goes on, even when the holder comes back meanwhile.
+    /// still run; see [`Grantor::begin_handover`].
     pub fn begin_handover(
         &self,
         reign: Reign,
@@ -146,36 +146,23 @@ impl Leases {
         token: ConsumerEpoch,
         now: Instant,
     ) -> bool {
-        let wait_out = Duration::from_millis(self.terms.wait_out_ms());
         self.within(reign, |current| {
-            let silent_since = holder.map(|holder| {
-                current
-                    .consumers
-                    .get(&holder)
-                    .map_or(current.since, |lease| lease.renewed_at)
-            });
-            let free =
-                silent_since.is_none_or(|since| now.saturating_duration_since(since) > wait_out);
-            if free {
-                current.handing_over.insert(source, token);
-            }
-            free || current.handing_over.get(&source) == Some(&token)
+            let now = current.ms(now);
+            current.grantor.begin_handover(source, holder, token, now)
         })
         .unwrap_or(false)
     }
 
     /// The handover was refused; the holder keeps the source.
     pub fn end_handover(&self, reign: Reign, source: SourceId) {
-        let _ended = self.within(reign, |current| current.handing_over.remove(&source));
+        let _ended = self.within(reign, |current| current.grantor.end_handover(source));
     }
 
     /// Whether a consumer has renewed in this reign, within the lease's time.
     pub fn is_live(&self, consumer: ConsumerId, now: Instant) -> bool {
-        let ttl = Duration::from_millis(self.terms.ttl_ms);
-        self.current.lock().as_ref().is_some_and(|current| {
-            let lease = current.consumers.get(&consumer);
-            lease.is_some_and(|l| now.saturating_duration_since(l.renewed_at) <= ttl)
-        })
+        let current = self.current.lock();
+        let current = current.as_ref();
+        current.is_some_and(|current| current.grantor.is_live(consumer, current.ms(now)))
     }
 
     /// How long a consumer has been silent, counted from the reign's beginning
@@ -183,27 +170,59 @@ impl Leases {
     pub fn consumer_silence(&self, consumer: ConsumerId, now: Instant) -> Option<Duration> {
         let current = self.current.lock();
         let current = current.as_ref()?;
-        let since = current
-            .consumers
-            .get(&consumer)
-            .map_or(current.since, |l| l.renewed_at);
-        Some(now.saturating_duration_since(since))
+        let silence = current
+            .grantor
+            .consumer_silence_ms(consumer, current.ms(now));
+        Some(Duration::from_millis(silence))
     }
 
     pub fn forget_consumer(&self, consumer: ConsumerId) {
         if let Some(current) = self.current.lock().as_mut() {
-            current.consumers.remove(&consumer);
+            current.grantor.forget_consumer(consumer);
+            current.consumer_reports.remove(&consumer);
         }
     }
 
     /// What the node reported last, and how long ago.
     pub fn node(&self, node: NodeId, now: Instant) -> Option<(Duration, v1::NodeReport)> {
         let current = self.current.lock();
-        let lease = current.as_ref()?.nodes.get(&node)?;
-        Some((
-            now.saturating_duration_since(lease.renewed_at),
-            lease.report.clone(),
-        ))
+        let current = current.as_ref()?;
+        let report = current.node_reports.get(&node)?.clone();
+        let silence = current.grantor.node_silence_ms(node, current.ms(now));
+        Some((Duration::from_millis(silence), report))
+    }
+
+    /// What is known of these nodes: one that has not renewed in this reign
+    /// has been silent since it began, and may hold a lease of the last one.
+    pub fn liveness(
+        &self,
+        reign: Reign,
+        nodes: impl IntoIterator<Item = NodeId>,
+        now: Instant,
+    ) -> Result<Liveness, ReignOver> {
+        let wait_out_ms = self.terms.wait_out_ms();
+        self.within(reign, |current| {
+            let now = current.ms(now);
+            let view = |node: NodeId| {
+                let silent_ms = current.grantor.node_silence_ms(node, now);
+                let map = current.grantor.node_knows(node);
+                NodeView {
+                    silent_ms,
+                    is_live: map.is_some() && silent_ms <= wait_out_ms,
+                    map,
+                }
+            };
+            Liveness(nodes.into_iter().map(|node| (node, view(node))).collect())
+        })
+    }
+
+    /// What the leader remembers of the moves, in this reign.
+    pub fn with_moves<T>(
+        &self,
+        reign: Reign,
+        act: impl FnOnce(&mut MoveMemory) -> T,
+    ) -> Result<T, ReignOver> {
+        self.within(reign, |current| act(&mut current.moves))
     }
 
     /// What the consumer reported last, and how long ago.
@@ -213,11 +232,12 @@ impl Leases {
         now: Instant,
     ) -> Option<(Duration, v1::RenewConsumerLeaseRequest)> {
         let current = self.current.lock();
-        let lease = current.as_ref()?.consumers.get(&consumer)?;
-        Some((
-            now.saturating_duration_since(lease.renewed_at),
-            lease.report.clone(),
-        ))
+        let current = current.as_ref()?;
+        let report = current.consumer_reports.get(&consumer)?.clone();
+        let silence = current
+            .grantor
+            .consumer_silence_ms(consumer, current.ms(now));
+        Some((Duration::from_millis(silence), report))
     }
 }
 
@@ -259,11 +279,29 @@ mod tests {
         assert!(take(11_001));
     }
 
+    /// A renewal with the round that it waited for.
+    fn renew(leases: &Leases, at: Instant) -> Result<Handovers, ReignOver> {
+        leases.confirmed(REIGN, at)?;
+        leases.renew_consumer(REIGN, CONSUMER, at, None)
+    }
+
+    #[test]
+    fn p5_a_renewal_waits_for_a_round_begun_after_its_arrival() {
+        let start = Instant::now();
+        let leases = reigning(start);
+        let renew = |ms| leases.renew_consumer(REIGN, CONSUMER, after(start, ms), None);
+        assert_eq!(renew(500), Err(ReignOver));
+        assert_eq!(leases.confirmed(REIGN, after(start, 499)), Ok(()));
+        assert_eq!(renew(500), Err(ReignOver));
+        assert_eq!(leases.confirmed(REIGN, after(start, 500)), Ok(()));
+        assert_eq!(renew(500), Ok(Handovers::new()));
+    }
+
     #[test]
     fn p5_a_source_being_taken_is_not_renewed() {
         let start = Instant::now();
         let leases = reigning(start);
-        let renew = |ms| leases.renew_consumer(REIGN, CONSUMER, after(start, ms), None);
+        let renew = |ms| renew(&leases, after(start, ms));
         assert_eq!(renew(500), Ok(Handovers::new()));
         let take = |ms| {
             let now = after(start, ms);
@@ -303,5 +341,42 @@ mod tests {
     fn a_source_without_a_holder_is_given_at_once() {
         let start = Instant::now();
         assert!(reigning(start).begin_handover(REIGN, SOURCE, None, TOKEN, start));
+    }
+
+    #[test]
+    fn p5_a_new_leader_counts_a_nodes_silence_from_its_reigns_beginning() {
+        let start = Instant::now();
+        let leases = reigning(start);
+        let (known, unknown) = (NodeId(1), NodeId(2));
+        let report = v1::NodeReport {
+            epoch: 2,
+            map_version: 7,
+            ..v1::NodeReport::default()
+        };
+        let later = after(start, 9_000);
+        assert_eq!(leases.confirmed(REIGN, later), Ok(()));
+        assert_eq!(leases.renew_node(REIGN, known, later, report), Ok(()));
+        let crossed = v1::NodeReport::default();
+        let earlier = after(start, 8_000);
+        assert_eq!(leases.renew_node(REIGN, known, earlier, crossed), Ok(()));
+        let view = |node, ms| {
+            let seen = leases.liveness(REIGN, [node], after(start, ms));
+            seen.expect("in the reign").0[&node]
+        };
+        let heard = NodeView {
+            silent_ms: 1_000,
+            is_live: true,
+            map: Some((LeaseEpoch(2), MapVersion(7))),
+        };
+        assert_eq!(view(known, 10_000), heard);
+        assert!(!view(known, 20_001).is_live);
+        let silent = NodeView {
+            silent_ms: 10_000,
+            is_live: false,
+            map: None,
+        };
+        assert_eq!(view(unknown, 10_000), silent, "never heard: not live");
+        let over = Reign { term: 2, ..REIGN };
+        assert_eq!(leases.liveness(over, [known], start), Err(ReignOver));
     }
 }

@@ -3,7 +3,8 @@
 //! In reading order: [`config`], [`raft`] (log, state machine, peers),
 //! [`leases`] (the leader's memory of who renewed), [`coordinator`] (how changes
 //! are proposed and a reign is confirmed), [`driver`] (the leader's duties),
-//! [`membership`] (coordinators come, go, and pass the lead on), [`grpc`]. What the commands mean is decided in `cluster_core::control`.
+//! [`membership`] (coordinators come, go, and pass the lead on), [`moves`] (of
+//! replicas), [`grpc`]. What the commands mean is decided in `cluster_core::control`.
 //!
 //! Never: decides by a clock who leads; answers a lease renewal without a quorum
 //! that spoke after it arrived; initialises because a disk is empty.
@@ -15,6 +16,7 @@ mod grpc;
 mod leases;
 mod membership;
 pub mod metrics;
+mod moves;
 mod raft;
 
 pub use config::{Config, ConfigError, RaftTuning};
@@ -88,6 +90,7 @@ async fn open(config: Config, metrics: Metrics) -> anyhow::Result<Coordinator> {
         start: rand::random(),
         duties: tokio::sync::Notify::new(),
         placing: tokio::sync::Mutex::new(()),
+        asking: tokio::sync::Mutex::new(()),
         network,
         changing_members: tokio::sync::Mutex::new(()),
         leading: tokio::sync::RwLock::new(()),

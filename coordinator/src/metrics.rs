@@ -12,6 +12,12 @@ pub struct HolderLabel {
     pub holder: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// `drain`, `balance`, `repair` or `operator`.
+    pub reason: &'static str,
+}
+
 #[derive(Clone, Default)]
 pub struct Metrics {
     pub raft_term: Gauge,
@@ -25,6 +31,13 @@ pub struct Metrics {
     pub lease_renewals: Family<HolderLabel, Counter>,
     pub lease_refusals: Family<HolderLabel, Counter>,
     pub handovers: Counter,
+    pub moves_running: Gauge,
+    pub moves_started: Family<ReasonLabel, Counter>,
+    pub moves_finished: Counter,
+    pub moves_cancelled: Counter,
+    pub replicas_demoted: Gauge,
+    pub releases: Counter,
+    pub splits_started: Counter,
 }
 
 impl Metrics {
@@ -49,6 +62,41 @@ impl Metrics {
             "source_handovers",
             "Sources given to a consumer",
             m.handovers,
+        );
+        registry.register(
+            "moves_running",
+            "Moves of replicas that have begun and not ended",
+            m.moves_running,
+        );
+        registry.register(
+            "moves_started",
+            "Moves begun by this leader",
+            m.moves_started,
+        );
+        registry.register(
+            "moves_finished",
+            "Moves seen by this leader to end with a serving replica",
+            m.moves_finished,
+        );
+        registry.register(
+            "moves_cancelled",
+            "Moves seen by this leader to end without a serving replica",
+            m.moves_cancelled,
+        );
+        registry.register(
+            "replicas_demoted",
+            "Replicas that no slot waits for until they have learned anew",
+            m.replicas_demoted,
+        );
+        registry.register(
+            "releases",
+            "Replicas that this leader has let go after they gave their place",
+            m.releases,
+        );
+        registry.register(
+            "splits_started",
+            "Splits of partitions begun",
+            m.splits_started,
         );
         metrics
     }

@@ -1,103 +1,16 @@
 //! Coordinators as their callers see them: elections, epochs, leases, maps.
 #![allow(clippy::unwrap_used)]
 
+#[macro_use]
 mod harness;
 
-use cluster_client::ClusterClient;
 use cluster_core::lease::LeaseTerms;
-use cluster_core::map::{HashRange, PartitionMap, tiles_whole_space};
+use cluster_core::map::{HashRange, tiles_whole_space};
+use harness::calls::*;
 use harness::{Cluster, PATIENCE, status, within};
 use proto::v1;
 use std::time::{Duration, Instant};
 use tonic::Code;
-
-fn short_leases() -> LeaseTerms {
-    LeaseTerms {
-        ttl_ms: 1_500,
-        renew_every_ms: 300,
-        ..LeaseTerms::default()
-    }
-}
-
-/// `client.leader(..)` for a request that is cloned per attempt.
-macro_rules! lead {
-    ($client:expr, $method:ident, $request:expr) => {{
-        let request = $request;
-        $client
-            .leader(|mut c| {
-                let request = request.clone();
-                async move { c.$method(request).await }
-            })
-            .await
-    }};
-}
-
-async fn join_node(client: &ClusterClient, disk: &str) -> u64 {
-    let request = v1::JoinNodeRequest {
-        disk_uuid: disk.to_owned(),
-        node_id: None,
-        address: format!("{disk}:7501"),
-        zone: String::new(),
-    };
-    lead!(client, join_node, request).unwrap().node_id
-}
-
-async fn join_consumer(client: &ClusterClient, process: &str) -> u64 {
-    let request = v1::JoinConsumerRequest {
-        process_uuid: process.to_owned(),
-        address: String::new(),
-    };
-    lead!(client, join_consumer, request).unwrap().consumer_id
-}
-
-async fn add_source(client: &ClusterClient) -> u64 {
-    let request = v1::AddSourceRequest {
-        name: "main".to_owned(),
-        dsn: "host=x".to_owned(),
-    };
-    lead!(client, add_source, request).unwrap().source_id
-}
-
-async fn map(client: &ClusterClient) -> PartitionMap {
-    // From the leader, so that everything committed before is in it.
-    let request = v1::GetStatusRequest {};
-    let map = loop {
-        let answer = lead!(client, get_status, request).unwrap();
-        if answer.leader_id == answer.coordinator_id {
-            break answer.map.unwrap();
-        }
-        for coordinator in answer.coordinators.iter().filter(|c| c.is_leader) {
-            if let Ok(answer) = status(client, &coordinator.address).await {
-                return answer.map.unwrap().try_into().unwrap();
-            }
-        }
-    };
-    map.try_into().unwrap()
-}
-
-fn renewal(node_id: u64, disk: &str) -> v1::RenewNodeLeaseRequest {
-    v1::RenewNodeLeaseRequest {
-        node_id,
-        disk_uuid: disk.to_owned(),
-        report: None,
-    }
-}
-
-fn spec(source_id: u64) -> v1::CollectionSpec {
-    v1::CollectionSpec {
-        source_id,
-        index_oid: 50,
-        definition_generation: 1,
-        table_oid: 40,
-        column_attnum: 2,
-        key_attnums: vec![1],
-        metric: v1::Metric::L2.into(),
-        dimensions: 4,
-        m: 16,
-        ef_construction: 64,
-        ..v1::CollectionSpec::default()
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leaders_successor_has_the_next_epoch_and_the_same_map() {
@@ -244,6 +157,34 @@ async fn p5_a_silent_consumers_source_goes_to_a_living_one_after_its_lease() {
     assert!(refused.to_string().contains("token 1"), "{refused}");
     let unknown = lead!(client, renew_consumer_lease, renew(99)).unwrap_err();
     assert!(unknown.to_string().contains("join again"), "{unknown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p2_a_process_that_joins_again_gets_other_tokens() {
+    let cluster = Cluster::start(1, LeaseTerms::default());
+    cluster.initialise().await;
+    let client = cluster.client();
+    let consumer = join_consumer(&client, "process-1").await;
+    let source = add_source(&client).await;
+    let renew = v1::RenewConsumerLeaseRequest {
+        consumer_id: consumer,
+        ..Default::default()
+    };
+    let held = async || {
+        let answer = lead!(client, renew_consumer_lease, renew.clone()).unwrap();
+        let held = answer.assignments.first();
+        held.map(|a| (a.source_id, a.consumer_epoch))
+    };
+    let give_up = Instant::now() + PATIENCE;
+    let before = loop {
+        match held().await {
+            Some((of, token)) if of == source => break token,
+            _ => assert!(Instant::now() < give_up, "never assigned"),
+        }
+    };
+    assert_eq!(join_consumer(&client, "process-1").await, consumer);
+    let after = held().await;
+    assert!(after > Some((source, before)), "{after:?} after {before}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

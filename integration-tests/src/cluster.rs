@@ -1,6 +1,7 @@
 //! A cluster of real processes, through `make up`, `make start`, `make down`.
 
 use crate::sql::Session;
+use crate::wire::Wire;
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,7 +31,10 @@ impl Shape {
 pub struct Cluster {
     run_dir: PathBuf,
     dsn: String,
+    /// Somebody else took it up, and takes it down.
     is_shared: bool,
+    /// Variables for every script that is run for this cluster.
+    settings: Vec<(String, String)>,
 }
 
 impl Cluster {
@@ -39,10 +43,13 @@ impl Cluster {
         Self::start_with(name, shape, &[])
     }
 
-    /// The same, with variables that scripts/postgres.sh reads when it writes the
-    /// server's settings.
+    /// The same, with variables that the scripts read when they write settings:
+    /// PG_SETTINGS of scripts/postgres.sh, COORDINATOR_SETTINGS and the like of
+    /// scripts/cluster.sh.
     pub fn start_with(name: &str, shape: Shape, settings: &[(&str, &str)]) -> Result<Self> {
-        let cluster = Self::in_fresh_folder(name);
+        let mut cluster = Self::in_fresh_folder(name);
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        cluster.settings = settings.iter().map(owned).collect();
         let Shape {
             nodes,
             coordinators,
@@ -55,9 +62,7 @@ impl Cluster {
             format!("REPLICAS={replicas}"),
         ];
         let mut up = cluster.command("make");
-        up.args(["--no-print-directory", "-s"])
-            .args(arguments)
-            .envs(settings.iter().copied());
+        up.args(["--no-print-directory", "-s"]).args(arguments);
         run(up)?;
         cluster.connect()
     }
@@ -79,6 +84,7 @@ impl Cluster {
             run_dir: run_dir.into(),
             dsn: String::new(),
             is_shared: false,
+            settings: Vec::new(),
         }
     }
 
@@ -103,13 +109,18 @@ impl Cluster {
     pub fn shared() -> Result<Self> {
         let run_dir = std::env::var_os("SHARED_CLUSTER_RUN_DIR")
             .context("these tests need a running cluster: start them by scripts/integration.sh")?;
-        let mut cluster = Self {
+        Self::attach(run_dir)
+    }
+
+    /// A cluster that runs already, by its run folder. It is left running.
+    pub fn attach(run_dir: impl Into<PathBuf>) -> Result<Self> {
+        let cluster = Self {
             run_dir: run_dir.into(),
             dsn: String::new(),
             is_shared: true,
+            settings: Vec::new(),
         };
-        cluster.dsn = cluster.make(&["dsn"])?.trim().to_owned();
-        Ok(cluster)
+        cluster.connect()
     }
 
     pub fn dsn(&self) -> &str {
@@ -145,6 +156,7 @@ impl Cluster {
         command
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
             .env("RUN_DIR", &self.run_dir)
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .env_remove("MAKEFLAGS")
             .env_remove("MAKELEVEL");
         command
@@ -158,6 +170,70 @@ impl Cluster {
             .status()?;
         ensure!(status.success(), "kill -{signal} {process} ({pid}) failed");
         Ok(())
+    }
+
+    /// Starts one more node, and says under which name.
+    pub fn add_node(&self) -> Result<String> {
+        let before = self.node_processes()?;
+        self.make(&["add"])?;
+        let mut added = self.node_processes()?;
+        added.retain(|name| !before.contains(name));
+        let [name] = added.as_slice() else {
+            bail!("make add made the nodes {added:?}");
+        };
+        Ok(name.clone())
+    }
+
+    /// node-1, node-2, …: all that have a configuration.
+    pub fn node_processes(&self) -> Result<Vec<String>> {
+        let folder = self.run_dir.join("cluster/config");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))? {
+            let file = entry?.file_name();
+            let name = file.to_string_lossy();
+            names.extend(
+                name.strip_suffix(".toml")
+                    .filter(|name| name.starts_with("node-"))
+                    .map(str::to_owned),
+            );
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// `host:port` of a process's gRPC server.
+    pub fn address(&self, process: &str) -> Result<String> {
+        let file = self.run_dir.join(format!("cluster/config/{process}.toml"));
+        let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
+        let listen = |line: &str| {
+            let address = line.strip_prefix("listen = \"")?.strip_suffix('"')?;
+            Some(address.to_owned())
+        };
+        let found = text.lines().find_map(listen);
+        found.with_context(|| format!("{} has no listen", file.display()))
+    }
+
+    /// The process that serves at an address: a node's id is what the
+    /// coordinators gave it, and says nothing about the name.
+    pub fn node_process_at(&self, address: &str) -> Result<String> {
+        for name in self.node_processes()? {
+            if self.address(&name)? == address {
+                return Ok(name);
+            }
+        }
+        bail!("no node process listens on {address}")
+    }
+
+    pub fn coordinators(&self) -> Result<Vec<String>> {
+        let mut script = self.command("bash");
+        script.args(["scripts/cluster.sh", "coordinators"]);
+        let list = run(script)?;
+        Ok(list.trim().split(',').map(str::to_owned).collect())
+    }
+
+    /// The cluster past SQL.
+    pub fn wire(&self) -> Result<Wire> {
+        Wire::new(self.coordinators()?)
     }
 
     /// SIGKILL, and waits until the process is gone.

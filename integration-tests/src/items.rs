@@ -26,6 +26,7 @@ pub fn clustered_vector(id: i64, dimensions: usize) -> Vec<f32> {
 }
 
 /// A table `name(id bigint primary key, label int, embedding vector(n))`.
+#[derive(Clone)]
 pub struct Items {
     pub name: String,
     pub dimensions: usize,

@@ -6,9 +6,19 @@
 //! [`Cluster`] is dropped. Tests run one at a time.
 
 mod cluster;
+mod direct_search;
 mod items;
+mod load;
+mod map_log;
+mod placed;
 mod sql;
+mod wire;
 
 pub use cluster::{Cluster, Shape};
+pub use direct_search::{Answer, DirectSearch, assert_replicas_agree, wait_until_served};
 pub use items::{Items, clustered_vector, literal};
+pub use load::{Done, Load};
+pub use map_log::MapLog;
+pub use placed::{is_settled, moves_of, serving_per_node};
 pub use sql::{Explained, Session};
+pub use wire::{Leader, Wire};

@@ -6,6 +6,7 @@ use pgrx::pg_sys::{self, AsPgCStr};
 use std::ffi::{c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
 
+const NOTICE: c_int = pg_sys::elog::PgLogLevel::NOTICE as c_int;
 const WARNING: c_int = pg_sys::elog::PgLogLevel::WARNING as c_int;
 const ERROR: c_int = pg_sys::elog::PgLogLevel::ERROR as c_int;
 
@@ -32,6 +33,7 @@ impl SqlState {
     pub const CORRUPT_INDEX: Self = Self("XX002");
     pub const CORRUPT_DATA: Self = Self("XX001");
     pub const WARNING: Self = Self("01000");
+    pub const SUCCESS: Self = Self("00000");
 
     /// Postgres packs six bits for each character (MAKE_SQLSTATE).
     fn packed(self) -> c_int {
@@ -81,6 +83,12 @@ impl SqlError {
     pub fn warn(self) {
         // SAFETY: called on the backend's main thread; WARNING returns.
         unsafe { CopiedError::from(self).report(WARNING) }
+    }
+
+    /// Tells the client what it may want to know, and goes on.
+    pub fn notice(self) {
+        // SAFETY: called on the backend's main thread; NOTICE returns.
+        unsafe { CopiedError::from(self).report(NOTICE) }
     }
 }
 

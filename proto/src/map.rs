@@ -259,15 +259,30 @@ impl TryFrom<v1::Collection> for Collection {
     }
 }
 
+impl From<HashRange> for v1::HashRange {
+    fn from(HashRange { lo, hi }: HashRange) -> Self {
+        Self { lo, hi }
+    }
+}
+
+impl TryFrom<v1::HashRange> for HashRange {
+    type Error = BadMessage;
+
+    fn try_from(v1::HashRange { lo, hi }: v1::HashRange) -> Result<Self, BadMessage> {
+        if hi < lo {
+            let problem = format!("{lo:x} > {hi:x}");
+            return Err(BadMessage::OutOfRange("range", problem));
+        }
+        Ok(HashRange { lo, hi })
+    }
+}
+
 impl From<&Partition> for v1::Partition {
     fn from(partition: &Partition) -> Self {
         Self {
             partition_id: partition.id.0,
             collection_id: partition.collection.0,
-            range: Some(v1::HashRange {
-                lo: partition.range.lo,
-                hi: partition.range.hi,
-            }),
+            range: Some(partition.range.into()),
             replicas: partition.replicas.iter().map(Into::into).collect(),
         }
     }
@@ -277,20 +292,10 @@ impl TryFrom<v1::Partition> for Partition {
     type Error = BadMessage;
 
     fn try_from(wire: v1::Partition) -> Result<Self, BadMessage> {
-        let range = required(wire.range, "range")?;
-        if range.hi < range.lo {
-            return Err(BadMessage::OutOfRange(
-                "range",
-                format!("{:x} > {:x}", range.lo, range.hi),
-            ));
-        }
         Ok(Partition {
             id: PartitionId(wire.partition_id),
             collection: CollectionId(wire.collection_id),
-            range: HashRange {
-                lo: range.lo,
-                hi: range.hi,
-            },
+            range: required(wire.range, "range")?.try_into()?,
             replicas: wire
                 .replicas
                 .into_iter()

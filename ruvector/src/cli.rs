@@ -2,9 +2,9 @@
 //! daily, and `--set key=value` for the rest.
 
 use crate::failure::Failure;
-use crate::settings::{Layer, Layers, SettingsError};
-use crate::{ctl, demo, dev, logging, process};
-use clap::{Args, Parser, Subcommand};
+use crate::settings::{Frame, Layer, Layers, LogFormat, SettingsError};
+use crate::{ctl, demo, dev, process};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 #[derive(Parser)]
@@ -54,10 +54,13 @@ pub struct ProcessArgs {
     #[arg(long, value_name = "ADDR")]
     metrics_listen: Option<String>,
     /// File that gets the process id once the process serves
-    #[arg(long, value_name = "FILE", env = "RUVECTOR_PID_FILE")]
-    pub pid_file: Option<PathBuf>,
-    #[command(flatten)]
-    pub log: logging::LogArgs,
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<String>,
+    /// What to log: a level, or targets as in `info,coordinator=debug`
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Args)]
@@ -115,9 +118,16 @@ struct ConsumerArgs {
 impl ProcessArgs {
     /// All layers of settings, with `flags` of the process's own.
     fn layers(&self, flags: &[(&str, &Option<String>)]) -> Result<Layers, SettingsError> {
+        let log_format = self
+            .log_format
+            .and_then(|format| format.to_possible_value())
+            .map(|format| format.get_name().to_owned());
         let common = [
             ("data_dir", &self.data_dir),
+            ("log", &self.log),
+            ("log_format", &log_format),
             ("metrics_listen", &self.metrics_listen),
+            ("pid_file", &self.pid_file),
         ];
         let mut layers = Vec::new();
         for (key, text) in common.iter().chain(flags) {
@@ -150,7 +160,8 @@ impl Cli {
             Command::Dev(args) => {
                 let layers = args.process.layers(&[])?;
                 let defaults = dev::Config::following(&layers);
-                let settings = layers.resolve(&defaults, process::METRICS_COORDINATOR)?;
+                let settings =
+                    layers.resolve(Frame::new(process::METRICS_COORDINATOR), &defaults)?;
                 process::run(&args.process, settings, |config, registry, shutdown| {
                     Box::pin(dev::start(config, registry, shutdown))
                 })
@@ -164,8 +175,8 @@ impl Cli {
                     ("peers", &args.peers),
                 ])?;
                 let settings = layers.resolve(
+                    Frame::new(process::METRICS_COORDINATOR),
                     &coordinator::Config::default(),
-                    process::METRICS_COORDINATOR,
                 )?;
                 process::run(&args.process, settings, |config, registry, shutdown| {
                     Box::pin(coordinator::start(config, registry, shutdown))
@@ -175,8 +186,10 @@ impl Cli {
                 let [listen, advertise] = args.listen.flags();
                 let coordinators = ("coordinators", &args.coordinators);
                 let layers = args.process.layers(&[listen, advertise, coordinators])?;
-                let settings =
-                    layers.resolve(&cluster_node::Config::default(), process::METRICS_NODE)?;
+                let settings = layers.resolve(
+                    Frame::new(process::METRICS_NODE),
+                    &cluster_node::Config::default(),
+                )?;
                 process::run(&args.process, settings, |config, registry, shutdown| {
                     Box::pin(cluster_node::start(config, registry, shutdown))
                 })
@@ -185,8 +198,10 @@ impl Cli {
                 let [listen, advertise] = args.listen.flags();
                 let coordinators = ("coordinators", &args.coordinators);
                 let layers = args.process.layers(&[listen, advertise, coordinators])?;
-                let settings =
-                    layers.resolve(&wal_consumer::Config::default(), process::METRICS_CONSUMER)?;
+                let settings = layers.resolve(
+                    Frame::new(process::METRICS_CONSUMER),
+                    &wal_consumer::Config::default(),
+                )?;
                 process::run(&args.process, settings, |config, registry, shutdown| {
                     Box::pin(wal_consumer::start(config, registry, shutdown))
                 })

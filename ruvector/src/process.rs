@@ -63,13 +63,13 @@ where
         print!("{}", to_toml(&settings));
         return Ok(());
     }
-    logging::init(&args.log)
-        .map_err(|error| Failure::new(FailureKind::Usage, format!("--log: {error}")))?;
+    logging::init(&settings.frame)
+        .map_err(|error| Failure::new(FailureKind::Usage, format!("`log`: {error}")))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let result = runtime.block_on(serve(args.pid_file.as_deref(), settings, start));
+    let result = runtime.block_on(serve(settings, start));
     // A RocksDB call that is still running at the exit would meet destroyed locks
     // and abort; one that takes long may not hold up the exit for ever, for
     // everything acknowledged is on disk.
@@ -77,7 +77,7 @@ where
     Ok(result?)
 }
 
-async fn serve<C, F>(pid_file: Option<&Path>, settings: Settings<C>, start: F) -> anyhow::Result<()>
+async fn serve<C, F>(settings: Settings<C>, start: F) -> anyhow::Result<()>
 where
     C: ProcessConfig,
     F: for<'a> FnOnce(
@@ -89,8 +89,9 @@ where
     let mut terminate = listen_for(SignalKind::terminate())?;
     let mut interrupt = listen_for(SignalKind::interrupt())?;
     let shutdown = CancellationToken::new();
+    let frame = settings.frame;
     let metrics_listener =
-        observe::bind(settings.process.transport(), &settings.metrics_listen).await?;
+        observe::bind(settings.process.transport(), &frame.metrics_listen).await?;
 
     let mut registry = Registry::default();
     let starting = start(settings.process, &mut registry, shutdown.clone());
@@ -102,9 +103,9 @@ where
         }
     };
     let observing = tokio::spawn(observe::serve(metrics_listener, registry, shutdown.clone()));
-    let _pid_file = pid_file.map(PidFile::write).transpose()?;
+    let _pid_file = frame.pid_file.as_deref().map(PidFile::write).transpose()?;
     tracing::info!(
-        metrics = settings.metrics_listen,
+        metrics = frame.metrics_listen,
         version = env!("CARGO_PKG_VERSION"),
         "serving"
     );

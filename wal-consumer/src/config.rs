@@ -21,6 +21,9 @@ pub struct Config {
     pub receive_buffer_bytes: usize,
     /// Sent to nodes and not yet durable there, per source, shared evenly.
     pub node_queue_bytes: usize,
+    /// The same for replicas that are still learning, beyond the above: past it
+    /// a learner that does not move begins anew, and nobody waits for it.
+    pub learner_queue_bytes: usize,
     pub batch_bytes_max: usize,
     pub batch_changes_max: usize,
     /// "Nothing else up to P" goes to a node at most this often.
@@ -34,6 +37,19 @@ pub struct Config {
     /// A connected node that makes nothing durable for this long with a full
     /// queue is no longer waited for.
     pub node_stall_ms: u64,
+    /// The same for a learner that logs nothing with its share of the queue full.
+    pub learner_stall_ms: u64,
+    /// Confirmation pauses at most this long for a learner to reach it, so that
+    /// it can be counted.
+    pub count_hold_ms: u64,
+    /// A required replica that makes nothing durable for this long with work
+    /// outstanding, whose node is away for this long, or that lags past
+    /// `demote_lag_bytes` for this long is demoted, if enough others serve.
+    pub demote_after_ms: u64,
+    /// WAL between what was routed and what a replica has made durable.
+    pub demote_lag_bytes: u64,
+    /// How often replicas are looked at for promotion and demotion.
+    pub replicas_every_ms: u64,
     pub publication_lock_timeout_ms: u64,
     /// Creating a slot waits for running transactions at most this long.
     pub slot_lock_timeout_ms: u64,
@@ -62,6 +78,7 @@ impl Default for Config {
             transaction_memory_bytes: 64 << 20,
             receive_buffer_bytes: 16 << 20,
             node_queue_bytes: 256 << 20,
+            learner_queue_bytes: 128 << 20,
             batch_bytes_max: 4 << 20,
             batch_changes_max: 2_000,
             nothing_else_every_ms: 10,
@@ -69,6 +86,11 @@ impl Default for Config {
             wanted_every_ms: 20,
             oldest_xmin_every_ms: 1_000,
             node_stall_ms: 30_000,
+            learner_stall_ms: 5_000,
+            count_hold_ms: 2_000,
+            demote_after_ms: 10_000,
+            demote_lag_bytes: 1 << 30,
+            replicas_every_ms: 500,
             publication_lock_timeout_ms: 2_000,
             slot_lock_timeout_ms: 60_000,
             backfill_chunk_rows: 1_000,

@@ -4,6 +4,7 @@
 
 use crate::clock::boot_ms;
 use crate::config::Config;
+use crate::feed::progress::Promotions;
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use crate::source::{self, SourceContext, Standing};
@@ -11,6 +12,7 @@ use anyhow::Context;
 use cluster_client::ClusterClient;
 use cluster_core::ids::{ConsumerEpoch, ConsumerId, LeaseEpoch, MapVersion, SourceId};
 use cluster_core::lease::HeldLease;
+use cluster_core::map::PartitionMap;
 use proto::v1;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,6 +42,9 @@ pub struct Consumer {
     process_uuid: String,
     lease: HeldLease,
     assigned: BTreeMap<SourceId, Assigned>,
+    /// What was asked of the coordinators under a token, and may still come about:
+    /// a lease that lapsed and came back with the same token has not undone it.
+    promotions: BTreeMap<SourceId, (ConsumerEpoch, Promotions)>,
 }
 
 struct Renewal {
@@ -61,6 +66,7 @@ impl Consumer {
             process_uuid,
             lease: HeldLease::default(),
             assigned: BTreeMap::new(),
+            promotions: BTreeMap::new(),
         })
     }
 
@@ -105,8 +111,17 @@ impl Consumer {
         let mut renew_at = tokio::time::Instant::now();
         let mut renew_every = RENEW_EVERY_FIRST;
         let mut renewing: Option<JoinHandle<Result<Renewal, String>>> = None;
+        let mut map = self.client.watch_map();
+        // The newest epoch for which a renewal was hastened.
+        let mut hastened = LeaseEpoch(0);
         loop {
+            let known = hastened.max(self.lease.epoch());
             tokio::select! {
+                // A new leader knows nothing of this holder until it renews.
+                epoch = epoch_after(&mut map, known), if renewing.is_none() => {
+                    hastened = epoch;
+                    renew_at = tokio::time::Instant::now();
+                }
                 () = shutdown.cancelled() => return true,
                 () = tokio::time::sleep(WATCH_EVERY) => {}
                 () = tokio::time::sleep_until(renew_at), if renewing.is_none() => {
@@ -187,6 +202,7 @@ impl Consumer {
                 map_floor,
                 metrics: self.metrics.clone(),
                 standing: standing.clone(),
+                promotions: self.promotions_under(source, token),
                 cancel: cancel.clone(),
             };
             tracing::info!(%source, token = token.0, "assigned");
@@ -201,6 +217,14 @@ impl Consumer {
                 },
             );
         }
+    }
+
+    fn promotions_under(&mut self, source: SourceId, token: ConsumerEpoch) -> Promotions {
+        let known = self.promotions.entry(source).or_default();
+        if known.0 != token {
+            *known = (token, Promotions::default());
+        }
+        known.1.clone()
     }
 
     async fn stop(&mut self, source: SourceId) {
@@ -220,6 +244,19 @@ impl Consumer {
         for source in self.assigned.keys().copied().collect::<Vec<_>>() {
             self.stop(source).await;
         }
+    }
+}
+
+/// The map's epoch, once it is newer than `known`.
+async fn epoch_after(
+    map: &mut tokio::sync::watch::Receiver<Arc<PartitionMap>>,
+    known: LeaseEpoch,
+) -> LeaseEpoch {
+    let newer = map.wait_for(|map| map.epoch > known).await;
+    let epoch = newer.ok().map(|map| map.epoch);
+    match epoch {
+        Some(epoch) => epoch,
+        None => std::future::pending().await,
     }
 }
 
@@ -287,6 +324,25 @@ fn process_uuid(data_dir: &Path) -> anyhow::Result<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn p2_a_lease_that_comes_back_with_its_token_remembers_what_it_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config {
+            data_dir: dir.path().to_owned(),
+            ..Config::default()
+        };
+        let client = ClusterClient::new(config.client());
+        let metrics = Metrics::register(&mut Default::default());
+        let mut consumer = Consumer::new(Arc::new(config), client, metrics).unwrap();
+        let mut under = |token| consumer.promotions_under(SourceId(1), ConsumerEpoch(token));
+        let asked = under(7);
+        assert!(Arc::ptr_eq(&asked, &under(7)));
+        assert!(
+            !Arc::ptr_eq(&asked, &under(8)),
+            "fenced: nothing of it can come about"
+        );
+    }
 
     #[test]
     fn a_restarted_process_is_the_same_consumer() {

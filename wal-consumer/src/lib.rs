@@ -52,6 +52,9 @@ pub async fn start(
     let metrics = Metrics::register(registry);
     let config = Arc::new(config);
     let client = ClusterClient::new(config.client());
+    client
+        .metrics()
+        .register(registry.sub_registry_with_prefix("ruvector_consumer"));
     let consumer = lease::Consumer::new(config, client.clone(), metrics)?;
     let watching = client.spawn_map_watch(shutdown.clone());
 

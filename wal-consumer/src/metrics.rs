@@ -24,6 +24,10 @@ pub struct Metrics {
     rows: Family<OfSource, Counter>,
     transactions: Family<OfSource, Counter>,
     restarts: Family<OfReason, Counter>,
+    learners: Family<OfSource, Gauge>,
+    promotions: Family<OfSource, Counter>,
+    demotions: Family<OfReason, Counter>,
+    demotions_refused: Family<OfSource, Counter>,
     received: Family<OfSource, Gauge>,
     applied: Family<OfSource, Gauge>,
     confirmed: Family<OfSource, Gauge>,
@@ -49,6 +53,26 @@ impl Metrics {
             "restarts",
             "Starts over, by reason",
             metrics.restarts.clone(),
+        );
+        registry.register(
+            "learners",
+            "Replicas that are fed and not counted yet",
+            metrics.learners.clone(),
+        );
+        registry.register(
+            "promotions",
+            "Learners that came to serve",
+            metrics.promotions.clone(),
+        );
+        registry.register(
+            "demotions",
+            "Replicas that the slot waits for no longer, by reason",
+            metrics.demotions.clone(),
+        );
+        registry.register(
+            "demotions_refused",
+            "Replicas that the slot goes on waiting for, too few others serving",
+            metrics.demotions_refused.clone(),
         );
         registry.register(
             "received_lsn",
@@ -91,6 +115,30 @@ impl Metrics {
                 reason,
             })
             .inc();
+    }
+
+    pub fn learners(&self, source: SourceId, learners: usize) {
+        let label = OfSource { source: source.0 };
+        let learners = i64::try_from(learners).unwrap_or(i64::MAX);
+        self.learners.get_or_create(&label).set(learners);
+    }
+
+    pub fn promoted(&self, source: SourceId) {
+        let label = OfSource { source: source.0 };
+        self.promotions.get_or_create(&label).inc();
+    }
+
+    pub fn demoted(&self, source: SourceId, reason: &'static str) {
+        let label = OfReason {
+            source: source.0,
+            reason,
+        };
+        self.demotions.get_or_create(&label).inc();
+    }
+
+    pub fn demotion_refused(&self, source: SourceId) {
+        let label = OfSource { source: source.0 };
+        self.demotions_refused.get_or_create(&label).inc();
     }
 
     pub fn positions(&self, source: SourceId, standing: &Standing) {

@@ -62,6 +62,9 @@ impl ClusterState {
         if self.map.nodes.is_empty() {
             return Err(Refusal::NoNodes);
         }
+        if self.map.nodes.values().all(|node| node.is_draining) {
+            return Err(Refusal::AllDraining);
+        }
         let outdated = |what: String| Err(Refusal::PlacementOutdated { what });
         if !tiles_whole_space(placement.iter().map(|p| p.range)) {
             return outdated("the ranges do not tile the hash space".to_owned());
@@ -192,6 +195,7 @@ impl ClusterState {
         Ok((Response::Done, MapChanged::Yes))
     }
 
+    /// Nobody copies a failed collection: its next backfill finds no learner.
     pub(super) fn fail_collection(
         &mut self,
         token: ConsumerEpoch,
@@ -204,6 +208,7 @@ impl ClusterState {
             return Ok((Response::Done, MapChanged::No));
         }
         record.state = failed;
+        self.give_up_learners(collection);
         Ok((Response::Done, MapChanged::Yes))
     }
 

@@ -13,7 +13,7 @@ pub struct CoordinatorMember {
 }
 
 /// A leader's term of office, as Raft numbers it, and the process that holds it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Reign {
     pub term: u64,
     pub leader: u64,
@@ -265,7 +265,10 @@ pub enum Refusal {
         given: String,
         explanation: String,
     },
-    #[error("{node} is unknown to this cluster: its data belongs to another one, or was forged")]
+    #[error(
+        "{node} is unknown to this cluster: it was removed, or belongs to another cluster. \
+         With an empty disk it joins as a new node"
+    )]
     UnknownNode { node: NodeId },
     #[error("{consumer} is unknown to this cluster: join again")]
     UnknownConsumer { consumer: ConsumerId },
@@ -289,6 +292,8 @@ pub enum Refusal {
     },
     #[error("no node has joined yet: try again once one has")]
     NoNodes,
+    #[error("every node is draining: add one, or let one stay, and try again")]
+    AllDraining,
     #[error("the proposed placement does not fit the cluster any more: {what}")]
     PlacementOutdated { what: String },
     #[error("{what}")]

@@ -11,6 +11,7 @@ use super::command::{Move, MoveReason, PlannedMove, Refusal, Response};
 use super::state::*;
 use crate::ids::*;
 use crate::map::{Partition, Replica, ReplicaState};
+use std::collections::BTreeSet;
 
 pub(super) fn conflict<T>(what: String) -> Result<T, Refusal> {
     Err(Refusal::Conflict { what })
@@ -140,6 +141,11 @@ impl ClusterState {
         (node, generation): (NodeId, Generation),
         min_required: u32,
     ) -> Outcome {
+        if let Some(parent) = self.parent_of(partition) {
+            // The parent has what the half lacks: the split begins anew.
+            self.check_partition_token(token, parent)?;
+            return self.cancel_split(parent);
+        }
         self.check_partition_token(token, partition)?;
         let record = self.map.partitions.get_mut(&partition).expect("checked");
         let serving = record.in_state(ReplicaState::Serving).count();
@@ -183,8 +189,14 @@ impl ClusterState {
         Ok((Response::Done, MapChanged::from(changed)))
     }
 
+    /// At most one move a partition, so no more than there are partitions.
     pub(super) fn plan_moves(&mut self, moves: Vec<PlannedMove>) -> Outcome {
+        let mut partitions = BTreeSet::new();
         for planned in &moves {
+            if !partitions.insert(planned.partition) {
+                let what = format!("{} is to move twice: name it once", planned.partition);
+                return Err(Refusal::Invalid { what });
+            }
             if !self.map.nodes.contains_key(&planned.to) {
                 return Err(Refusal::UnknownNode { node: planned.to });
             }
@@ -192,6 +204,22 @@ impl ClusterState {
         }
         self.planned = moves;
         Ok((Response::Done, MapChanged::No))
+    }
+
+    /// Ends the moves and splits of a collection whose new replicas do not serve yet.
+    pub(super) fn give_up_learners(&mut self, collection: CollectionId) {
+        self.map
+            .splits
+            .retain(|_, split| split.low.collection != collection);
+        let partitions = self.map.partitions.values_mut();
+        for partition in partitions.filter(|p| p.collection == collection) {
+            let before = partition.replicas.len();
+            let learns = |r: &Replica| r.state == ReplicaState::Learner;
+            partition.replicas.retain(|r| !learns(r));
+            if partition.replicas.len() != before {
+                self.moves.remove(&partition.id);
+            }
+        }
     }
 
     pub(super) fn forget_changes_of_gone_partitions(&mut self) {

@@ -1,7 +1,7 @@
 //! A partition's copies come and go: one script per case.
 
 use super::tests::{Cluster, TOKEN};
-use super::{Command, MoveReason, Response};
+use super::{Command, MoveReason, PlannedMove, Response};
 use crate::ids::*;
 use crate::map::ReplicaState::{self, *};
 
@@ -197,4 +197,35 @@ fn a_dropped_collection_takes_its_moves_with_it() {
     cluster.drop_collection();
     assert!(cluster.state.moves().is_empty());
     assert_eq!(cluster.state.violation(), None);
+}
+
+#[test]
+fn p10_an_operator_names_each_partition_once() {
+    let mut cluster = Cluster::with_collection(3, &[1]);
+    let to = |node| PlannedMove {
+        partition: P,
+        to: NodeId(node),
+        from: Some(NodeId(1)),
+        reason: MoveReason::Operator,
+    };
+    let plan = |moves| Command::PlanMoves { moves };
+    assert!(is_refused(&cluster.apply(plan(vec![to(2), to(3)]))));
+    assert_eq!(cluster.apply(plan(vec![to(2)])), Response::Done);
+    assert_eq!(cluster.state.planned(), [to(2)]);
+    start(&mut cluster, 2, Some(1));
+    assert_eq!(cluster.state.planned(), [], "it has begun");
+}
+
+#[test]
+fn a_failed_collection_is_not_copied_any_more() {
+    let mut cluster = Cluster::with_collection(3, &[1]);
+    start(&mut cluster, 2, Some(1));
+    cluster.apply(Command::FailCollection {
+        token: TOKEN,
+        collection: CollectionId(1),
+        reason: "its table changed".to_owned(),
+    });
+    assert_eq!(states(&cluster), [(1, Serving)]);
+    assert!(cluster.state.moves().is_empty());
+    assert!(is_refused(&start(&mut cluster, 2, Some(1))));
 }

@@ -115,6 +115,24 @@ fn a_cancelled_split_leaves_the_parent_as_it_was() {
 }
 
 #[test]
+fn p2_a_half_that_holds_the_slot_ends_the_split() {
+    let mut cluster = Cluster::with_collection(1, &[1]);
+    start(&mut cluster, MIDDLE);
+    let [low, _] = halves(&cluster);
+    promote(&mut cluster, &low, TOKEN);
+    let demote = Command::DemoteReplica {
+        token: TOKEN,
+        partition: low.id,
+        node: NodeId(1),
+        generation: low.replicas[0].generation,
+        min_required: 1,
+    };
+    assert_eq!(cluster.apply(demote), Response::Done);
+    assert!(cluster.state.map().splits.is_empty());
+    assert!(cluster.state.map().partitions.contains_key(&P));
+}
+
+#[test]
 fn a_dropped_collection_takes_its_split_with_it() {
     let mut cluster = Cluster::with_collection(1, &[1]);
     start(&mut cluster, MIDDLE);

@@ -444,6 +444,33 @@ fn a_collection_waits_for_a_node() {
 }
 
 #[test]
+fn a_collection_waits_while_every_node_drains() {
+    let mut cluster = Cluster::ready(2);
+    let drain = |node, is_draining| Command::SetDraining {
+        node: NodeId(node),
+        is_draining,
+    };
+    cluster.apply(drain(1, true));
+    cluster.apply(drain(2, true));
+    let create = cluster.create(1, 50, 1);
+    let refused = Response::Refused(Refusal::AllDraining);
+    assert_eq!(cluster.apply(create), refused);
+    cluster.apply(drain(2, false));
+    let create = cluster.create(1, 50, 1);
+    let collection = CollectionId(1);
+    assert_eq!(
+        cluster.apply(create),
+        Response::CollectionCreated { collection }
+    );
+    let partitions = cluster.map().partitions.values();
+    assert!(
+        partitions
+            .flat_map(|p| &p.replicas)
+            .all(|r| r.node == NodeId(2))
+    );
+}
+
+#[test]
 fn a_later_generation_replaces_the_earlier_once_it_is_ready() {
     let mut cluster = Cluster::ready(2);
     let first = cluster.create(1, 50, 1);

@@ -1,25 +1,36 @@
-//! Requests under way: whom a page is asked of, what an answer or a failure
-//! means, and when a second replica is asked.
+//! Requests under way: what an answer or a failure means.
 //!
 //! After any failure the outcome of a request is unknown: its partition starts
 //! again without the keys that the scan has given.
 
 use super::failure::{Failure, FailureKind};
-use super::merge::nearest;
-use super::partition::{Cursor, PartitionScan};
+use super::partition::Cursor;
 use super::protocol::*;
 use super::replicas::{Serving, mix};
-use super::state::{DistributedScan, NO_REPLICA_POLL_MS};
+use super::state::DistributedScan;
 use crate::ids::*;
-use std::collections::BTreeMap;
 use std::hash::Hash;
 
 #[derive(Debug)]
 pub(super) struct Attempt {
-    node: NodeId,
-    sent_at: Millis,
-    is_hedged: bool,
-    asks: Vec<PartitionAsk>,
+    pub node: NodeId,
+    pub sent_at: Millis,
+    /// Another replica has been asked as well, or will not be.
+    pub is_hedged: bool,
+    /// It is that other one.
+    pub is_hedge: bool,
+    pub asks: Vec<PartitionAsk>,
+}
+
+impl Attempt {
+    /// The replica of a partition that it asks.
+    pub fn asks_of(&self, partition: PartitionId) -> Option<Serving> {
+        let ask = self.asks.iter().find(|ask| ask.partition == partition)?;
+        Some(Serving {
+            node: self.node,
+            generation: ask.generation,
+        })
+    }
 }
 
 impl<K: Ord + Hash + Clone> DistributedScan<K> {
@@ -30,11 +41,12 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         known: MapStamp,
         now: Millis,
     ) {
-        let Some(Attempt { node, asks, .. }) = self.attempts.remove(&attempt) else {
+        let Some(sent) = self.attempts.remove(&attempt) else {
             return;
         };
+        let Attempt { node, asks, .. } = sent;
         self.failed.remove(&node);
-        let mut is_estale = false;
+        let (mut is_estale, mut is_used) = (false, false);
         for ask in asks {
             let found = pages.iter().position(|(id, _)| *id == ask.partition);
             let answer = found.map(|at| pages.swap_remove(at).1).unwrap_or_else(|| {
@@ -47,7 +59,9 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
                 .iter()
                 .position(|p| p.id == ask.partition && p.waiting.contains(&attempt));
             match (waiting, answer) {
-                (Some(index), Ok(page)) => self.accept(index, attempt, node, ask, page, now),
+                (Some(index), Ok(page)) => {
+                    is_used |= self.accept(index, attempt, node, ask, page, now);
+                }
                 (Some(index), Err(failure)) => self.fail(index, attempt, node, failure, now),
                 (None, Ok(page)) if page.resume_token != 0 && !page.exhausted => {
                     // A hedge lost, or the partition is gone: nobody will come back.
@@ -59,6 +73,9 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
                 }
                 (None, _) => {}
             }
+        }
+        if is_used && sent.is_hedge {
+            self.count(|stats| stats.hedges_won += 1);
         }
         if is_estale {
             self.want_map(known);
@@ -90,6 +107,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         }
     }
 
+    /// Takes a page; answers whether it could be used.
     fn accept(
         &mut self,
         index: usize,
@@ -98,16 +116,21 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         ask: PartitionAsk,
         page: PartitionPage<K>,
         now: Millis,
-    ) {
+    ) -> bool {
+        let at = Serving {
+            node,
+            generation: ask.generation,
+        };
+        assert!(
+            self.partitions[index].replicas.contains(&at),
+            "a page of {} is taken from {node}, which serves it no longer",
+            ask.partition
+        );
         if !page.exhausted && page.resume_token == 0 {
             let message = format!("{node} sent a page of {} that has no next", ask.partition);
-            return self.fail(
-                index,
-                attempt,
-                node,
-                Failure::new(FailureKind::Unavailable, message),
-                now,
-            );
+            let failure = Failure::new(FailureKind::Unavailable, message);
+            self.fail(index, attempt, node, failure, now);
+            return false;
         }
         let drops_given = !self.given.is_empty();
         let continues = |c: Cursor| c.at.node == node && c.resume_token == ask.resume_token;
@@ -120,9 +143,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         if !is_next {
             self.close_cursor(index);
         }
-        if let Some(stats) = self.page.as_mut().map(|page| &mut page.stats) {
-            stats.distances += page.distances;
-        }
+        self.count(|stats| stats.distances += page.distances);
         let partition = &mut self.partitions[index];
         if ask.resume_token == 0 {
             partition.restart(drops_given);
@@ -135,23 +156,17 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         };
         if partition.barren_pages > self.limits.barren_pages_max {
             let message = format!("{node} makes no headway in {}", ask.partition);
-            return self.fail(
-                index,
-                attempt,
-                node,
-                Failure::new(FailureKind::Unavailable, message),
-                now,
-            );
+            let failure = Failure::new(FailureKind::Unavailable, message);
+            self.fail(index, attempt, node, failure, now);
+            return false;
         }
         partition.waiting.clear();
         partition.failures = 0;
         partition.last_failure = None;
+        partition.failed_on = None;
         partition.failed.remove(&node);
         partition.tail_rows = page.tail_rows;
-        let at = Serving {
-            node,
-            generation: ask.generation,
-        };
+        partition.is_stale |= page.is_stale;
         let resume_token = page.resume_token;
         partition.cursor = (!page.exhausted).then_some(Cursor { at, resume_token });
         let given = &mut self.given;
@@ -171,6 +186,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
             page.bound
         };
         partition.stream.push(hits, bound, page.exhausted);
+        true
     }
 
     fn fail(
@@ -185,6 +201,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         let partition = &mut self.partitions[index];
         partition.waiting.retain(|waiting| *waiting != attempt);
         partition.last_failure = Some(failure.clone());
+        partition.failed_on = Some(node);
         if partition
             .cursor
             .is_some_and(|cursor| cursor.at.node == node)
@@ -218,153 +235,22 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
             let jitter = mix(self.seed ^ mix(self.attempts_made ^ partition.id.0)) % whole.max(1);
             partition.not_before = now + whole / 2 + jitter / 2;
         }
-        if partition.failures >= self.limits.attempts_max {
+        if partition.failures >= self.limits.attempts_max || self.is_hopeless(index, now) {
             self.finish_by_verdict();
         }
     }
 
-    /// Asks for the pages that hold up the order; answers when to look again.
-    pub(super) fn ask_for_pages(&mut self, now: Millis) -> Millis {
-        let head = nearest(self.partitions.iter().map(|p| &p.stream));
-        let mut wake = Millis::MAX;
-        let mut by_node: BTreeMap<NodeId, Vec<PartitionAsk>> = BTreeMap::new();
-        let (mut misses_replica, mut is_corrupt) = (false, false);
-        for partition in &mut self.partitions {
-            if !partition.waiting.is_empty() || !partition.stream.holds_up(head) {
-                continue;
-            }
-            if partition.not_before > now {
-                wake = wake.min(partition.not_before);
-                continue;
-            }
-            let chosen = || partition.choose(&self.failed, self.seed, |_| false);
-            let Some(at) = partition.cursor.map(|c| c.at).or_else(chosen) else {
-                let message = if partition.replicas.is_empty() {
-                    format!("{} has no serving replica", partition.id)
-                } else {
-                    is_corrupt = true;
-                    format!("no replica of {} can read its data", partition.id)
-                };
-                let kind = if is_corrupt {
-                    FailureKind::Corrupt
-                } else {
-                    FailureKind::Unavailable
-                };
-                partition.last_failure = Some(Failure::new(kind, message));
-                misses_replica = true;
-                wake = wake.min(now + NO_REPLICA_POLL_MS);
-                continue;
-            };
-            by_node.entry(at.node).or_default().push(PartitionAsk {
-                partition: partition.id,
-                generation: at.generation,
-                resume_token: partition.cursor.map_or(0, |c| c.resume_token),
-            });
-        }
-        if is_corrupt {
-            // No later answer mends that.
-            self.finish_by_verdict();
-            return wake;
-        }
-        if misses_replica {
-            self.want_map((self.known.0, self.known.1.next()));
-        }
-        for (node, asks) in by_node {
-            self.send(node, asks, now);
-        }
-        wake
-    }
-
-    /// Asks another replica where one has been silent for long, once per request.
-    pub(super) fn hedge(&mut self, now: Millis) -> Millis {
-        let (Some(hedge_after), Some(page)) = (self.limits.hedge_after_ms, &self.page) else {
-            return Millis::MAX;
+    /// Every replica has answered ESTALE again and again, and nobody has a newer
+    /// map: without coordinators that will not pass before the deadline.
+    fn is_hopeless(&self, index: usize, now: Millis) -> bool {
+        let (Some(patience), Some(page)) = (self.limits.stale_patience_ms, &self.page) else {
+            return false;
         };
-        let started = page.started;
-        let mut wake = Millis::MAX;
-        let mut by_node: BTreeMap<NodeId, Vec<PartitionAsk>> = BTreeMap::new();
-        for (id, attempt) in &mut self.attempts {
-            if attempt.is_hedged {
-                continue;
-            }
-            if attempt.sent_at + hedge_after > now {
-                wake = wake.min(attempt.sent_at + hedge_after);
-                continue;
-            }
-            attempt.is_hedged = true;
-            for ask in &attempt.asks {
-                let silent = |p: &&PartitionScan<K>| p.id == ask.partition && p.waiting == [*id];
-                let Some(partition) = self.partitions.iter().find(silent) else {
-                    continue;
-                };
-                let other = partition.choose(&self.failed, self.seed, |r| {
-                    let has_failed = partition
-                        .failed
-                        .get(&r.node)
-                        .is_some_and(|at| *at >= started);
-                    r.node == attempt.node || has_failed
-                });
-                let Some(at) = other else { continue };
-                by_node.entry(at.node).or_default().push(PartitionAsk {
-                    partition: ask.partition,
-                    generation: at.generation,
-                    resume_token: 0,
-                });
-            }
-        }
-        for (node, asks) in by_node {
-            if let Some(page) = &mut self.page {
-                page.stats.hedges += 1;
-            }
-            let attempt = self.send(node, asks, now);
-            // A hedge is not hedged.
-            if let Some(attempt) = self.attempts.get_mut(&attempt) {
-                attempt.is_hedged = true;
-            }
-        }
-        wake
+        let partition = &self.partitions[index];
+        let is_estale = |failure: &Failure| failure.kind == FailureKind::Estale;
+        now >= page.started.saturating_add(patience)
+            && self.refreshing.is_none()
+            && partition.last_failure.as_ref().is_some_and(is_estale)
+            && partition.failures as usize >= 2 * partition.usable_replicas().max(1)
     }
-
-    fn send(&mut self, node: NodeId, asks: Vec<PartitionAsk>, now: Millis) -> AttemptId {
-        self.attempts_made += 1;
-        let attempt = AttemptId(self.attempts_made);
-        let mut failures = 0;
-        for partition in &mut self.partitions {
-            if asks.iter().any(|ask| ask.partition == partition.id) {
-                partition.waiting.push(attempt);
-                failures = failures.max(partition.failures);
-            }
-        }
-        let (rows, deadline) = self
-            .page
-            .as_ref()
-            .map_or((1, now), |p| (p.rows, p.deadline));
-        let timeout =
-            self.limits.attempt_timeout_ms << failures.min(self.limits.attempt_doublings_max);
-        self.commands.push(Command::Search(Ask {
-            attempt,
-            node,
-            known: self.known,
-            partitions: asks.clone(),
-            page_rows: rows_per_partition(rows, self.partitions.len()),
-            timeout_ms: timeout.min(deadline.saturating_sub(now)),
-        }));
-        self.attempts.insert(
-            attempt,
-            Attempt {
-                node,
-                sent_at: now,
-                is_hedged: false,
-                asks,
-            },
-        );
-        attempt
-    }
-}
-
-/// What one of several partitions is asked for, so that the merged page is
-/// almost surely full: rows fall into partitions at random.
-fn rows_per_partition(rows: usize, partitions: usize) -> usize {
-    let share = rows.div_ceil(partitions.max(1));
-    rows.min(share + 3 * share.isqrt() + 8)
 }

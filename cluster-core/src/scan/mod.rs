@@ -11,10 +11,15 @@
 //! given. The order across a restart is as good as the replicas' indexes agree;
 //! completeness does not depend on it.
 //!
+//! A replica whose node has lost its lease answers only where the operator has
+//! set `lease_loss = serve_stale`, flagged, and only a request that accepts that:
+//! the scan does once every replica of the partition has been asked in vain.
+//!
 //! What may happen is an [`Event`], what is to be done about it a [`Command`];
 //! [`DistributedScan`] is the function between them. The sender of requests, the
 //! clock and the seed belong to the caller.
 
+mod asking;
 mod attempts;
 mod failure;
 mod given;
@@ -23,6 +28,7 @@ mod partition;
 mod placing;
 mod protocol;
 mod replicas;
+mod staleness;
 mod state;
 
 pub use failure::{Failure, FailureKind};
@@ -31,7 +37,10 @@ pub use protocol::{
     Ask, AttemptId, Command, Event, MapStamp, MergedPage, Millis, PageStats, PartitionAsk,
     PartitionPage, ScanLimits,
 };
+pub use staleness::StaleReason;
 pub use state::DistributedScan;
 
+#[cfg(test)]
+mod moving_tests;
 #[cfg(test)]
 mod scan_tests;

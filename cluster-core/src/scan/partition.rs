@@ -4,7 +4,7 @@ use super::failure::Failure;
 use super::merge::Stream;
 use super::protocol::*;
 use super::replicas::{FailureTimes, Serving, choose, serving};
-use crate::ids::PartitionId;
+use crate::ids::{NodeId, PartitionId};
 use crate::map::{HashRange, Partition};
 
 /// Where the next page of a partition is to be had.
@@ -30,11 +30,15 @@ pub(super) struct PartitionScan<K> {
     /// Failures in a row.
     pub failures: u32,
     pub last_failure: Option<Failure>,
+    /// Where it happened; `None` after a page.
+    pub failed_on: Option<NodeId>,
     /// Which nodes failed for this partition; others may do well there.
     pub failed: FailureTimes,
     pub not_before: Millis,
     pub barren_pages: u32,
     pub tail_rows: u64,
+    /// Whether rows since the last restart came without a lease.
+    pub is_stale: bool,
 }
 
 impl<K: Ord> PartitionScan<K> {
@@ -50,10 +54,12 @@ impl<K: Ord> PartitionScan<K> {
             waiting: Vec::new(),
             failures: 0,
             last_failure: None,
+            failed_on: None,
             failed: FailureTimes::new(),
             not_before: 0,
             barren_pages: 0,
             tail_rows: 0,
+            is_stale: false,
         }
     }
 
@@ -85,11 +91,18 @@ impl<K: Ord> PartitionScan<K> {
             .count()
     }
 
+    /// Whether an answer without a lease is better than none: no replica has
+    /// given another since the last page.
+    pub fn accepts_stale(&self) -> bool {
+        self.is_stale || self.failures as usize >= self.usable_replicas().max(1)
+    }
+
     /// Forgets everything that a replica has said and the scan has not given.
     pub fn restart(&mut self, drops_given: bool) {
         self.cursor = None;
         self.stream = Stream::default();
         self.drops_given = drops_given;
         self.barren_pages = 0;
+        self.is_stale = false;
     }
 }

@@ -37,6 +37,13 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
             let replicas = super::replicas::serving(new);
             let partition = &mut self.partitions[index];
             let is_cut_off = partition.cursor.is_some_and(|c| !replicas.contains(&c.at));
+            // What a replica that serves no longer may still answer is not waited
+            // for: its cursor could not be followed.
+            let attempts = &self.attempts;
+            partition.waiting.retain(|attempt| {
+                let at = attempts.get(attempt).and_then(|a| a.asks_of(new.id));
+                at.is_some_and(|at| replicas.contains(&at))
+            });
             partition.replicas = replicas;
             if partition
                 .last_failure
@@ -47,7 +54,6 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
             }
             if is_cut_off {
                 self.close_cursor(index);
-                self.partitions[index].waiting.clear();
                 self.partitions[index].restart(drops_given);
             }
         }

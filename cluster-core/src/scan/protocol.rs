@@ -24,6 +24,10 @@ pub struct ScanLimits {
     pub backoff_doublings_max: u32,
     /// When a second replica is asked as well; `None`: never.
     pub hedge_after_ms: Option<Millis>,
+    /// How long replicas that all answer ESTALE, with no newer map to be had, are
+    /// asked again; `None`: until the deadline. For a client that no coordinator
+    /// tells of the map: leases that run out then do not come back by themselves.
+    pub stale_patience_ms: Option<Millis>,
     /// Keys remembered for a restart. A scan that has given more goes on, but a
     /// lost replica ends it.
     pub given_keys_max: usize,
@@ -40,6 +44,7 @@ impl Default for ScanLimits {
             backoff_ms: 5,
             backoff_doublings_max: 6,
             hedge_after_ms: Some(200),
+            stale_patience_ms: None,
             given_keys_max: 1_000_000,
             barren_pages_max: 1_000,
         }
@@ -60,6 +65,8 @@ pub struct Ask {
     /// Rows per partition.
     pub page_rows: usize,
     pub timeout_ms: Millis,
+    /// Whether a node whose lease has run out may answer what it has, flagged.
+    pub accepts_stale: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +85,8 @@ pub struct PartitionPage<K> {
     pub resume_token: u64,
     pub tail_rows: u64,
     pub distances: u64,
+    /// Answered without a lease: newer rows may be missing.
+    pub is_stale: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -141,5 +150,11 @@ pub struct PageStats {
     pub tail_rows: u64,
     pub distances: u64,
     pub retries: u32,
+    /// Times that another replica was asked after one had failed.
+    pub other_replica: u32,
     pub hedges: u32,
+    /// Hedges that answered first.
+    pub hedges_won: u32,
+    /// Partitions answered without a lease.
+    pub stale_partitions: u32,
 }

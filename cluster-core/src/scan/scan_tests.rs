@@ -5,9 +5,9 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-const C: CollectionId = CollectionId(1);
+pub(super) const C: CollectionId = CollectionId(1);
 
-fn replica(node: u64, generation: u64) -> Replica {
+pub(super) fn replica(node: u64, generation: u64) -> Replica {
     let state = ReplicaState::Serving;
     Replica {
         node: NodeId(node),
@@ -16,7 +16,7 @@ fn replica(node: u64, generation: u64) -> Replica {
     }
 }
 
-fn map(version: u64, partitions: &[(u64, HashRange, Vec<Replica>)]) -> PartitionMap {
+pub(super) fn map(version: u64, partitions: &[(u64, HashRange, Vec<Replica>)]) -> PartitionMap {
     let mut map = PartitionMap {
         epoch: LeaseEpoch(1),
         version: MapVersion(version),
@@ -58,7 +58,12 @@ fn scan(map: &PartitionMap) -> DistributedScan<u64> {
     DistributedScan::new(C, map, limits, [(NodeId(2), 1)], 7)
 }
 
-fn page(hits: &[(u64, f64)], bound: f64, exhausted: bool, token: u64) -> PartitionPage<u64> {
+pub(super) fn page(
+    hits: &[(u64, f64)],
+    bound: f64,
+    exhausted: bool,
+    token: u64,
+) -> PartitionPage<u64> {
     PartitionPage {
         hits: hits
             .iter()
@@ -72,15 +77,16 @@ fn page(hits: &[(u64, f64)], bound: f64, exhausted: bool, token: u64) -> Partiti
         resume_token: token,
         tail_rows: 1,
         distances: 10,
+        is_stale: false,
     }
 }
 
-fn next(rows: usize, deadline: Millis) -> Event<u64> {
+pub(super) fn next(rows: usize, deadline: Millis) -> Event<u64> {
     Event::NextPage { rows, deadline }
 }
 
 /// Commands as a script: one line each.
-fn script(commands: &[Command<u64>]) -> Vec<String> {
+pub(super) fn script(commands: &[Command<u64>]) -> Vec<String> {
     let line = |command: &Command<u64>| match command {
         Command::Search(ask) => {
             let asks = ask.partitions.iter();
@@ -112,7 +118,10 @@ fn script(commands: &[Command<u64>]) -> Vec<String> {
     commands.iter().map(line).collect()
 }
 
-fn answered(attempt: u64, pages: Vec<(u64, Result<PartitionPage<u64>, Failure>)>) -> Event<u64> {
+pub(super) fn answered(
+    attempt: u64,
+    pages: Vec<(u64, Result<PartitionPage<u64>, Failure>)>,
+) -> Event<u64> {
     Event::Answered {
         attempt: AttemptId(attempt),
         pages: pages
@@ -123,7 +132,7 @@ fn answered(attempt: u64, pages: Vec<(u64, Result<PartitionPage<u64>, Failure>)>
     }
 }
 
-fn err(kind: FailureKind) -> Result<PartitionPage<u64>, Failure> {
+pub(super) fn err(kind: FailureKind) -> Result<PartitionPage<u64>, Failure> {
     Err(Failure::new(kind, "said so"))
 }
 

@@ -33,6 +33,7 @@ pub struct DistributedScan<K> {
     /// Nodes that did not answer at all.
     pub(super) failed: FailureTimes,
     pub(super) page: Option<PageInProgress>,
+    spent: PageStats,
     pub(super) commands: Vec<Command<K>>,
 }
 
@@ -67,6 +68,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
             attempts_made: 0,
             failed: recent_failures.into_iter().collect(),
             page: None,
+            spent: PageStats::default(),
             commands: Vec::new(),
         };
         scan.place(map);
@@ -118,6 +120,17 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
 
     pub fn map_stamp(&self) -> MapStamp {
         self.known
+    }
+
+    /// What the last page cost, whether it came or not.
+    pub fn spent(&self) -> PageStats {
+        self.spent
+    }
+
+    pub(super) fn count(&mut self, change: impl FnOnce(&mut PageStats)) {
+        if let Some(page) = &mut self.page {
+            change(&mut page.stats);
+        }
     }
 
     fn advance(&mut self, now: Millis) {
@@ -191,6 +204,9 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
                 );
                 page.stats.partitions = self.partitions.len() as u32;
                 page.stats.tail_rows = self.partitions.iter().map(|p| p.tail_rows).sum();
+                let stale = self.partitions.iter().filter(|p| p.is_stale);
+                page.stats.stale_partitions = stale.count() as u32;
+                self.spent = page.stats;
                 self.commands.push(Command::Page(MergedPage {
                     rows,
                     bound,
@@ -198,7 +214,10 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
                     stats: page.stats,
                 }));
             }
-            Err(failure) => self.commands.push(Command::Fail(failure)),
+            Err(failure) => {
+                self.spent = page.stats;
+                self.commands.push(Command::Fail(failure));
+            }
         }
     }
 

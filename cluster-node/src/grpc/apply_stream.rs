@@ -9,11 +9,12 @@
 
 use super::convert;
 use crate::node::Node;
-use crate::partition::job::StreamGaps;
-use crate::partition::replica::Replica;
+use crate::partition::job::{Gap, StreamGaps};
+use crate::partition::replica::{Replica, ReplicaId};
 use crate::source::{Retention, Source};
 use cluster_core::change::Batch;
 use cluster_core::ids::*;
+use cluster_core::map::ReplicaState;
 use cluster_core::wal_position::WalPosition;
 use prost::Message;
 use proto::convert::required;
@@ -30,6 +31,8 @@ use tonic::{Status, Streaming};
 pub const RESPONSES_MAX: usize = 64;
 /// How long a partition of a newer map may take to arrive here.
 const ASSIGNMENT_WAIT: Duration = Duration::from_secs(3);
+/// The same for a learner, which the consumer attaches again if it is too short.
+const ATTACH_WAIT: Duration = Duration::from_millis(500);
 /// While searches wait, the consumer is reminded this often.
 const WANTED_EVERY: Duration = Duration::from_millis(50);
 
@@ -116,9 +119,7 @@ async fn take(stream: &Stream, requests: &mut Streaming<v1::ApplyRequest>) -> Re
         match request.kind {
             Some(apply_request::Kind::Batch(batch)) => stream.batch(batch).await?,
             Some(apply_request::Kind::NothingElse(rest)) => stream.nothing_else(rest).await?,
-            Some(apply_request::Kind::Attach(_)) => {
-                return Err(Status::unimplemented("INTERFACE: to be written"));
-            }
+            Some(apply_request::Kind::Attach(attach)) => stream.attach(attach).await?,
             Some(apply_request::Kind::Open(_)) => {
                 return Err(Status::invalid_argument("the stream is open already"));
             }
@@ -159,25 +160,77 @@ impl Stream {
         let batch = Batch::try_from(wire)?;
         self.check_position(batch.to)?;
         let partition = batch.partition;
-        let replica = self
-            .node
-            .replicas
-            .wait_for(partition, ASSIGNMENT_WAIT)
+        let held = self
+            .held(partition, batch.generation, ASSIGNMENT_WAIT)
             .await;
-        let replica = replica.filter(|replica| replica.id.generation == batch.generation);
-        let replica = replica.ok_or_else(|| {
+        if held.is_none() && self.gaps.has(partition) {
+            // A learner that is not here yet was answered when it was attached.
+            return Ok(());
+        }
+        let replica = held.ok_or_else(|| {
             let message = format!("{partition} is not held in generation {}", batch.generation);
             self.node.estale("generation", message)
         })?;
-        if replica.id.source != self.source.id {
-            let message = format!("{partition} is not of {}", self.source.id);
-            return Err(Status::invalid_argument(message));
-        }
+        self.check_source(&replica)?;
         convert::check_batch(&batch, replica.id.dimensions).map_err(Status::invalid_argument)?;
         replica
             .apply(batch, self.gaps.clone(), Some(memory))
             .await
             .map_err(|stopped| self.node.estale("generation", stopped.to_string()))
+    }
+
+    /// The replica of an assignment, which may arrive here later than where the
+    /// consumer saw it.
+    async fn held(
+        &self,
+        partition: PartitionId,
+        generation: Generation,
+        wait: Duration,
+    ) -> Option<Arc<Replica>> {
+        let wait = match self.gaps.has(partition) {
+            true => Duration::ZERO,
+            false => wait,
+        };
+        let replicas = &self.node.replicas;
+        replicas
+            .wait_for_generation(partition, generation, wait)
+            .await
+    }
+
+    /// A learner that is not here is answered with a gap: the consumer attaches it
+    /// again later, and no other partition of the stream suffers.
+    async fn attach(&self, wire: v1::AttachLearner) -> Result<(), Status> {
+        let partition = PartitionId(wire.partition_id);
+        let generation = Generation(wire.generation);
+        let from: WalPosition = required(wire.from, "from")?.into();
+        if from.incarnation > self.incarnation {
+            return self.check_position(from);
+        }
+        let Some(replica) = self.held(partition, generation, ATTACH_WAIT).await else {
+            self.gaps.refuse_attach(Gap {
+                partition,
+                watermark: WalPosition::ZERO,
+                previous: from,
+            });
+            self.source.notify();
+            return Ok(());
+        };
+        self.check_source(&replica)?;
+        // A slot may count on any other, and on what it holds.
+        let assigned = self.node.assigned(partition, generation);
+        let may_begin_anew = assigned == Some(ReplicaState::Learner);
+        replica
+            .attach(from, self.gaps.clone(), may_begin_anew)
+            .await
+            .map_err(|stopped| self.node.estale("generation", stopped.to_string()))
+    }
+
+    fn check_source(&self, replica: &Replica) -> Result<(), Status> {
+        if replica.id.source == self.source.id {
+            return Ok(());
+        }
+        let message = format!("{} is not of {}", replica.id.partition, self.source.id);
+        Err(Status::invalid_argument(message))
     }
 
     async fn nothing_else(&self, wire: v1::NothingElse) -> Result<(), Status> {
@@ -190,9 +243,20 @@ impl Stream {
         });
         let except: BTreeSet<u64> = wire.except_partition_ids.into_iter().collect();
         for replica in self.node.replicas.of_source(self.source.id) {
-            if !except.contains(&replica.id.partition.0) {
+            let ReplicaId {
+                partition,
+                generation,
+                ..
+            } = replica.id;
+            // What is not fed has not been told everything up to `to`.
+            let needs_attach = match self.node.assigned(partition, generation) {
+                Some(ReplicaState::Serving | ReplicaState::Releasing) => false,
+                Some(ReplicaState::Learner) => true,
+                Some(ReplicaState::Demoted) | None => continue,
+            };
+            if !except.contains(&partition.0) {
                 // One that stopped has left the node; the stream ends by itself.
-                let _ = replica.nothing_else(to, &self.gaps).await;
+                let _ = replica.nothing_else(to, &self.gaps, needs_attach).await;
             }
         }
         self.source.notify();
@@ -213,7 +277,6 @@ async fn tell(stream: Arc<Stream>, responses: Responses) {
     if responses.send(response(opened)).await.is_err() {
         return;
     }
-    let mut gaps_told = 0;
     let mut wanted_told = (WalPosition::ZERO, Instant::now());
     loop {
         if let Err(status) = stream.check() {
@@ -228,17 +291,13 @@ async fn tell(stream: Arc<Stream>, responses: Responses) {
                 partitions,
             }));
         }
-        let gaps = stream.gaps.all();
-        if gaps.len() > gaps_told {
-            gaps_told = gaps.len();
-            kinds.extend(gaps.into_iter().map(|gap| {
-                apply_response::Kind::Gap(v1::ApplyGap {
-                    partition_id: gap.partition.0,
-                    watermark: Some(gap.watermark.into()),
-                    previous: Some(gap.previous.into()),
-                })
-            }));
-        }
+        kinds.extend(stream.gaps.take_untold().into_iter().map(|gap| {
+            apply_response::Kind::Gap(v1::ApplyGap {
+                partition_id: gap.partition.0,
+                watermark: Some(gap.watermark.into()),
+                previous: Some(gap.previous.into()),
+            })
+        }));
         let wanted = stream.source.wanted();
         if let Some(wanted) = wanted
             && (wanted > wanted_told.0 || wanted_told.1.elapsed() >= WANTED_EVERY)

@@ -1,12 +1,15 @@
 //! Between the wire and the node's own types, beyond `proto::convert`.
 
 use crate::config::SearchConfig;
+use crate::partition::learning::LearnerProgress;
 use crate::partition::replica::Replica;
 use crate::query::search::{PARTITIONS_MAX, Page, PageError, PageOf, Search};
+use crate::storage::RawRecord;
 use cluster_core::change::{BackfillRow, Batch, Change, VectorColumn};
 use cluster_core::ids::*;
-use cluster_core::wal_position::Lsn;
-use proto::convert::{BadMessage, vector_from_bytes};
+use cluster_core::learner::CopyKey;
+use cluster_core::wal_position::{Lsn, WalPosition};
+use proto::convert::{BadMessage, required, vector_from_bytes};
 use proto::v1;
 use std::time::Duration;
 
@@ -30,6 +33,7 @@ pub fn search(wire: v1::SearchRequest, limits: &SearchConfig) -> Result<Search, 
     };
     Ok(Search {
         epoch: LeaseEpoch(wire.epoch),
+        map_version: MapVersion(wire.map_version),
         source: SourceId(wire.source_id),
         collection: CollectionId(wire.collection_id),
         vector: vector_from_bytes(&wire.query)?,
@@ -42,6 +46,7 @@ pub fn search(wire: v1::SearchRequest, limits: &SearchConfig) -> Result<Search, 
             ms => ms,
         }),
         exact: wire.exact,
+        accepts_stale: wire.accepts_stale,
         partitions: wire.partitions.iter().map(page_of).collect(),
     })
 }
@@ -66,6 +71,7 @@ pub fn page(partition: PartitionId, page: Result<Page, PageError>) -> v1::Partit
             tail_rows: page.tail_rows as u64,
             distances: page.distances as u64,
             error: None,
+            is_stale: page.is_stale,
         },
         Err(error) => v1::PartitionPage {
             partition_id,
@@ -91,14 +97,67 @@ fn page_error(error: &PageError) -> v1::PartitionError {
 }
 
 pub fn watermark(replica: &Replica) -> v1::PartitionWatermark {
-    let watermarks = replica.progress.watermarks();
+    let standing = replica.standing();
     v1::PartitionWatermark {
         partition_id: replica.id.partition.0,
         generation: replica.id.generation.0,
-        applied: Some(watermarks.applied.into()),
-        durable: Some(watermarks.durable.into()),
-        is_learning: false,
+        applied: Some(standing.watermarks.applied.into()),
+        durable: Some(standing.watermarks.durable.into()),
+        is_learning: standing.is_learning,
     }
+}
+
+impl From<LearnerProgress> for v1::LearnerProgress {
+    fn from(progress: LearnerProgress) -> Self {
+        Self {
+            rows_copied: progress.rows_copied,
+            rows_total: progress.rows_total,
+            bytes_copied: progress.bytes_copied,
+            copying_ms: progress.copying_ms,
+            log_bytes: progress.log_bytes,
+            is_copied: progress.is_copied,
+        }
+    }
+}
+
+/// The checksum of a part of a copy, over keys and values in order.
+pub fn records_checksum(records: &[v1::CheckpointRecord]) -> u32 {
+    records.iter().fold(0, |sum, record| {
+        let sum = crc32c::crc32c_append(sum, &record.key);
+        crc32c::crc32c_append(sum, &record.value)
+    })
+}
+
+pub fn records_to_wire(records: Vec<RawRecord>, high: WalPosition) -> v1::CheckpointRecords {
+    let records: Vec<_> = records
+        .into_iter()
+        .map(|raw| v1::CheckpointRecord {
+            key: raw.key.0.into_vec().into(),
+            value: raw.record.into_vec().into(),
+        })
+        .collect();
+    v1::CheckpointRecords {
+        checksum: records_checksum(&records),
+        records,
+        watermark: Some(high.into()),
+    }
+}
+
+/// Checks a part whole before any record of it is believed.
+pub fn records_from_wire(
+    wire: v1::CheckpointRecords,
+) -> Result<(Vec<RawRecord>, WalPosition), BadMessage> {
+    let high = required(wire.watermark, "watermark of records")?.into();
+    let sum = records_checksum(&wire.records);
+    if sum != wire.checksum {
+        let sums = format!("{sum:08x}, sent as {:08x}", wire.checksum);
+        return Err(BadMessage::OutOfRange("checksum of records", sums));
+    }
+    let records = wire.records.iter().map(|record| RawRecord {
+        key: CopyKey(record.key.to_vec().into()),
+        record: record.value.to_vec().into(),
+    });
+    Ok((records.collect(), high))
 }
 
 /// Every vector of a batch must be one that the partition can hold.

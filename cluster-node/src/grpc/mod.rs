@@ -1,9 +1,14 @@
 //! The wire. Protobuf types stop here: [`convert`] checks what comes in, and the
-//! handlers below pass core types on.
+//! handlers below pass core types on. `checkpoint` sends a replica's records to a
+//! learner elsewhere, [`fetch`] takes a peer's for one that is here.
 
 mod apply_stream;
 mod backfill_stream;
+mod checkpoint;
+#[cfg(test)]
+mod checkpoint_tests;
 mod convert;
+pub mod fetch;
 mod service;
 #[cfg(test)]
 mod tests;

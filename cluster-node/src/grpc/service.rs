@@ -1,7 +1,8 @@
 //! The Node service: each handler converts, asks the node, converts back.
 
-use super::{apply_stream, backfill_stream, convert};
+use super::{apply_stream, backfill_stream, checkpoint, convert};
 use crate::node::Node;
+use crate::partition::replica::Replica;
 use crate::query::search::SearchError;
 use crate::source::Source;
 use crate::storage::StorageError;
@@ -34,7 +35,7 @@ impl NodeService {
     }
 }
 
-fn disk(error: StorageError) -> Status {
+pub fn disk(error: StorageError) -> Status {
     match error {
         StorageError::Corrupt(corrupt) => Status::data_loss(corrupt.to_string()),
         StorageError::Disk { .. } => Status::internal(error.to_string()),
@@ -103,8 +104,7 @@ impl v1::node_server::Node for NodeService {
     ) -> Result<Response<v1::ListPendingResponse>, Status> {
         let request = request.into_inner();
         let partition = PartitionId(request.partition_id);
-        let replica = self.node.replicas.get(partition);
-        let replica = replica.ok_or_else(|| self.not_held(partition))?;
+        let replica = self.caught_up(partition)?;
         let limit = (request.limit as usize).min(PENDING_KEYS_MAX);
         let keys = replica.pending_keys(limit).into_iter();
         Ok(Response::new(v1::ListPendingResponse {
@@ -121,8 +121,7 @@ impl v1::node_server::Node for NodeService {
         let partition = PartitionId(request.partition_id);
         let key = RowKey::from_bytes(request.key.to_vec()).map_err(BadMessage::from)?;
         let before: WalPosition = required(request.before, "before")?.into();
-        let replica = self.node.replicas.get(partition);
-        let replica = replica.ok_or_else(|| self.not_held(partition))?;
+        let replica = self.caught_up(partition)?;
         if let Some(problem) = replica.problem() {
             return Err(Status::data_loss(problem));
         }
@@ -190,9 +189,11 @@ impl v1::node_server::Node for NodeService {
 
     async fn fetch_checkpoint(
         &self,
-        _request: Request<v1::FetchCheckpointRequest>,
+        request: Request<v1::FetchCheckpointRequest>,
     ) -> Result<Response<Self::FetchCheckpointStream>, Status> {
-        Err(Status::unimplemented("INTERFACE: to be written"))
+        let request = request.into_inner();
+        let parts = checkpoint::send(self.node.clone(), request, self.stop.clone()).await?;
+        Ok(Response::new(ReceiverStream::new(parts)))
     }
 
     async fn get_map(
@@ -209,8 +210,17 @@ impl v1::node_server::Node for NodeService {
 }
 
 impl NodeService {
-    fn not_held(&self, partition: PartitionId) -> Status {
-        let message = format!("{partition} is not held here");
-        self.node.estale("generation", message)
+    /// The replica, unless it is still copying: its rows are none that a replica
+    /// of the stream ever had.
+    fn caught_up(&self, partition: PartitionId) -> Result<Arc<Replica>, Status> {
+        let replica = self.node.replicas.get(partition).ok_or_else(|| {
+            let message = format!("{partition} is not held here");
+            self.node.estale("generation", message)
+        })?;
+        if replica.is_learning() {
+            let message = format!("{partition} is still learning here: ask a serving replica");
+            return Err(self.node.estale("learning", message));
+        }
+        Ok(replica)
     }
 }

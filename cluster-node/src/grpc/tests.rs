@@ -2,8 +2,10 @@
 //! The wire over loopback: apply, backfill and search as their callers do it.
 
 use super::serve;
+use crate::config::Config;
 use crate::testing::*;
 use cluster_core::change::Change;
+use cluster_core::map::{PartitionMap, ReplicaState};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use proto::convert::vector_to_bytes;
 use proto::v1::node_client::NodeClient;
@@ -24,8 +26,12 @@ struct Wire {
 }
 
 async fn wire() -> Wire {
+    wire_with(map()).await
+}
+
+async fn wire_with(map: PartitionMap) -> Wire {
     let dir = tempfile::tempdir().unwrap();
-    let t = TestNode::start(dir.path()).await;
+    let t = TestNode::start_as(dir.path(), NODE, Config::default(), map).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
@@ -101,6 +107,7 @@ fn search_request(min_lsn: u64) -> v1::SearchRequest {
         snapshot_xmin: u64::MAX,
         deadline_ms: 3_000,
         exact: false,
+        accepts_stale: false,
         partitions: vec![v1::PartitionCursor {
             partition_id: PARTITION.0,
             generation: 1,
@@ -237,5 +244,132 @@ async fn a_backfill_is_opened_filled_and_closed_over_the_wire() {
     assert!(refused.refused.contains("not open"), "{}", refused.refused);
     w.t.nothing_else(20).await;
     assert_eq!(w.t.find(CURRENT).await, [1]);
+    w.stop.cancel();
+}
+
+fn attach(generation: u64, from: u64) -> v1::ApplyRequest {
+    request(apply_request::Kind::Attach(v1::AttachLearner {
+        partition_id: PARTITION.0,
+        generation,
+        from: Some(end(from).into()),
+    }))
+}
+
+fn nothing_else(to: u64) -> v1::ApplyRequest {
+    request(apply_request::Kind::NothingElse(v1::NothingElse {
+        to: Some(end(to).into()),
+        confirmed: Some(end(1).into()),
+        ..Default::default()
+    }))
+}
+
+/// The next news of the partition.
+async fn watermark(responses: &mut Streaming<v1::ApplyResponse>) -> v1::PartitionWatermark {
+    loop {
+        if let apply_response::Kind::Watermarks(watermarks) = next(responses).await {
+            return watermarks.partitions[0];
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p2_a_learner_reports_what_it_logged_on_disk_and_only_of_the_stream_that_attached_it() {
+    let mut w = wire_with(map_in(1, ReplicaState::Learner)).await;
+    let (requests, mut responses) = w.open(1).await;
+    let apply_response::Kind::Opened(opened) = next(&mut responses).await else {
+        panic!("the first answer is Opened");
+    };
+    assert!(opened.partitions[0].is_learning);
+    let durable = |watermark: v1::PartitionWatermark| {
+        assert!(watermark.is_learning);
+        assert_eq!(watermark.applied.unwrap(), WalPosition::ZERO.into());
+        WalPosition::from(watermark.durable.unwrap())
+    };
+    // Not attached yet: this says nothing about the learner.
+    requests.send(nothing_else(90)).await.unwrap();
+    requests.send(attach(1, 10)).await.unwrap();
+    assert_eq!(durable(watermark(&mut responses).await), end(10));
+    let rows = vec![upsert(1, [1.0, 0.0])];
+    requests.send(apply(10, 20, rows)).await.unwrap();
+    assert_eq!(durable(watermark(&mut responses).await), end(20));
+    requests.send(nothing_else(30)).await.unwrap();
+    assert_eq!(durable(watermark(&mut responses).await), end(30));
+    let report = w.t.node.report().partitions.remove(0);
+    assert_eq!(WalPosition::from(report.durable.unwrap()), end(30));
+    assert_eq!(report.applied, Some(WalPosition::ZERO.into()));
+    assert!(report.learner.unwrap().log_bytes > 0);
+    // A new stream that has not attached it moves nothing.
+    let (requests, mut responses) = w.open(2).await;
+    next(&mut responses).await;
+    requests.send(nothing_else(90)).await.unwrap();
+    requests.send(apply(40, 50, vec![delete(1)])).await.unwrap();
+    let apply_response::Kind::Gap(gap) = next(&mut responses).await else {
+        panic!("a gap is answered");
+    };
+    assert_eq!(WalPosition::from(gap.watermark.unwrap()), end(30));
+    // Attached again, the same stream feeds it on.
+    requests.send(attach(1, 30)).await.unwrap();
+    requests.send(apply(30, 60, vec![delete(1)])).await.unwrap();
+    assert_eq!(durable(watermark(&mut responses).await), end(60));
+    w.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_that_is_not_here_is_answered_with_a_gap_and_the_stream_goes_on() {
+    let mut w = wire().await;
+    let (requests, mut responses) = w.open(1).await;
+    next(&mut responses).await;
+    for _ in 0..2 {
+        requests.send(attach(9, 10)).await.unwrap();
+        let apply_response::Kind::Gap(gap) = next(&mut responses).await else {
+            panic!("each attachment is answered");
+        };
+        assert_eq!(WalPosition::from(gap.previous.unwrap()), end(10));
+    }
+    w.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p2_a_serving_replica_never_begins_anew() {
+    let mut w = wire().await;
+    w.t.apply(batch(0, 10, vec![upsert(1, [1.0, 0.0])])).await;
+    let (requests, mut responses) = w.open(1).await;
+    next(&mut responses).await;
+    requests.send(attach(1, 20)).await.unwrap();
+    let apply_response::Kind::Gap(gap) = next(&mut responses).await else {
+        panic!("a gap is answered");
+    };
+    assert_eq!(WalPosition::from(gap.watermark.unwrap()), end(10));
+    assert_eq!(w.t.find(CURRENT).await, [1]);
+    w.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_learner_gives_no_rows_away() {
+    let mut w = wire_with(map_in(1, ReplicaState::Learner)).await;
+    let pending = v1::ListPendingRequest {
+        partition_id: PARTITION.0,
+        limit: 1,
+    };
+    let row = v1::FetchRowRequest {
+        partition_id: PARTITION.0,
+        key: key(1).as_bytes().to_vec().into(),
+        before: Some(end(10).into()),
+    };
+    let checkpoint = v1::FetchCheckpointRequest {
+        epoch: 1,
+        partition_id: PARTITION.0,
+        generation: 1,
+        at_least: Some(end(1).into()),
+        ..Default::default()
+    };
+    let refused = [
+        w.client.list_pending(pending).await.unwrap_err(),
+        w.client.fetch_row(row).await.unwrap_err(),
+        w.client.fetch_checkpoint(checkpoint).await.unwrap_err(),
+    ];
+    for status in refused {
+        assert!(proto::error::is_estale(&status), "{status}");
+    }
     w.stop.cancel();
 }

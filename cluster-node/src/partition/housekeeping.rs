@@ -1,14 +1,15 @@
 //! What happens by the clock: watermarks that moved without rows become
 //! durable, former versions are pruned, gauges follow.
 
-use super::replica::Replica;
+use super::replica::{Replica, Undurable};
 use super::replicas::Replicas;
 use crate::metrics::Metrics;
 use crate::storage::{Storage, WriteSet};
 use std::sync::Arc;
 
-/// Makes every moved watermark durable with one synced write. A replica whose
-/// writer is at work is left out: its commit carries the watermark.
+/// Makes every moved watermark durable with one synced write; of a learner, how
+/// far its log reaches. A replica whose writer is at work is left out: its commit
+/// carries the watermark.
 pub fn persist_watermarks(replicas: &Replicas, storage: &Storage) {
     let all = replicas.all();
     let mut set = WriteSet::default();
@@ -17,17 +18,28 @@ pub fn persist_watermarks(replicas: &Replicas, storage: &Storage) {
         let Some(guard) = replica.commit_lock.try_lock() else {
             continue;
         };
-        let watermark = replica.progress.applied();
-        set.put_watermark(replica.id.partition, watermark);
-        held.push((replica, watermark, guard));
+        let partition = replica.id.partition;
+        // Once more, for the writer may have been faster.
+        let position = match replica.undurable() {
+            Some(Undurable::Watermark(applied)) => {
+                set.put_watermark(partition, applied);
+                applied
+            }
+            Some(Undurable::Log(end)) => {
+                set.put_log_end(partition, end);
+                end
+            }
+            None => continue,
+        };
+        held.push((replica, position, guard));
     }
     if held.is_empty() {
         return;
     }
     let written = storage.commit(set);
-    for (replica, watermark, _guard) in held {
+    for (replica, position, _guard) in held {
         match &written {
-            Ok(()) => replica.progress.durable_to(watermark),
+            Ok(()) => replica.durable_to(position),
             // A failed fsync is final.
             Err(error) => replica.quarantine(error.to_string()),
         }
@@ -36,8 +48,7 @@ pub fn persist_watermarks(replicas: &Replicas, storage: &Storage) {
 }
 
 fn has_moved(replica: &Replica) -> bool {
-    let watermarks = replica.progress.watermarks();
-    watermarks.applied > watermarks.durable && !replica.is_quarantined()
+    replica.undurable().is_some() && !replica.is_quarantined()
 }
 
 pub fn prune(replicas: &Replicas) {
@@ -59,6 +70,7 @@ pub fn refresh_gauges(replicas: &Replicas, metrics: &Metrics) {
     metrics
         .memory_bytes
         .set(sum(&|r| r.live().memory_bytes() as u64));
+    metrics.learners.set(sum(&|r| u64::from(r.is_learning())));
     let unreadable = replicas.unreadable().len() as i64;
     let quarantined = sum(&|r| u64::from(r.is_quarantined()));
     metrics.quarantined.set(quarantined + unreadable);

@@ -1,11 +1,13 @@
 //! What a partition's writer is asked to do, in the order of its queue.
 
 use super::rebuild::Rebuilt;
+use crate::storage::{CopiedRecord, PartitionMeta};
 use cluster_core::change::{BackfillRow, Batch};
 use cluster_core::ids::{BackfillId, PartitionId};
+use cluster_core::learner::{CopyKey, CopyRun};
 use cluster_core::wal_position::WalPosition;
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -18,27 +20,90 @@ pub struct Gap {
 }
 
 /// The gaps of one apply stream. What follows a gap on the same stream is
-/// ignored for that partition, "nothing else" included: it would skip rows.
+/// ignored for that partition, "nothing else" included: it would skip rows. Only
+/// an attachment ends that, for it says from where the stream carries on.
 #[derive(Default)]
 pub struct StreamGaps {
-    seen: Mutex<BTreeMap<PartitionId, Gap>>,
+    marks: Mutex<Marks>,
+}
+
+#[derive(Default)]
+struct Marks {
+    seen: BTreeMap<PartitionId, Gap>,
+    untold: Vec<Gap>,
+    /// Learners that this stream feeds.
+    attached: BTreeSet<PartitionId>,
 }
 
 impl StreamGaps {
     pub fn add(&self, gap: Gap) {
-        self.seen.lock().entry(gap.partition).or_insert(gap);
+        let mut marks = self.marks.lock();
+        marks.attached.remove(&gap.partition);
+        if marks.seen.insert(gap.partition, gap).is_none() {
+            marks.untold.push(gap);
+        }
+    }
+
+    /// As [`Self::add`], for an attachment: it is told again each time, for each
+    /// time the consumer asks.
+    pub fn refuse_attach(&self, gap: Gap) {
+        let mut marks = self.marks.lock();
+        marks.attached.remove(&gap.partition);
+        marks.seen.insert(gap.partition, gap);
+        marks
+            .untold
+            .retain(|other| other.partition != gap.partition);
+        marks.untold.push(gap);
     }
 
     pub fn has(&self, partition: PartitionId) -> bool {
-        self.seen.lock().contains_key(&partition)
+        self.marks.lock().seen.contains_key(&partition)
     }
 
+    /// The gaps that the consumer has not been told of.
+    pub fn take_untold(&self) -> Vec<Gap> {
+        std::mem::take(&mut self.marks.lock().untold)
+    }
+
+    pub fn attach(&self, partition: PartitionId) {
+        let mut marks = self.marks.lock();
+        marks.seen.remove(&partition);
+        marks.attached.insert(partition);
+    }
+
+    pub fn is_attached(&self, partition: PartitionId) -> bool {
+        self.marks.lock().attached.contains(&partition)
+    }
+
+    #[cfg(test)]
     pub fn all(&self) -> Vec<Gap> {
-        self.seen.lock().values().copied().collect()
+        self.marks.lock().seen.values().copied().collect()
     }
 }
 
-/// `Err` says why a backfill request was refused.
+/// What a copy from a peer brings.
+pub enum CopyStep {
+    /// The peer's header.
+    Begin {
+        watermark: WalPosition,
+        meta: PartitionMeta,
+        rows_total: u64,
+    },
+    Records {
+        records: Vec<CopiedRecord>,
+        first: CopyKey,
+        last: CopyKey,
+        /// Nothing above this is in the records.
+        high: WalPosition,
+        bytes: u64,
+    },
+    /// The peer says that nothing follows.
+    End,
+    /// Records are missing: begin the copy again.
+    OnceMore,
+}
+
+/// `Err` says why a backfill request, or a step of a copy, was refused.
 pub type BackfillReply = oneshot::Sender<Result<(), String>>;
 
 pub enum Job {
@@ -51,6 +116,19 @@ pub enum Job {
     NothingElse {
         to: WalPosition,
         gaps: Arc<StreamGaps>,
+        /// It counts only if the stream has attached the replica.
+        needs_attach: bool,
+    },
+    Attach {
+        from: WalPosition,
+        gaps: Arc<StreamGaps>,
+        /// The map says that the replica learns: no slot counts on it.
+        may_begin_anew: bool,
+    },
+    Copy {
+        run: CopyRun,
+        step: CopyStep,
+        reply: BackfillReply,
     },
     OpenBackfill {
         backfill: BackfillId,

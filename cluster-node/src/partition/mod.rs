@@ -8,7 +8,8 @@
 //! Reading order: [`replica`] (what others see), [`job`] (what its writer is
 //! asked), `writer`, `stage` (folding changes of a commit), `backfill`,
 //! `index_state` with [`live_index`], `key_table` and `formers` (memory),
-//! `rebuild`, [`replicas`] (all of them, and recovery), [`fold`],
+//! `rebuild`, [`learning`] with `learn` (a replica that copies a peer and logs the
+//! stream meanwhile), [`replicas`] (all of them, and recovery), [`fold`],
 //! [`housekeeping`], `progress`.
 //!
 //! Caveat: a search may see a key twice while a new version is published. It
@@ -21,6 +22,8 @@ pub mod housekeeping;
 mod index_state;
 pub mod job;
 mod key_table;
+mod learn;
+pub mod learning;
 pub mod live_index;
 mod progress;
 mod rebuild;
@@ -34,5 +37,7 @@ pub use writer::WriterContext;
 
 #[cfg(test)]
 mod backfill_tests;
+#[cfg(test)]
+mod learn_tests;
 #[cfg(test)]
 mod tests;

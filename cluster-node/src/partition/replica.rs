@@ -1,12 +1,14 @@
 //! A replica as everybody but its writer sees it.
 
 use super::job::{Job, StreamGaps};
+use super::learning::{LearnerProgress, Learning};
 use super::live_index::LiveIndex;
-use super::progress::Progress;
+use super::progress::{Progress, Watermarks};
 use crate::source::Source;
 use arc_swap::ArcSwap;
 use cluster_core::change::Batch;
 use cluster_core::ids::*;
+use cluster_core::learner::{CopyWanted, Phase};
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use parking_lot::{Mutex, RwLock};
@@ -29,6 +31,8 @@ pub struct Replica {
     pub id: ReplicaId,
     pub source: Arc<Source>,
     pub progress: Progress,
+    /// Set while it copies and catches up: it answers nothing.
+    learning: Mutex<Option<Learning>>,
     /// Held from reading the watermark to writing it, by writer and housekeeping.
     pub commit_lock: Mutex<()>,
     pub(super) live: ArcSwap<LiveIndex>,
@@ -42,6 +46,21 @@ pub struct Replica {
     outstanding: AtomicUsize,
     problem: RwLock<Option<String>>,
     jobs: mpsc::Sender<Job>,
+}
+
+/// What may be told of how far a replica has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub watermarks: Watermarks,
+    pub is_learning: bool,
+}
+
+/// A position that others were not told of, for the disk lacks it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undurable {
+    Watermark(WalPosition),
+    /// The end of a learner's log.
+    Log(WalPosition),
 }
 
 /// The writer is gone: the replica was given away, or its thread ended.
@@ -61,6 +80,7 @@ impl Replica {
             id,
             source,
             progress: Progress::new(watermark),
+            learning: Mutex::new(None),
             commit_lock: Mutex::new(()),
             live: ArcSwap::new(live),
             pending: Mutex::default(),
@@ -72,6 +92,85 @@ impl Replica {
             problem: RwLock::new(None),
             jobs,
         }
+    }
+
+    /// A learner has applied nothing, whatever it held before it began anew.
+    pub fn standing(&self) -> Standing {
+        let learning = self.learning.lock();
+        match &*learning {
+            Some(learning) => Standing {
+                watermarks: Watermarks {
+                    applied: WalPosition::ZERO,
+                    durable: learning.learner.durable(),
+                },
+                is_learning: true,
+            },
+            None => Standing {
+                watermarks: self.progress.watermarks(),
+                is_learning: false,
+            },
+        }
+    }
+
+    pub fn is_learning(&self) -> bool {
+        self.learning.lock().is_some()
+    }
+
+    pub fn learner_progress(&self) -> Option<LearnerProgress> {
+        self.learning.lock().as_ref().map(Learning::progress)
+    }
+
+    /// What is to be copied from a peer now.
+    pub fn copy_wanted(&self) -> Option<CopyWanted> {
+        self.learning.lock().as_ref()?.learner.wants()
+    }
+
+    pub(super) fn learner_phase(&self) -> Option<Phase> {
+        Some(self.learning.lock().as_ref()?.learner.phase())
+    }
+
+    pub(super) fn learning(&self) -> Option<Learning> {
+        self.learning.lock().clone()
+    }
+
+    /// The caller holds the commit lock, or nobody else knows the replica yet.
+    pub(super) fn set_learning(&self, learning: Option<Learning>) {
+        *self.learning.lock() = learning;
+    }
+
+    /// The learner has caught up: everything up to `at` is here, on disk.
+    pub(super) fn go_live(&self, at: WalPosition) {
+        let mut learning = self.learning.lock();
+        self.progress.apply_to(at);
+        self.progress.durable_to(at);
+        *learning = None;
+    }
+
+    /// What moved without rows and is not on disk.
+    pub fn undurable(&self) -> Option<Undurable> {
+        let learning = self.learning.lock();
+        if let Some(Learning { learner, .. }) = &*learning {
+            let end = learner.log_end();
+            return (end > learner.durable()).then_some(Undurable::Log(end));
+        }
+        let watermarks = self.progress.watermarks();
+        let has_moved = watermarks.applied > watermarks.durable;
+        has_moved.then_some(Undurable::Watermark(watermarks.applied))
+    }
+
+    /// What [`Self::undurable`] said is on disk. The caller has held the commit
+    /// lock since.
+    pub fn durable_to(&self, position: WalPosition) {
+        match &mut *self.learning.lock() {
+            Some(learning) => learning.learner.durable_to(position),
+            None => self.progress.durable_to(position),
+        }
+    }
+
+    /// Why the replica needs somebody's eye: quarantined, or began anew.
+    pub fn reported_problem(&self) -> Option<String> {
+        let note = || self.learning.lock().as_ref()?.note.clone();
+        self.problem().or_else(note)
     }
 
     pub fn live(&self) -> Arc<LiveIndex> {
@@ -128,21 +227,46 @@ impl Replica {
         self.queue_counted(job).await
     }
 
-    /// Moves the watermark at once when nothing is queued, else in turn.
+    /// Moves the watermark at once when nothing is queued, else in turn. The
+    /// writer of a learner must know, for it may be what it waits for.
     pub async fn nothing_else(
         &self,
         to: WalPosition,
         gaps: &Arc<StreamGaps>,
+        needs_attach: bool,
     ) -> Result<(), Stopped> {
-        if self.is_quarantined() || gaps.has(self.id.partition) {
+        let partition = self.id.partition;
+        if self.is_quarantined() {
             return Ok(());
         }
-        if self.outstanding.load(Ordering::SeqCst) == 0 {
-            self.progress.apply_to(to);
+        if self.outstanding.load(Ordering::SeqCst) == 0 && !self.is_learning() {
+            if !gaps.has(partition) && (!needs_attach || gaps.is_attached(partition)) {
+                self.progress.apply_to(to);
+            }
             return Ok(());
         }
         let gaps = gaps.clone();
-        self.queue_counted(Job::NothingElse { to, gaps }).await
+        self.queue_counted(Job::NothingElse {
+            to,
+            gaps,
+            needs_attach,
+        })
+        .await
+    }
+
+    /// Queues an attachment: the stream carries everything above `from`.
+    pub async fn attach(
+        &self,
+        from: WalPosition,
+        gaps: Arc<StreamGaps>,
+        may_begin_anew: bool,
+    ) -> Result<(), Stopped> {
+        self.queue_counted(Job::Attach {
+            from,
+            gaps,
+            may_begin_anew,
+        })
+        .await
     }
 
     async fn queue_counted(&self, job: Job) -> Result<(), Stopped> {

@@ -1,15 +1,17 @@
 //! The replicas that this node holds: created, recovered, found, stopped.
 
 use super::index_state::{IndexState, PublishError};
+use super::learning::Learning;
 use super::rebuild::Rebuild;
 use super::replica::{Replica, ReplicaId};
 use super::writer::{Writer, WriterContext};
 use crate::config::cores;
 use crate::source::{Source, Sources};
-use crate::storage::{PartitionMeta, StorageError, WriteSet};
+use crate::storage::{LearnerRecord, PartitionMeta, StorageError, WriteSet};
 use cluster_core::apply::StoredVector;
 use cluster_core::collection::Metric;
-use cluster_core::ids::{PartitionId, SourceId};
+use cluster_core::ids::{Generation, PartitionId, SourceId};
+use cluster_core::learner::Learner;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use index_engine::{IndexError, IndexParams};
@@ -44,6 +46,7 @@ struct Loaded {
     index: IndexState,
     pending: BTreeSet<RowKey>,
     problem: Option<String>,
+    learning: Option<Learning>,
 }
 
 fn index_params(meta: &PartitionMeta) -> IndexParams {
@@ -92,10 +95,31 @@ impl Replicas {
 
     /// The replica, once the assignment that a caller has seen arrives here too.
     pub async fn wait_for(&self, partition: PartitionId, wait: Duration) -> Option<Arc<Replica>> {
+        self.wait_until_held(partition, Generation(0), wait).await
+    }
+
+    /// The replica of an assignment; `None` at once if a later one is held.
+    pub async fn wait_for_generation(
+        &self,
+        partition: PartitionId,
+        generation: Generation,
+        wait: Duration,
+    ) -> Option<Arc<Replica>> {
+        let held = self.wait_until_held(partition, generation, wait).await;
+        held.filter(|replica| replica.id.generation == generation)
+    }
+
+    async fn wait_until_held(
+        &self,
+        partition: PartitionId,
+        at_least: Generation,
+        wait: Duration,
+    ) -> Option<Arc<Replica>> {
         let mut created = self.created.subscribe();
         let arrives = async {
             loop {
-                if let Some(replica) = self.get(partition) {
+                let held = self.get(partition);
+                if let Some(replica) = held.filter(|held| held.id.generation >= at_least) {
                     return Some(replica);
                 }
                 created.changed().await.ok()?;
@@ -104,8 +128,14 @@ impl Replicas {
         tokio::time::timeout(wait, arrives).await.ok().flatten()
     }
 
-    /// Makes an empty replica, durably. Blocks on the disk.
-    pub fn create(&self, partition: PartitionId, meta: PartitionMeta) -> Result<(), ReplicaError> {
+    /// Makes an empty replica, durably; a learner waits to be attached. Blocks on
+    /// the disk.
+    pub fn create(
+        &self,
+        partition: PartitionId,
+        meta: PartitionMeta,
+        is_learner: bool,
+    ) -> Result<(), ReplicaError> {
         let index = IndexState::new(index_params(&meta))?;
         let source = self.sources.get(meta.source)?;
         let mut set = WriteSet::default();
@@ -113,11 +143,15 @@ impl Replicas {
         set.drop_partition(partition);
         set.put_meta(partition, &meta);
         set.put_watermark(partition, WalPosition::ZERO);
+        if is_learner {
+            set.put_learner(partition, &LearnerRecord::default());
+        }
         self.context.storage.commit(set)?;
         let loaded = Loaded {
             index,
             pending: BTreeSet::new(),
             problem: None,
+            learning: is_learner.then(Learning::default),
         };
         self.start(partition, meta, source, WalPosition::ZERO, loaded)
     }
@@ -156,6 +190,10 @@ impl Replicas {
         let source = self.sources.get(meta.source)?;
         let watermark = self.context.storage.watermark(partition);
         let mut loaded = self.load(partition, &meta)?;
+        match self.load_learning(partition) {
+            Ok(learning) => loaded.learning = learning,
+            Err(error) => drop(loaded.problem.get_or_insert(error.to_string())),
+        }
         let watermark = match watermark {
             Ok(Some(watermark)) => watermark,
             Ok(None) => {
@@ -168,7 +206,8 @@ impl Replicas {
                 WalPosition::ZERO
             }
         };
-        tracing::info!(%partition, rows = loaded.index.rows(), %watermark, "partition recovered");
+        let is_learner = loaded.learning.is_some();
+        tracing::info!(%partition, rows = loaded.index.rows(), %watermark, is_learner, "partition recovered");
         self.start(partition, meta, source, watermark, loaded)
     }
 
@@ -177,11 +216,29 @@ impl Replicas {
             index: IndexState::new(index_params(meta))?,
             pending: BTreeSet::new(),
             problem: None,
+            learning: None,
         };
         if let Err(error) = self.fill(partition, &mut loaded) {
             loaded.problem = Some(error.to_string());
         }
         Ok(loaded)
+    }
+
+    /// What the disk remembers of a learner; its rows are loaded as any.
+    fn load_learning(&self, partition: PartitionId) -> Result<Option<Learning>, StorageError> {
+        let storage = &self.context.storage;
+        let Some(record) = storage.learner(partition)? else {
+            return Ok(None);
+        };
+        let log_end = storage.log_end(partition)?.unwrap_or(WalPosition::ZERO);
+        let log = record.attached_from.map(|from| (from, log_end.max(from)));
+        Ok(Some(Learning {
+            learner: Learner::restored(log, record.copied),
+            rows_copied: record.rows_copied,
+            bytes_copied: record.bytes_copied,
+            log: storage.measure_log(partition)?,
+            ..Learning::default()
+        }))
     }
 
     fn fill(&self, partition: PartitionId, loaded: &mut Loaded) -> Result<(), LoadError> {
@@ -222,6 +279,7 @@ impl Replicas {
         let replica = Arc::new(Replica::new(id, source, watermark, live, sender));
         replica.recovered_rows.store(tail, Ordering::Relaxed);
         *replica.pending.lock() = loaded.pending;
+        replica.set_learning(loaded.learning);
         if let Some(problem) = loaded.problem {
             replica.quarantine(problem);
         }
@@ -232,6 +290,7 @@ impl Replicas {
             index: loaded.index,
             jobs,
             rebuild: Rebuild::default(),
+            replayed: WalPosition::ZERO,
             in_hand: 0,
         };
         writer.show_index();

@@ -19,9 +19,11 @@ pub struct Stage<'a> {
     keys: FxHashMap<RowKey, RowState>,
     /// A TRUNCATE was staged: of the disk's rows only those in `keys` remain.
     is_cleared: bool,
-    formers: Vec<(RowKey, FormerVersion)>,
+    formers: Formers,
     publish: Vec<Publish>,
 }
+
+type Formers = Vec<(RowKey, FormerVersion)>;
 
 /// A commit, ready to be written and then published.
 pub struct Staged {
@@ -134,10 +136,13 @@ impl<'a> Stage<'a> {
 
     /// Ends every row that stands below `position`. Rows above it are there when
     /// a backfill's snapshot, taken after the TRUNCATE, outran the stream; only
-    /// then the rows are read.
+    /// then the rows are read. (A learner may also have copied rows above it, and
+    /// former versions; those the log holds, and brings again.)
     fn truncate(&mut self, position: WalPosition) -> Result<(), StorageError> {
         let mut survivors = FxHashMap::default();
+        let mut formers = Vec::new();
         if self.meta.stamp_high > position {
+            formers = self.formers_above(position)?;
             if !self.is_cleared {
                 for entry in self.storage.rows(self.partition) {
                     let (key, row) = entry?;
@@ -154,6 +159,13 @@ impl<'a> Stage<'a> {
         let rows = survivors.iter();
         let rows = rows.map(|(key, row)| (key.clone(), now(row.as_ref())));
         self.publish = vec![Publish::Reset(rows.collect())];
+        self.publish
+            .extend(formers.iter().map(|(key, former)| Publish::Former {
+                key: key.clone(),
+                ended: former.ended,
+                ended_xid: former.ended_xid,
+                vector: former.vector.clone(),
+            }));
         self.keys = survivors
             .into_iter()
             .map(|(key, row)| {
@@ -162,11 +174,28 @@ impl<'a> Stage<'a> {
             })
             .collect();
         // Older snapshots see an empty table too: TRUNCATE is not MVCC-safe.
-        self.formers.clear();
+        self.formers = formers;
         self.is_cleared = true;
         self.meta.truncated = self.meta.truncated.max(position);
         self.meta_changed = true;
         Ok(())
+    }
+
+    /// Versions that ended above `position`: only a learner has some, copied from
+    /// a peer that was further. Its rows may not tell of their end again.
+    fn formers_above(&self, position: WalPosition) -> Result<Formers, StorageError> {
+        let mut above = std::collections::BTreeMap::new();
+        if !self.is_cleared {
+            for entry in self.storage.formers(self.partition) {
+                let (key, former) = entry?;
+                above.insert((key, former.ended), former);
+            }
+        }
+        for (key, former) in &self.formers {
+            above.insert((key.clone(), former.ended), former.clone());
+        }
+        above.retain(|(_, ended), _| *ended > position);
+        Ok(above.into_iter().map(|((k, _), f)| (k, f)).collect())
     }
 
     pub fn finish(self) -> Staged {

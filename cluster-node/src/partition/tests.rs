@@ -311,14 +311,8 @@ async fn p5_without_a_lease_only_a_reached_position_is_answered() {
     assert!(matches!(lagging, PageError::Lagging(_)), "{lagging}");
     assert_eq!(t.page(at(10)).await.unwrap().applied, end(10));
     t.stop().await;
-    let t = TestNode::start(dir.path()).await;
-    // A newer epoch's grant that has run out.
-    let t = {
-        let lapsed = crate::lease::Lease::new(0);
-        let mut node = t;
-        Arc::get_mut(&mut node.node).unwrap().lease = lapsed;
-        node
-    };
+    let mut t = TestNode::start(dir.path()).await;
+    t.lose_lease();
     let refused = t.node.search(search()).await.unwrap_err();
     assert!(matches!(refused, SearchError::Stale(_)));
     assert_eq!(t.page(at(10)).await.unwrap().hits.len(), 1);

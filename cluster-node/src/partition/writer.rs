@@ -8,6 +8,7 @@
 use super::backfill;
 use super::index_state::{IndexState, Now, Publish, PublishError};
 use super::job::{Gap, Job};
+use super::learn::{self, Replayed};
 use super::rebuild::Rebuild;
 use super::replica::Replica;
 use super::stage::{Stage, Staged};
@@ -15,11 +16,12 @@ use crate::config::ApplyConfig;
 use crate::metrics::Metrics;
 use crate::storage::{PartitionMeta, Storage, StorageError, WriteSet};
 use cluster_core::apply::{Admission, admit};
+use cluster_core::wal_position::WalPosition;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 
 /// Former versions removed by one job.
 const PRUNE_MAX: usize = 10_000;
@@ -42,6 +44,8 @@ pub struct Writer {
     pub(super) index: IndexState,
     pub(super) jobs: mpsc::Receiver<Job>,
     pub(super) rebuild: Rebuild,
+    /// A learner has applied its log up to here.
+    pub(super) replayed: WalPosition,
     /// Jobs of apply streams taken from the queue and not done.
     pub(super) in_hand: usize,
 }
@@ -58,22 +62,52 @@ pub(super) enum Fatal {
 impl Writer {
     pub fn run(mut self) {
         let mut next = None;
-        while let Some(job) = next.take().or_else(|| self.jobs.blocking_recv()) {
+        while let Some(job) = self.next_job(&mut next) {
             if let Job::Stop { done } = job {
                 drop(self);
                 // Whoever asked may have gone.
                 let _ = done.send(());
                 return;
             }
-            let step = catch_unwind(AssertUnwindSafe(|| self.step(job, &mut next)));
-            match step {
-                Ok(Ok(())) => {}
-                Ok(Err(fatal)) => self.replica.quarantine(fatal.to_string()),
-                Err(panic) => self.replica.quarantine(panic_message(&*panic)),
-            }
+            self.guarded(|writer| writer.step(job, &mut next));
             self.replica.done(std::mem::take(&mut self.in_hand));
+            // A busy stream must not keep a learner from catching up.
+            if learn::is_replaying(&self) {
+                self.guarded(learn::replay);
+            }
             self.replica.source.notify();
         }
+    }
+
+    /// The next job. A learner that has copied its peer applies its log while
+    /// nobody asks for anything.
+    fn next_job(&mut self, next: &mut Option<Job>) -> Option<Job> {
+        if next.is_some() {
+            return next.take();
+        }
+        while learn::is_replaying(self) {
+            match self.jobs.try_recv() {
+                Ok(job) => return Some(job),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => {}
+            }
+            match self.guarded(learn::replay) {
+                Some(Replayed::Some) => self.replica.source.notify(),
+                Some(Replayed::Waits) => std::thread::sleep(TAIL_POLL),
+                Some(Replayed::Nothing) | None => break,
+            }
+        }
+        self.jobs.blocking_recv()
+    }
+
+    /// Acts; what is fatal quarantines the replica.
+    fn guarded<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, Fatal>) -> Option<T> {
+        match catch_unwind(AssertUnwindSafe(|| act(self))) {
+            Ok(Ok(done)) => return Some(done),
+            Ok(Err(fatal)) => self.replica.quarantine(fatal.to_string()),
+            Err(panic) => self.replica.quarantine(panic_message(&*panic)),
+        }
+        None
     }
 
     fn step(&mut self, job: Job, next: &mut Option<Job>) -> Result<(), Fatal> {
@@ -98,6 +132,21 @@ impl Writer {
                 let result = self.refuse_or(|w| backfill::close(w, backfill));
                 answer(reply, result)
             }
+            Job::Attach {
+                from,
+                gaps,
+                may_begin_anew,
+            } => {
+                self.in_hand = 1;
+                learn::attach(self, from, &gaps, may_begin_anew)
+            }
+            Job::Copy { run, step, reply } => {
+                let result = match self.replica.problem() {
+                    Some(problem) => Ok(Err(format!("quarantined: {problem}"))),
+                    None => learn::copy(self, run, step),
+                };
+                answer(reply, result)
+            }
             Job::Prune => self.prune(),
             Job::Rebuilt(rebuilt) => {
                 if let Some(index) = self.rebuild.finish(*rebuilt)? {
@@ -110,13 +159,18 @@ impl Writer {
         }
     }
 
-    /// A quarantined replica refuses with its reason.
+    /// A quarantined replica refuses a backfill with its reason, and a learner
+    /// takes none: its peer's rows have it.
     fn refuse_or(
         &mut self,
         act: impl FnOnce(&mut Self) -> Result<Result<(), String>, Fatal>,
     ) -> Result<Result<(), String>, Fatal> {
         match self.replica.problem() {
             Some(problem) => Ok(Err(format!("quarantined: {problem}"))),
+            None if self.replica.is_learning() => {
+                let partition = self.replica.id.partition;
+                Ok(Err(format!("{partition} is still learning here")))
+            }
             None => act(self),
         }
     }
@@ -124,9 +178,12 @@ impl Writer {
     /// Takes the batches that wait and commits them together.
     fn apply(&mut self, first: Job, next: &mut Option<Job>) -> Result<(), Fatal> {
         self.in_hand = 1;
-        self.wait_for_folding();
+        // A log needs no folding; whoever waits here keeps other partitions waiting.
+        if !self.replica.is_learning() {
+            self.wait_for_folding();
+        }
         let group = self.gather(first, next);
-        if self.replica.is_quarantined() {
+        if self.replica.is_quarantined() || learn::log(self, &group)? {
             return Ok(());
         }
         let replica = self.replica.clone();
@@ -161,7 +218,11 @@ impl Writer {
                         }
                     }
                 }
-                Job::NothingElse { to, gaps } if !gaps.has(partition) => {
+                Job::NothingElse {
+                    to,
+                    gaps,
+                    needs_attach,
+                } if !gaps.has(partition) && (!needs_attach || gaps.is_attached(partition)) => {
                     watermark = watermark.max(to);
                 }
                 _ => {}
@@ -214,7 +275,7 @@ impl Writer {
         self.publish(staged.publish)
     }
 
-    fn publish(&mut self, steps: Vec<Publish>) -> Result<(), Fatal> {
+    pub(super) fn publish(&mut self, steps: Vec<Publish>) -> Result<(), Fatal> {
         for step in steps {
             self.rebuild.record(&step);
             self.note_pending(&step);
@@ -297,7 +358,7 @@ impl Writer {
         }
     }
 
-    fn is_tail_full(&self) -> bool {
+    pub(super) fn is_tail_full(&self) -> bool {
         let tail = self.index.live().index().tail_len();
         let recovered = &self.replica.recovered_rows;
         let left = recovered.fetch_min(tail, Ordering::Relaxed).min(tail);

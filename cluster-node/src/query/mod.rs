@@ -8,6 +8,9 @@ pub mod cursors;
 pub mod pool;
 pub mod search;
 
+#[cfg(test)]
+mod lease_loss_tests;
+
 use crate::config::SearchConfig;
 
 pub struct Queries {

@@ -3,6 +3,7 @@
 
 use super::cursors::OpenCursor;
 use super::pool::PoolError;
+use crate::config::LeaseLoss;
 use crate::lease::Standing;
 use crate::node::Node;
 use crate::partition::live_index::LiveCursor;
@@ -20,10 +21,14 @@ use tokio::time::{Instant, timeout_at};
 
 /// A request names at most this many partitions.
 pub const PARTITIONS_MAX: usize = 1_024;
+/// How long a request of a newer map waits for that map, before it is refused.
+const MAP_WAIT: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug)]
 pub struct Search {
     pub epoch: LeaseEpoch,
+    /// Of the map that the caller asks by.
+    pub map_version: MapVersion,
     pub source: SourceId,
     pub collection: CollectionId,
     pub vector: Box<[f32]>,
@@ -34,6 +39,8 @@ pub struct Search {
     pub snapshot_xmin: FullXid,
     pub deadline: Duration,
     pub exact: bool,
+    /// Whether a page without a lease, flagged, is better than none.
+    pub accepts_stale: bool,
     pub partitions: Vec<PageOf>,
 }
 
@@ -54,6 +61,8 @@ pub struct Page {
     pub applied: WalPosition,
     pub tail_rows: usize,
     pub distances: usize,
+    /// Answered without a lease.
+    pub is_stale: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -91,7 +100,7 @@ impl Node {
             Standing::StaleRequest => {
                 return Err(SearchError::Stale("the request's epoch is over"));
             }
-            Standing::Lapsed if search.min_lsn.is_none() => {
+            Standing::Lapsed if search.min_lsn.is_none() && !self.may_serve_stale(&search) => {
                 return Err(SearchError::Stale("the node's lease is over"));
             }
             Standing::Lapsed | Standing::Held => {}
@@ -117,10 +126,24 @@ impl Node {
             }
         }
         // What was computed while the lease ran out counts only with a position.
-        if search.min_lsn.is_none() && !self.lease.is_held() {
-            return Err(SearchError::Stale("the node's lease ran out"));
+        let is_leased = standing == Standing::Held && self.lease.is_held();
+        if search.min_lsn.is_none() && !is_leased {
+            if !self.may_serve_stale(&search) {
+                return Err(SearchError::Stale("the node's lease ran out"));
+            }
+            for page in answers
+                .iter_mut()
+                .filter_map(|(_, page)| page.as_mut().ok())
+            {
+                page.is_stale = true;
+                self.metrics.stale_pages.inc();
+            }
         }
         Ok(answers)
+    }
+
+    fn may_serve_stale(&self, search: &Search) -> bool {
+        search.accepts_stale && self.config.lease_loss == LeaseLoss::ServeStale
     }
 
     async fn page(
@@ -130,7 +153,7 @@ impl Node {
         standing: Standing,
         deadline: Instant,
     ) -> Result<Page, PagingError> {
-        let replica = self.served(search, of)?;
+        let replica = self.served_soon(search, of, deadline).await?;
         if let Some(lsn) = search.min_lsn {
             self.reach(&replica, lsn, standing, deadline).await?;
         }
@@ -144,8 +167,8 @@ impl Node {
                 Some(kept.ok_or(PageError::CursorLost)?)
             }
         };
-        let (search, at) = (search.clone(), replica.clone());
-        let compute = move || compute(&search, &at, open);
+        let (of_search, at) = (search.clone(), replica.clone());
+        let compute = move || compute(&of_search, &at, open);
         let computed = timeout_at(deadline, self.queries.pool.run(compute)).await;
         let (mut page, open) = match computed {
             Ok(Ok(page)) => page?,
@@ -162,9 +185,11 @@ impl Node {
         if let Some(problem) = replica.problem() {
             return Err(PageError::Corrupt(problem).into());
         }
-        self.replicas
-            .get(of.partition)
-            .filter(|now| Arc::ptr_eq(now, &replica))
+        // What was computed while the replica left, was given away or began to
+        // learn anew is no answer.
+        self.served(search, of)
+            .map(|now| Arc::ptr_eq(&now, &replica))?
+            .then_some(())
             .ok_or(PageError::Stale("the partition has left this node"))?;
         if !page.exhausted {
             page.token = self.queries.cursors.keep(open);
@@ -172,9 +197,35 @@ impl Node {
         Ok(page)
     }
 
+    /// As [`Self::served`]; a caller that knows a newer map than this node is not
+    /// refused before that map has had a moment to arrive.
+    async fn served_soon(
+        &self,
+        search: &Search,
+        of: PageOf,
+        deadline: Instant,
+    ) -> Result<Arc<Replica>, PagingError> {
+        let asked_by = (search.epoch, search.map_version);
+        let refused = match self.served(search, of) {
+            Err(PagingError::Page(PageError::Stale(reason))) => PageError::Stale(reason),
+            answered => return answered,
+        };
+        let mut maps = self.watch_map();
+        let arrives = maps.wait_for(|map| (map.epoch, map.version) >= asked_by);
+        let until = deadline.min(Instant::now() + MAP_WAIT);
+        match timeout_at(until, arrives).await {
+            Ok(Ok(_)) => {}
+            _ => return Err(refused.into()),
+        }
+        self.served(search, of)
+    }
+
     /// The replica, if the map says that it serves and the caller means this
     /// assignment of it.
     fn served(&self, search: &Search, of: PageOf) -> Result<Arc<Replica>, PagingError> {
+        if !self.lease.lets_answer_by(&self.map()) {
+            return Err(PageError::Stale("the lease came back under a newer map").into());
+        }
         if let Some(problem) = self.replicas.unreadable().remove(&of.partition) {
             return Err(PageError::Corrupt(problem).into());
         }
@@ -194,16 +245,15 @@ impl Node {
             let message = format!("expected {want} dimensions, not {got}");
             return Err(PagingError::Request(SearchError::Invalid(message)));
         }
-        let map = self.map();
-        let is_serving = map.partitions.get(&of.partition).is_some_and(|partition| {
-            partition.replicas.iter().any(|r| {
-                Some(r.node) == self.id()
-                    && r.generation == of.generation
-                    && r.state == ReplicaState::Serving
-            })
-        });
-        if !is_serving {
+        if self.assigned(of.partition, of.generation) != Some(ReplicaState::Serving) {
             return Err(PageError::Stale("the map does not let this replica serve").into());
+        }
+        if replica.is_learning() {
+            return Err(PageError::Stale("the replica has not caught up").into());
+        }
+        let map = self.map();
+        if !map.partitions.contains_key(&of.partition) {
+            return Err(PageError::Stale("the partition is not in force yet").into());
         }
         // Whatever became of its data: a replica of a complete collection that
         // was told of nothing yet must not answer that there is nothing.
@@ -298,6 +348,7 @@ fn compute(
         applied: open.applied,
         tail_rows: page.tail_rows,
         distances: page.distances,
+        is_stale: false,
     };
     Ok((page, open))
 }

@@ -44,14 +44,14 @@ impl Default for StorageConfig {
 }
 
 pub struct Storage {
-    db: DB,
+    pub(super) db: DB,
     metrics: Arc<Metrics>,
 }
 
 /// A key and its record.
-type Entry = (Box<[u8]>, Box<[u8]>);
+pub(super) type Entry = (Box<[u8]>, Box<[u8]>);
 
-fn disk(action: &'static str) -> impl FnOnce(rocksdb::Error) -> StorageError {
+pub(super) fn disk(action: &'static str) -> impl FnOnce(rocksdb::Error) -> StorageError {
     move |cause| StorageError::Disk { action, cause }
 }
 
@@ -102,7 +102,7 @@ impl Storage {
             .map_err(disk("write to the node's database"))
     }
 
-    fn get<T>(
+    pub(super) fn get<T>(
         &self,
         key: &[u8],
         decode: impl FnOnce(&[u8], &[u8]) -> Result<T, format::Corrupt>,
@@ -242,14 +242,27 @@ impl Storage {
         })
     }
 
-    fn scan(
+    pub(super) fn scan(
         &self,
         partition: PartitionId,
         kind: Kind,
     ) -> impl Iterator<Item = Result<Entry, StorageError>> {
+        let (from, to) = (
+            keys::prefix(partition, kind),
+            keys::prefix_end(partition, kind),
+        );
+        self.scan_between(from, to)
+    }
+
+    /// `from` is included, `to` is not.
+    pub(super) fn scan_between(
+        &self,
+        from: Vec<u8>,
+        to: Vec<u8>,
+    ) -> impl Iterator<Item = Result<Entry, StorageError>> {
         let mut options = ReadOptions::default();
-        options.set_iterate_lower_bound(keys::prefix(partition, kind));
-        options.set_iterate_upper_bound(keys::prefix_end(partition, kind));
+        options.set_iterate_lower_bound(from);
+        options.set_iterate_upper_bound(to);
         options.set_readahead_size(SCAN_READAHEAD_BYTES);
         options.fill_cache(false);
         self.db

@@ -67,33 +67,33 @@ pub struct Identity {
     pub member: Option<(NodeId, String)>,
 }
 
-struct Encoder(Vec<u8>);
+pub(super) struct Encoder(Vec<u8>);
 
 impl Encoder {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(vec![VERSION])
     }
 
-    fn u8(mut self, n: u8) -> Self {
+    pub(super) fn u8(mut self, n: u8) -> Self {
         self.0.push(n);
         self
     }
 
-    fn u32(mut self, n: u32) -> Self {
+    pub(super) fn u32(mut self, n: u32) -> Self {
         self.0.extend_from_slice(&n.to_le_bytes());
         self
     }
 
-    fn u64(mut self, n: u64) -> Self {
+    pub(super) fn u64(mut self, n: u64) -> Self {
         self.0.extend_from_slice(&n.to_le_bytes());
         self
     }
 
-    fn position(self, p: WalPosition) -> Self {
+    pub(super) fn position(self, p: WalPosition) -> Self {
         self.u64(p.incarnation.0).u64(p.commit_end.0).u32(p.ordinal)
     }
 
-    fn vector(mut self, vector: &[f32]) -> Self {
+    pub(super) fn vector(mut self, vector: &[f32]) -> Self {
         self.0.reserve(4 + vector.len() * 4 + CHECKSUM_BYTES);
         self = self.u32(vector.len() as u32);
         for x in vector {
@@ -102,36 +102,47 @@ impl Encoder {
         self
     }
 
-    fn text(mut self, text: &str) -> Self {
+    fn text(self, text: &str) -> Self {
         assert!(
             text.len() <= TEXT_BYTES_MAX,
             "text of {} bytes exceeds the record's limit of {TEXT_BYTES_MAX}",
             text.len()
         );
-        self = self.u32(text.len() as u32);
-        self.0.extend_from_slice(text.as_bytes());
+        self.bytes(text.as_bytes())
+    }
+
+    pub(super) fn bytes(mut self, bytes: &[u8]) -> Self {
+        self = self.u32(bytes.len() as u32);
+        self.0.extend_from_slice(bytes);
         self
     }
 
-    fn finish(mut self, key: &[u8]) -> Vec<u8> {
+    pub(super) fn finish(mut self, key: &[u8]) -> Vec<u8> {
         let checksum = checksum(key, &self.0);
         self.0.extend_from_slice(&checksum.to_le_bytes());
         self.0
     }
 }
 
+/// Whether a record's checksum holds, without looking further.
+pub fn is_intact(key: &[u8], record: &[u8]) -> bool {
+    record
+        .split_last_chunk::<CHECKSUM_BYTES>()
+        .is_some_and(|(body, sum)| checksum(key, body) == u32::from_le_bytes(*sum))
+}
+
 fn checksum(key: &[u8], body: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(key), body)
 }
 
-struct Decoder<'a> {
+pub(super) struct Decoder<'a> {
     key: &'a [u8],
     rest: &'a [u8],
 }
 
 impl<'a> Decoder<'a> {
     /// Checks checksum and version before any field is believed.
-    fn new(key: &'a [u8], record: &'a [u8]) -> Result<Self, Corrupt> {
+    pub(super) fn new(key: &'a [u8], record: &'a [u8]) -> Result<Self, Corrupt> {
         let (body, sum) = record
             .split_last_chunk::<CHECKSUM_BYTES>()
             .ok_or_else(|| Corrupt::new(key, "too short for a checksum"))?;
@@ -145,7 +156,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn corrupt(&self, why: impl Into<String>) -> Corrupt {
+    pub(super) fn corrupt(&self, why: impl Into<String>) -> Corrupt {
         Corrupt::new(self.key, why)
     }
 
@@ -164,19 +175,19 @@ impl<'a> Decoder<'a> {
         Ok(array)
     }
 
-    fn u8(&mut self) -> Result<u8, Corrupt> {
+    pub(super) fn u8(&mut self) -> Result<u8, Corrupt> {
         Ok(self.array::<1>()?[0])
     }
 
-    fn u32(&mut self) -> Result<u32, Corrupt> {
+    pub(super) fn u32(&mut self) -> Result<u32, Corrupt> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    fn u64(&mut self) -> Result<u64, Corrupt> {
+    pub(super) fn u64(&mut self) -> Result<u64, Corrupt> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    fn flag(&mut self) -> Result<bool, Corrupt> {
+    pub(super) fn flag(&mut self) -> Result<bool, Corrupt> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -184,13 +195,13 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn position(&mut self) -> Result<WalPosition, Corrupt> {
+    pub(super) fn position(&mut self) -> Result<WalPosition, Corrupt> {
         let incarnation = Incarnation(self.u64()?);
         let commit_end = Lsn(self.u64()?);
         Ok(WalPosition::new(incarnation, commit_end, self.u32()?))
     }
 
-    fn vector(&mut self) -> Result<Box<[f32]>, Corrupt> {
+    pub(super) fn vector(&mut self) -> Result<Box<[f32]>, Corrupt> {
         let dimensions = self.u32()?;
         if dimensions == 0 || dimensions > DIMENSIONS_MAX {
             return Err(self.corrupt(format!("vector of {dimensions} dimensions")));
@@ -199,20 +210,37 @@ impl<'a> Decoder<'a> {
         Ok(components.iter().map(|c| f32::from_le_bytes(*c)).collect())
     }
 
-    fn text(&mut self) -> Result<String, Corrupt> {
+    pub(super) fn bytes(&mut self, bytes_max: usize) -> Result<&'a [u8], Corrupt> {
         let bytes = self.u32()? as usize;
-        if bytes > TEXT_BYTES_MAX {
-            return Err(self.corrupt(format!("text of {bytes} bytes")));
+        if bytes > bytes_max {
+            return Err(self.corrupt(format!("field of {bytes} bytes")));
         }
-        let text = self.take(bytes)?.to_vec();
+        self.take(bytes)
+    }
+
+    fn text(&mut self) -> Result<String, Corrupt> {
+        let text = self.bytes(TEXT_BYTES_MAX)?.to_vec();
         String::from_utf8(text).map_err(|_| self.corrupt("text is not UTF-8"))
     }
 
-    fn finish<T>(self, value: T) -> Result<T, Corrupt> {
+    pub(super) fn finish<T>(self, value: T) -> Result<T, Corrupt> {
         if self.rest.is_empty() {
             Ok(value)
         } else {
             Err(self.corrupt(format!("{} bytes too many", self.rest.len())))
+        }
+    }
+}
+
+impl PartitionMeta {
+    /// As it was before anything was told.
+    pub fn emptied(&self) -> Self {
+        Self {
+            truncated: WalPosition::ZERO,
+            stamp_high: WalPosition::ZERO,
+            last_backfill: BackfillId(0),
+            open_backfill: None,
+            ..self.clone()
         }
     }
 }

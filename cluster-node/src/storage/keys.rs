@@ -2,7 +2,8 @@
 //! one kind of one partition are adjacent and in row-key order.
 //!
 //! A former version's key ends with the position that ended it, so that the
-//! version that stood before a position is found with one seek.
+//! version that stood before a position is found with one seek. A learner's log is
+//! in the order of the positions that its batches end at.
 
 use super::format::Corrupt;
 use cluster_core::ids::{Incarnation, PartitionId, SourceId};
@@ -12,7 +13,8 @@ use cluster_core::wal_position::{Lsn, WalPosition};
 /// Holds the node's own records; no partition has this id.
 const NODE: PartitionId = PartitionId(u64::MAX);
 const POSITION_BYTES: usize = 20;
-const PREFIX_BYTES: usize = 9;
+const PARTITION_BYTES: usize = 8;
+const PREFIX_BYTES: usize = PARTITION_BYTES + 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -22,6 +24,9 @@ pub enum Kind {
     Row = 3,
     Tombstone = 4,
     Former = 5,
+    Learner = 6,
+    LogEnd = 7,
+    Log = 8,
     Identity = 0x81,
     SourceToken = 0x82,
 }
@@ -64,10 +69,46 @@ pub fn row(partition: PartitionId, kind: Kind, row_key: &RowKey) -> Vec<u8> {
 
 pub fn former(partition: PartitionId, row_key: &RowKey, ended: WalPosition) -> Vec<u8> {
     let mut key = row(partition, Kind::Former, row_key);
-    key.extend_from_slice(&ended.incarnation.0.to_be_bytes());
-    key.extend_from_slice(&ended.commit_end.0.to_be_bytes());
-    key.extend_from_slice(&ended.ordinal.to_be_bytes());
+    push_position(&mut key, ended);
     key
+}
+
+fn push_position(key: &mut Vec<u8>, position: WalPosition) {
+    key.extend_from_slice(&position.incarnation.0.to_be_bytes());
+    key.extend_from_slice(&position.commit_end.0.to_be_bytes());
+    key.extend_from_slice(&position.ordinal.to_be_bytes());
+}
+
+/// The batch of a learner's log that ends at a position.
+pub fn log(partition: PartitionId, to: WalPosition) -> Vec<u8> {
+    let mut key = prefix(partition, Kind::Log);
+    push_position(&mut key, to);
+    key
+}
+
+/// The first key behind another.
+pub fn behind(mut key: Vec<u8>) -> Vec<u8> {
+    key.push(0);
+    key
+}
+
+/// A key without its partition, as a copy travels.
+pub fn without_partition(key: &[u8]) -> &[u8] {
+    key.get(PARTITION_BYTES..).unwrap_or_default()
+}
+
+/// The inverse of [`without_partition`].
+pub fn within(partition: PartitionId, rest: &[u8]) -> Vec<u8> {
+    let mut key = partition_start(partition);
+    key.extend_from_slice(rest);
+    key
+}
+
+/// The kind of a key that a copy may contain.
+pub fn copied_kind(key: &[u8]) -> Option<Kind> {
+    [Kind::Row, Kind::Tombstone, Kind::Former]
+        .into_iter()
+        .find(|kind| key.get(PARTITION_BYTES) == Some(&(*kind as u8)))
 }
 
 pub fn identity() -> Vec<u8> {
@@ -88,6 +129,20 @@ pub fn parse_row(key: &[u8]) -> Result<RowKey, Corrupt> {
 
 /// The row key and end within a key of kind former.
 pub fn parse_former(key: &[u8]) -> Result<(RowKey, WalPosition), Corrupt> {
+    let (head, ended) = split_position(key)?;
+    Ok((parse_row(head)?, ended))
+}
+
+/// The position within a key of kind log.
+pub fn parse_log(key: &[u8]) -> Result<WalPosition, Corrupt> {
+    let (head, to) = split_position(key)?;
+    match head.len() {
+        PREFIX_BYTES => Ok(to),
+        _ => Err(Corrupt::new(key, "key is too long")),
+    }
+}
+
+fn split_position(key: &[u8]) -> Result<(&[u8], WalPosition), Corrupt> {
     let (head, position) = key
         .split_last_chunk::<POSITION_BYTES>()
         .ok_or_else(|| Corrupt::new(key, "key is too short"))?;
@@ -97,6 +152,6 @@ pub fn parse_former(key: &[u8]) -> Result<(RowKey, WalPosition), Corrupt> {
             .take(bytes)
             .fold(0u64, |n, byte| (n << 8) | u64::from(byte))
     };
-    let ended = WalPosition::new(Incarnation(number(8)), Lsn(number(8)), number(4) as u32);
-    Ok((parse_row(head)?, ended))
+    let position = WalPosition::new(Incarnation(number(8)), Lsn(number(8)), number(4) as u32);
+    Ok((head, position))
 }

@@ -1,10 +1,13 @@
 #![allow(clippy::unwrap_used)]
 use super::format::*;
-use super::{Storage, StorageConfig, WriteSet};
+use super::learner_format::*;
+use super::{LearnerRecord, Storage, StorageConfig, WriteSet};
 use crate::metrics::Metrics;
 use cluster_core::apply::{StoredRow, StoredVector, Tombstone};
+use cluster_core::change::{Change, PositionedChange, VectorColumn};
 use cluster_core::collection::Metric;
 use cluster_core::ids::*;
+use cluster_core::learner::{Copied, CopyKey};
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use std::sync::Arc;
@@ -131,4 +134,91 @@ fn a_row_before_a_position_is_the_current_one_or_the_version_that_ended_next() {
     set.drop_partition(partition);
     storage.commit(set).unwrap();
     assert_eq!(storage.partition_ids().unwrap(), []);
+}
+
+fn learner() -> LearnerRecord {
+    LearnerRecord {
+        attached_from: Some(at(0x10)),
+        copied: Copied {
+            base: Some(at(0x11)),
+            high: at(0x12),
+            after: CopyKey(b"\x03key".as_slice().into()),
+            is_complete: true,
+        },
+        rows_copied: 5,
+        bytes_copied: 6,
+    }
+}
+
+fn changes() -> Vec<PositionedChange> {
+    let key = || RowKey::from_columns([b"a".as_slice()]).unwrap();
+    let upsert = |vector| Change::Upsert { key: key(), vector };
+    let changes = [
+        upsert(VectorColumn::Value(vec![1.0].into())),
+        upsert(VectorColumn::Null),
+        upsert(VectorColumn::Unchanged),
+        Change::Delete { key: key() },
+        Change::Truncate,
+    ];
+    changes
+        .map(|change| PositionedChange {
+            position: at(0x10),
+            xid: 7,
+            change,
+        })
+        .into()
+}
+
+const GOLDEN_LEARNER: &str = "0101010000000000000010000000000000000200000001010000000000000011000000000000000200000001000000000000001200000000000000020000000104000000036b65790500000000000000060000000000000017f6c8d2";
+const GOLDEN_CHANGES: &str = "01050000000100000000000000100000000000000002000000070000000000000001050000000000000161010000000000803f0100000000000000100000000000000002000000070000000000000002050000000000000161010000000000000010000000000000000200000007000000000000000305000000000000016101000000000000001000000000000000020000000700000000000000040500000000000001610100000000000000100000000000000002000000070000000000000005e74103bc";
+
+#[test]
+fn stored_format_of_a_learner_is_pinned_and_a_flipped_byte_is_corrupt() {
+    let record = encode_learner(b"k", &learner());
+    assert_eq!(hex(&record), GOLDEN_LEARNER);
+    assert_eq!(decode_learner(b"k", &record).unwrap(), learner());
+    let empty = LearnerRecord::default();
+    let unattached = encode_learner(b"k", &empty);
+    assert_eq!(decode_learner(b"k", &unattached).unwrap(), empty);
+    let logged = encode_changes(b"k", &changes());
+    assert_eq!(hex(&logged), GOLDEN_CHANGES);
+    assert_eq!(decode_changes(b"k", &logged).unwrap(), changes());
+    for i in 0..logged.len() {
+        let mut flipped = logged.clone();
+        flipped[i] ^= 0x40;
+        assert!(decode_changes(b"k", &flipped).is_err(), "byte {i}");
+        assert!(decode_changes(b"k", &logged[..i]).is_err(), "cut at {i}");
+    }
+    for i in 0..record.len() {
+        let mut flipped = record.clone();
+        flipped[i] ^= 0x40;
+        assert!(decode_learner(b"k", &flipped).is_err(), "byte {i}");
+    }
+}
+
+#[test]
+fn a_log_comes_back_in_order_and_in_bounded_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let metrics = Arc::new(Metrics::default());
+    let storage = Storage::open(dir.path(), &StorageConfig::default(), metrics).unwrap();
+    let partition = PartitionId(3);
+    let mut set = WriteSet::default();
+    let mut bytes = 0;
+    for lsn in [0x1_00, 0x20, 0x10, 0x30] {
+        bytes += set.append_log(partition, at(lsn), &changes());
+    }
+    storage.commit(set).unwrap();
+    let log = storage.measure_log(partition).unwrap();
+    assert_eq!((log.entries, log.bytes), (4, bytes));
+    let behind = |after, changes_max| {
+        let entries = storage.log_behind(partition, after, changes_max).unwrap();
+        entries.iter().map(|entry| entry.to).collect::<Vec<_>>()
+    };
+    assert_eq!(behind(WalPosition::ZERO, 6), [at(0x10), at(0x20)]);
+    assert_eq!(behind(at(0x20), 100), [at(0x30), at(0x1_00)]);
+    let mut set = WriteSet::default();
+    set.delete_log_through(partition, at(0x20));
+    storage.commit(set).unwrap();
+    assert_eq!(behind(WalPosition::ZERO, 1), [at(0x30)]);
+    assert_eq!(storage.rows(partition).count(), 0);
 }

@@ -1,8 +1,11 @@
 //! What is written at once or not at all. Later calls win over earlier ones.
 
+use super::CopiedRecord;
 use super::format::{self, PartitionMeta};
 use super::keys::{self, Kind};
+use super::learner_format::{self, LearnerRecord};
 use cluster_core::apply::{StoredRow, Tombstone};
+use cluster_core::change::PositionedChange;
 use cluster_core::ids::PartitionId;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
@@ -63,6 +66,59 @@ impl WriteSet {
 
     pub fn delete_former(&mut self, partition: PartitionId, row_key: &RowKey, ended: WalPosition) {
         self.batch.delete(keys::former(partition, row_key, ended));
+    }
+
+    /// A record that a peer sent, as it stands there.
+    pub fn put_copied(&mut self, partition: PartitionId, record: &CopiedRecord) {
+        match record {
+            CopiedRecord::Row(key, row) => self.put_row(partition, key, row),
+            CopiedRecord::Tombstone(key, tombstone) => {
+                self.put_tombstone(partition, key, *tombstone);
+            }
+            CopiedRecord::Former(key, former) => {
+                let (ended, xid) = (former.ended, former.ended_xid);
+                self.put_former(partition, key, ended, xid, &former.vector);
+            }
+        }
+    }
+
+    pub fn put_learner(&mut self, partition: PartitionId, learner: &LearnerRecord) {
+        let key = keys::prefix(partition, Kind::Learner);
+        self.batch
+            .put(&key, learner_format::encode_learner(&key, learner));
+    }
+
+    /// Everything up to here is in the learner's log.
+    pub fn put_log_end(&mut self, partition: PartitionId, end: WalPosition) {
+        let key = keys::prefix(partition, Kind::LogEnd);
+        self.batch.put(&key, format::encode_watermark(&key, end));
+    }
+
+    /// Returns the bytes that the changes take.
+    pub fn append_log(
+        &mut self,
+        partition: PartitionId,
+        to: WalPosition,
+        changes: &[PositionedChange],
+    ) -> u64 {
+        let key = keys::log(partition, to);
+        let record = learner_format::encode_changes(&key, changes);
+        self.batch.put(&key, &record);
+        (key.len() + record.len()) as u64
+    }
+
+    /// What was applied up to `to` is logged no longer.
+    pub fn delete_log_through(&mut self, partition: PartitionId, to: WalPosition) {
+        let last = keys::behind(keys::log(partition, to));
+        self.batch
+            .delete_range(keys::prefix(partition, Kind::Log), last);
+    }
+
+    /// The replica is one like others from now on.
+    pub fn end_learning(&mut self, partition: PartitionId) {
+        for kind in [Kind::Learner, Kind::LogEnd, Kind::Log] {
+            self.clear(partition, kind);
+        }
     }
 
     /// Deletes every row, tombstone and former version.

@@ -8,9 +8,11 @@ use super::watch::{map_at_least, maps};
 use crate::coordinator::Coordinator;
 use crate::leases::ReignOver;
 use crate::metrics::{CONSUMER, HolderLabel, NODE};
+use crate::moves::{balance_plan, liveness};
 use cluster_core::control::{Command, Refusal, Response as Applied};
 use cluster_core::ids::*;
-use cluster_core::placement::place_collection;
+use cluster_core::lease::grantable;
+use cluster_core::placement::place_among;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use proto::error::not_leader;
@@ -19,7 +21,7 @@ use proto::v1::coordinator_server::Coordinator as Service;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// Names, addresses and connection strings are no longer than this.
 const TEXT_BYTES_MAX: usize = 8 << 10;
@@ -90,12 +92,9 @@ impl CoordinatorService {
         let received = Instant::now();
         let node = NodeId(request.node_id);
         let (reign, epoch) = self.coordinator.confirm_reign().await?;
-        let (known, version) = self.coordinator.state.read(|state| {
-            let map = state.map();
-            (
-                map.nodes.get(&node).map(|n| n.disk_uuid.clone()),
-                map.version,
-            )
+        let known = self.coordinator.state.read(|state| {
+            let known = state.map().nodes.get(&node);
+            known.map(|node| node.disk_uuid.clone())
         });
         let known = known.ok_or_else(|| self.refuse(Refusal::UnknownNode { node }))?;
         if known != request.disk_uuid {
@@ -114,6 +113,9 @@ impl CoordinatorService {
         leases
             .renew_node(reign, node, received, report)
             .map_err(|ReignOver| not_leader(None))?;
+        // Recorded first, read second: a release that did not see this renewal
+        // belongs to a map that is at most as new as the one named here.
+        let version = self.coordinator.state.read(|state| state.map().version);
         let terms = leases.terms();
         answer(v1::RenewNodeLeaseResponse {
             epoch: epoch.0,
@@ -121,6 +123,31 @@ impl CoordinatorService {
             renew_every_ms: terms.renew_every_ms,
             map_version: version.0,
         })
+    }
+
+    /// A process that starts has forgotten what it asked for under its tokens. With
+    /// other tokens, whatever of that is still on its way is refused: a promotion
+    /// that comes late would let a learner serve that nobody counts any more (P2).
+    async fn renew_tokens(&self, consumer: ConsumerId) -> Result<(), Status> {
+        let held: Vec<_> = self.coordinator.state.read(|state| {
+            let held = state.held_by(consumer);
+            held.map(|source| (source.id, source.consumer_epoch))
+                .collect()
+        });
+        for (source, expected) in held {
+            let assign = Command::AssignSource {
+                source,
+                consumer,
+                expected,
+            };
+            match self.coordinator.propose(assign).await {
+                Ok(_) => {}
+                // Removed, or given to another meanwhile.
+                Err(status) if matches!(status.code(), Code::Aborted | Code::NotFound) => {}
+                Err(status) => return Err(status),
+            }
+        }
+        Ok(())
     }
 
     async fn renew_consumer(
@@ -144,12 +171,10 @@ impl CoordinatorService {
             .renew_consumer(reign, consumer, received, Some(request))
             .map_err(|ReignOver| not_leader(None))?;
         let (assignments, version) = self.coordinator.state.read(|state| {
-            let held = state.held_by(consumer);
-            let assignments = held
-                .filter(|source| handing_over.get(&source.id) != Some(&source.consumer_epoch))
-                .map(|source| v1::ConsumerAssignment {
-                    source_id: source.id.0,
-                    consumer_epoch: source.consumer_epoch.0,
+            let assignments = grantable(state, consumer, &handing_over)
+                .map(|(source, token)| v1::ConsumerAssignment {
+                    source_id: source.0,
+                    consumer_epoch: token.0,
                 })
                 .collect();
             (assignments, state.map().version)
@@ -228,6 +253,8 @@ impl Service for CoordinatorService {
         };
         match self.coordinator.propose(command).await? {
             Applied::ConsumerJoined { consumer } => {
+                // Before it counts as living, and may be given more.
+                self.renew_tokens(consumer).await?;
                 // It lives, so it can be given sources; the commit was a quorum's
                 // word. Should the reign be over, the next leader will see.
                 let _alive = self
@@ -347,14 +374,16 @@ impl Service for CoordinatorService {
         }
         let spec = cluster_core::collection::CollectionSpec::try_from(spec).map_err(bad_message)?;
 
-        self.coordinator.reigning()?;
+        let (reign, _) = self.coordinator.reigning()?;
         let _placing = self.coordinator.placing.lock().await;
         let seed = (spec.source, spec.index_oid, spec.definition_generation);
         let policy = self.coordinator.config.placement();
+        let nodes = liveness(&self.coordinator, reign)?;
+        let is_dead = |node| nodes.is_dead(node, self.coordinator.config.dead_after_ms);
         let placement = self
             .coordinator
             .state
-            .read(|state| place_collection(state.map(), policy, seed));
+            .read(|state| place_among(state.map(), |node| !is_dead(node), policy, seed));
         let command = Command::CreateCollection {
             token,
             spec,
@@ -506,7 +535,12 @@ impl Service for CoordinatorService {
         &self,
         _request: Request<v1::PlanMovesRequest>,
     ) -> Answer<v1::PlanMovesResponse> {
-        Err(Status::unimplemented("the planner is not there yet"))
+        let (reign, _) = self.coordinator.reigning()?;
+        let plan = balance_plan(&self.coordinator, reign).await?;
+        answer(v1::PlanMovesResponse {
+            moves: plan.moves.into_iter().map(Into::into).collect(),
+            conflicts: plan.conflicts.iter().map(ToString::to_string).collect(),
+        })
     }
 
     async fn apply_moves(
@@ -519,6 +553,7 @@ impl Service for CoordinatorService {
             .map(|planned| planned.try_into())
             .collect::<Result<_, _>>()
             .map_err(bad_message)?;
+        let _asking = self.coordinator.asking.lock().await;
         self.done(Command::PlanMoves { moves }).await?;
         self.coordinator.wake_duties();
         answer(v1::ApplyMovesResponse {})

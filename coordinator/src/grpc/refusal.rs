@@ -9,9 +9,10 @@ use tonic::Status;
 pub fn refused(refusal: &Refusal, map: &PartitionMap) -> Status {
     let message = refusal.to_string();
     match refusal {
-        Refusal::NotInitialised | Refusal::NoNodes | Refusal::PlacementOutdated { .. } => {
-            not_ready(message)
-        }
+        Refusal::NotInitialised
+        | Refusal::NoNodes
+        | Refusal::AllDraining
+        | Refusal::PlacementOutdated { .. } => not_ready(message),
         Refusal::Fenced { .. } | Refusal::BackfillVoid { .. } => {
             estale(message, map.epoch, map.version)
         }

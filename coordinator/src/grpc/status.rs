@@ -1,7 +1,9 @@
 //! What a coordinator knows of the cluster, for `ctl status` and monitoring.
 
 use crate::coordinator::Coordinator;
+use crate::moves::memory::MoveMemory;
 use cluster_core::control::PlannedMove;
+use cluster_core::ids::{Generation, PartitionId};
 use openraft::ServerState;
 use proto::v1;
 use std::collections::BTreeSet;
@@ -66,7 +68,7 @@ pub fn status_of(coordinator: &Coordinator) -> v1::GetStatusResponse {
         v1::MoveStatus {
             r#move: Some(planned.into()),
             generation: running.generation.0,
-            running_ms: 0,
+            running_ms: running_ms(coordinator, partition, running.generation, now),
             learner,
         }
     });
@@ -91,6 +93,21 @@ pub fn status_of(coordinator: &Coordinator) -> v1::GetStatusResponse {
         allows_plaintext_off_loopback: coordinator.config.transport.allow_plaintext_off_loopback,
         map: Some((&map).into()),
     }
+}
+
+/// 0 on a coordinator that does not reign: only the leader saw the move begin.
+fn running_ms(
+    coordinator: &Coordinator,
+    partition: PartitionId,
+    generation: Generation,
+    now: Instant,
+) -> u64 {
+    let leases = &coordinator.leases;
+    let running = leases.reigning().and_then(|(reign, _)| {
+        let since = |memory: &mut MoveMemory| memory.running_since(partition, generation);
+        leases.with_moves(reign, since).ok().flatten()
+    });
+    running.map_or(0, |since| ms(now.saturating_duration_since(since)))
 }
 
 fn ms(duration: Duration) -> u64 {

@@ -2,6 +2,23 @@
 //! its own; dropping that runtime is as near to a crash as one process gets.
 // Each test file uses its own part.
 #![allow(dead_code)]
+// Each test binary uses a part.
+#![allow(dead_code, unused_macros)]
+
+/// `client.leader(..)` for a request that is cloned per attempt.
+macro_rules! lead {
+    ($client:expr, $method:ident, $request:expr) => {{
+        let request = $request;
+        $client
+            .leader(|mut c| {
+                let request = request.clone();
+                async move { c.$method(request).await }
+            })
+            .await
+    }};
+}
+
+pub mod calls;
 
 use cluster_client::{ClientConfig, ClusterClient};
 use cluster_core::control::CoordinatorMember;

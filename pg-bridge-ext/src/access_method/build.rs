@@ -136,7 +136,7 @@ unsafe fn warn_if_unreachable(definition: &Definition) {
         warn_exact(definition, missing.reason)
             .hint(missing.remedy)
             .warn();
-    } else if let Some(silence) = worker::silence() {
+    } else if let Some(silence) = worker::coordinators_silence() {
         SqlError::new(
             SqlState::WARNING,
             format!(

@@ -26,6 +26,7 @@ pub struct ClusterScan {
     /// No later page has anything nearer.
     bound: f64,
     exhausted: bool,
+    stale_partitions: u32,
     /// Visible rows that wait for the bound to pass them.
     waiting: BinaryHeap<Ranked>,
     seen: HashSet<u64>,
@@ -59,6 +60,7 @@ impl ClusterScan {
             keys: VecDeque::new(),
             bound: f64::NEG_INFINITY,
             exhausted: false,
+            stale_partitions: 0,
             waiting: BinaryHeap::new(),
             seen: HashSet::new(),
             row_memory: subject.row_memory,
@@ -99,6 +101,11 @@ impl ClusterScan {
         }
         pg_sys::ExecClearTuple(self.lookup.slot());
         pg_sys::table_index_fetch_end(fetch);
+    }
+
+    /// Partitions that a node without a lease answered for, at most on any page.
+    pub fn stale_partitions(&self) -> u32 {
+        self.stale_partitions
     }
 
     /// Leaves out rows that a former scan returned.
@@ -151,7 +158,11 @@ impl ClusterScan {
             counters.retries += u64::from(page.stats.retries);
             counters.hedges += u64::from(page.stats.hedges);
             counters.distances += page.stats.distances;
+            counters.stale_partitions = counters
+                .stale_partitions
+                .max(u64::from(page.stats.stale_partitions));
         });
+        self.stale_partitions = self.stale_partitions.max(page.stats.stale_partitions);
         self.bound = page.bound;
         self.exhausted = page.exhausted;
         self.keys = page.rows.into();

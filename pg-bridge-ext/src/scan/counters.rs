@@ -17,6 +17,7 @@ pub struct Counters {
     pub tail_rows: u64,
     pub retries: u64,
     pub hedges: u64,
+    pub stale_partitions: u64,
     pub distances: u64,
     /// Why a scan was exact; the last reason.
     pub fallback: Option<String>,

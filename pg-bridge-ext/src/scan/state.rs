@@ -28,6 +28,9 @@ pub struct ScanState {
     last_distance: f64,
     /// The cluster was asked again, and has not given a row since.
     retried: bool,
+    /// The client has been told that rows may be missing: once, however often the
+    /// scan is started again.
+    told_stale: bool,
 }
 
 enum Phase {
@@ -66,6 +69,7 @@ impl ScanState {
             row_memory,
             last_distance: f64::NEG_INFINITY,
             retried: false,
+            told_stale: false,
         }
     }
 
@@ -98,6 +102,11 @@ impl ScanState {
                 Phase::Cluster(cluster) => match cluster.next() {
                     Ok(row) => {
                         self.retried = false;
+                        let stale_partitions = cluster.stale_partitions();
+                        if stale_partitions > 0 && !self.told_stale {
+                            self.told_stale = true;
+                            notice_stale(stale_partitions);
+                        }
                         row
                     }
                     Err(failure) => {
@@ -377,6 +386,16 @@ impl Request {
         }
         rows_max
     }
+}
+
+fn notice_stale(partitions: u32) {
+    SqlError::new(
+        SqlState::SUCCESS,
+        format!("{partitions} partitions were answered by nodes that have lost their lease"),
+    )
+    .detail("The nodes reach no coordinator; newer rows may be missing from the result.")
+    .hint("The nodes' setting lease_loss = serve_stale allows this; with refuse the search fails.")
+    .notice()
 }
 
 fn too_large(reason: &str, rows_max: u64) -> ! {

@@ -158,7 +158,7 @@ unsafe fn show(state: *mut pg_sys::ExplainState, counters: &Counters) {
     pg_sys::ExplainCloseGroup(group, std::ptr::null(), true, state);
 }
 
-fn numbers(counters: &Counters) -> [(&'static str, u64); 12] {
+fn numbers(counters: &Counters) -> [(&'static str, u64); 13] {
     [
         ("Scans", counters.scans),
         ("Partitions", counters.partitions),
@@ -171,6 +171,7 @@ fn numbers(counters: &Counters) -> [(&'static str, u64); 12] {
         ("Distances", counters.distances),
         ("Retries", counters.retries),
         ("Hedges", counters.hedges),
+        ("Stale Partitions", counters.stale_partitions),
         ("Exact Rows", counters.exact_rows),
     ]
 }

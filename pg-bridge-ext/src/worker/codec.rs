@@ -43,7 +43,7 @@ pub enum Response {
 pub struct Garbled;
 
 /// Bytes of a page before its rows, and of a row before its key.
-pub const PAGE_BYTES: usize = 1 + 8 + 8 + 1 + 4 + 8 + 8 + 4 + 4 + 4;
+pub const PAGE_BYTES: usize = 1 + 8 + 8 + 1 + 4 + 8 + 8 + 4 + 4 + 4 + 4;
 pub const ROW_BYTES: usize = 8 + 4;
 const FAILURE_TEXT_BYTES_MAX: usize = 4096;
 
@@ -130,6 +130,7 @@ impl Response {
                 out.u64(page.stats.distances);
                 out.u32(page.stats.retries);
                 out.u32(page.stats.hedges);
+                out.u32(page.stats.stale_partitions);
                 out.u32(page.rows.len() as u32);
                 for (key, distance) in &page.rows {
                     out.u64(distance.to_bits());
@@ -173,6 +174,7 @@ impl Response {
                     distances: bytes.u64()?,
                     retries: bytes.u32()?,
                     hedges: bytes.u32()?,
+                    stale_partitions: bytes.u32()?,
                 };
                 let count = bytes.u32()? as usize;
                 let mut rows = Vec::with_capacity(count.min(bytes.0.len() / ROW_BYTES));

@@ -58,6 +58,8 @@ pub struct PageStats {
     pub distances: u64,
     pub retries: u32,
     pub hedges: u32,
+    /// Answered by nodes without a lease: newer rows may be missing.
+    pub stale_partitions: u32,
 }
 
 /// Why there is no page; DESIGN §8 says who acts next.
@@ -192,7 +194,20 @@ pub fn index_view(database_oid: u32, index_oid: u32, definition_generation: u64)
 /// Why the cluster has not been heard of lately; None while it is.
 pub fn silence() -> Option<String> {
     let segment = segment::get()?;
-    match segment.table.silent_for(view::boot_ms()) {
+    told(segment, segment.table.silent_for(view::boot_ms()))
+}
+
+/// Why no coordinator has been heard of lately, who alone makes collections.
+pub fn coordinators_silence() -> Option<String> {
+    let segment = segment::get()?;
+    told(
+        segment,
+        segment.table.coordinators_silent_for(view::boot_ms()),
+    )
+}
+
+fn told(segment: &segment::Segment, silent_for: Option<Duration>) -> Option<String> {
+    match silent_for {
         _ if segment.worker_latch().is_null() => {
             Some("the background worker is not running".to_owned())
         }

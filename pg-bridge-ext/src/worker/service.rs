@@ -227,6 +227,7 @@ impl Service {
             distances: page.stats.distances,
             retries: page.stats.retries,
             hedges: page.stats.hedges,
+            stale_partitions: page.stats.stale_partitions,
         };
         Response::Page {
             scan: id,
@@ -318,19 +319,23 @@ impl Service {
                     tokio::select! {
                         Ok(()) = maps.changed() => {
                             let map = maps.borrow_and_update().clone();
-                            // No coordinator has spoken yet.
+                            // Nobody has spoken yet.
                             if map.epoch.0 == 0 {
                                 continue;
                             }
                             let _one_writer = self.table.lock();
                             if !stop.is_cancelled() {
                                 self.segment.table.write(&map, self.system_identifier);
-                                self.segment.table.note_heard(view::boot_ms());
+                                let is_coordinator = client.is_streaming_map();
+                                let table = &self.segment.table;
+                                table.note_heard(view::boot_ms(), is_coordinator);
                             }
                         }
                         _ = heartbeat.tick() => {
-                            if client.is_watch_connected() {
-                                self.segment.table.note_heard(view::boot_ms());
+                            if client.is_in_contact() {
+                                let is_coordinator = client.is_streaming_map();
+                                let table = &self.segment.table;
+                                table.note_heard(view::boot_ms(), is_coordinator);
                             }
                         }
                     }

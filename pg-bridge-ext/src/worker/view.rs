@@ -20,7 +20,8 @@ pub const DATABASES_MAX: usize = 64;
 /// query's snapshot is taken for covered, and scans are exact.
 pub const RUNNING_MAX: usize = 64;
 const REASON_BYTES_MAX: usize = 256;
-/// Without word from a coordinator for so long, the table is not trusted.
+/// Without word from a coordinator, or from a node while none can be reached, for
+/// so long, the table is not trusted.
 pub const DISCONNECTED_AFTER: Duration = Duration::from_secs(5);
 /// A writer takes microseconds, unless it is not running or has died.
 const READ_SPINS_MAX: usize = 1_000;
@@ -65,8 +66,10 @@ impl IndexView {
 #[repr(C)]
 pub struct Table {
     sequence: AtomicU64,
-    /// When a coordinator was last known to be connected; 0: never.
+    /// When the cluster was last known to be in contact; 0: never.
     heard_at_ms: AtomicU64,
+    /// When a coordinator last was, who alone can make collections; 0: never.
+    coordinator_at_ms: AtomicU64,
     content: UnsafeCell<Content>,
 }
 
@@ -140,17 +143,30 @@ impl Text {
     }
 }
 
+fn since(at_ms: &AtomicU64, now_ms: u64) -> Option<Duration> {
+    match at_ms.load(Ordering::Relaxed) {
+        0 => None,
+        at => Some(Duration::from_millis(now_ms.saturating_sub(at))),
+    }
+}
+
 impl Table {
-    pub fn note_heard(&self, now_ms: u64) {
+    /// Somebody of the cluster has been heard, or even a coordinator.
+    pub fn note_heard(&self, now_ms: u64, is_coordinator: bool) {
         self.heard_at_ms.store(now_ms, Ordering::Relaxed);
+        if is_coordinator {
+            self.coordinator_at_ms.store(now_ms, Ordering::Relaxed);
+        }
     }
 
     /// How long the cluster has been silent; `None`: always.
     pub fn silent_for(&self, now_ms: u64) -> Option<Duration> {
-        match self.heard_at_ms.load(Ordering::Relaxed) {
-            0 => None,
-            heard => Some(Duration::from_millis(now_ms.saturating_sub(heard))),
-        }
+        since(&self.heard_at_ms, now_ms)
+    }
+
+    /// How long no coordinator has been heard; `None`: never one.
+    pub fn coordinators_silent_for(&self, now_ms: u64) -> Option<Duration> {
+        since(&self.coordinator_at_ms, now_ms)
     }
 
     /// Writes what a map says about the databases of this server. One writer at a

@@ -9,15 +9,27 @@ use serde::Serialize;
 /// As JSON it is the map itself.
 #[derive(Serialize)]
 #[serde(transparent)]
-pub struct MapReport(PartitionMap);
+pub struct MapReport {
+    map: PartitionMap,
+    /// Printed above the table.
+    #[serde(skip)]
+    heading: String,
+}
 
 pub async fn map(ctl: &Ctl) -> Result<MapReport, Failure> {
-    Ok(MapReport(ctl.any_status().await?.map))
+    let map = ctl.any_status().await?.map;
+    Ok(MapReport::new(map, String::new()))
+}
+
+impl MapReport {
+    pub fn new(map: PartitionMap, heading: String) -> Self {
+        Self { map, heading }
+    }
 }
 
 impl Report for MapReport {
     fn text(&self) -> String {
-        let map = &self.0;
+        let map = &self.map;
         let mut table = Table::new(&[
             ("partition", Align::Right),
             ("collection", Align::Right),
@@ -56,8 +68,8 @@ impl Report for MapReport {
         }
         let rows = table.render("no partitions: no collection has been created");
         format!(
-            "epoch {}   version {}\n\n{rows}",
-            map.epoch.0, map.version.0
+            "{}epoch {}   version {}\n\n{rows}",
+            self.heading, map.epoch.0, map.version.0
         )
     }
 }

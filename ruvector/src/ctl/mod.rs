@@ -10,6 +10,7 @@ mod leftovers;
 mod map;
 mod moves;
 mod node;
+mod nodes;
 mod pace;
 mod progress;
 mod rebalance;
@@ -103,8 +104,14 @@ pub fn run(args: CtlArgs) -> Result<(), Failure> {
         let ctl = Ctl::new(&args);
         match args.command {
             CtlCommand::Init(init) => show(&init::init(&ctl, init).await?, json),
-            CtlCommand::Status => show(&status::status(&ctl).await?, json),
-            CtlCommand::Map => show(&map::map(&ctl).await?, json),
+            CtlCommand::Status => match status::status(&ctl).await {
+                Ok(status) => show(&status, json),
+                Err(failure) => nodes::status(&ctl, failure, json).await,
+            },
+            CtlCommand::Map => match map::map(&ctl).await {
+                Ok(map) => show(&map, json),
+                Err(failure) => nodes::map(&ctl, failure, json).await,
+            },
             CtlCommand::Collections => show(&collections::collections(&ctl).await?, json),
             CtlCommand::Lag => show(&lag::lag(&ctl).await?, json),
             CtlCommand::Source(command) => source::run(&ctl, command, json).await,
@@ -114,6 +121,10 @@ pub fn run(args: CtlArgs) -> Result<(), Failure> {
             CtlCommand::Move(args) => relocate::run(&ctl, args, json).await,
         }
     })?;
+    print(&text)
+}
+
+fn print(text: &str) -> Result<(), Failure> {
     match std::io::stdout().write_all(text.as_bytes()) {
         // `ctl … | head` has seen enough.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -246,6 +257,17 @@ impl Ctl {
                 Err(why) => last = Some(format!("{address}: {why}")),
             }
         }
+        // One of them may be a node, whose map names the coordinators.
+        let named = self.client.seek_map().await;
+        for address in named.iter().flat_map(|map| &map.coordinators) {
+            if self.client.config().coordinators.contains(address) {
+                continue;
+            }
+            match self.status_of(address).await {
+                Ok(answer) => return Observed::new(answer),
+                Err(why) => last = Some(format!("{address}: {why}")),
+            }
+        }
         Err(unreachable(
             &last.unwrap_or_else(|| "none was named".to_owned()),
         ))
@@ -288,7 +310,8 @@ fn usage(message: String) -> Failure {
 fn unreachable(why: &str) -> Failure {
     let message = format!(
         "no coordinator answers ({why})\n\
-         Is the cluster running? --coordinators, or RUVECTOR_COORDINATORS, says where."
+         Is the cluster running? --coordinators, or RUVECTOR_COORDINATORS, says where;\n\
+         with a node's address among them, `ctl status` and `ctl map` show what nodes know."
     );
     Failure::new(FailureKind::Unreachable, message)
 }

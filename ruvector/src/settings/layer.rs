@@ -8,14 +8,7 @@ use std::path::Path;
 const VARIABLE_PREFIX: &str = "RUVECTOR_";
 /// Variables that are ours and no settings: build caches of the scripts, and
 /// what the command line reads itself.
-const VARIABLES_ELSEWHERE: [&str; 6] = [
-    "CACHE",
-    "CONFIG",
-    "LOG",
-    "LOG_FORMAT",
-    "PID_FILE",
-    "COORDINATORS",
-];
+const VARIABLES_ELSEWHERE: [&str; 3] = ["CACHE", "CONFIG", "COORDINATORS"];
 /// The one of them that is a setting too, where a process has it: it is usual to
 /// export it for `ctl`, which must not keep a coordinator from starting.
 const SHARED_VARIABLE: &str = "coordinators";
@@ -107,8 +100,18 @@ impl Layer {
         Value::from(self.values.clone()).find(key)
     }
 
-    pub fn take(&mut self, key: &str) -> Option<Value> {
-        self.values.remove(key)
+    /// Its keys for which `is_first` holds, and the others.
+    pub fn split(self, is_first: impl Fn(&str) -> bool) -> (Self, Self) {
+        let (first, second) = self
+            .values
+            .clone()
+            .into_iter()
+            .partition(|(key, _)| is_first(key));
+        let with = |values| Self {
+            values,
+            ..self.clone()
+        };
+        (with(first), with(second))
     }
 
     /// The layer with every key known to the schema and every text typed by it.

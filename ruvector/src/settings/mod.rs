@@ -1,17 +1,20 @@
 //! Where a process's settings come from, and which wins:
 //! default < file < `RUVECTOR_…` variable < flag.
 //!
-//! The typed struct with its defaults belongs to the process's crate; its
-//! defaults are also the schema here: a key that they do not have is an error
-//! that names where it was written. Values from variables and flags are text, and
-//! take the type that the default at their place has.
+//! The typed struct with its defaults belongs to the process's crate, what every
+//! process has beside it is the [`Frame`]; the defaults of both are also the
+//! schema here: a key that they do not have is an error that names where it was
+//! written. Values from variables and flags are text, and take the type that the
+//! default at their place has.
 
+mod frame;
 mod layer;
 mod print;
 #[cfg(test)]
 mod tests;
 mod text;
 
+pub use frame::{Frame, LogFormat};
 pub use layer::Layer;
 pub use print::to_toml;
 
@@ -20,9 +23,6 @@ use figment::{Figment, Profile};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
-
-/// The key that belongs to the binary and not to the process's own struct.
-const METRICS_LISTEN: &str = "metrics_listen";
 
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -45,8 +45,7 @@ pub enum SettingsError {
 
 /// What a process runs with.
 pub struct Settings<C> {
-    /// `host:port` of `/metrics` and `/healthz`.
-    pub metrics_listen: String,
+    pub frame: Frame,
     pub process: C,
 }
 
@@ -79,41 +78,34 @@ impl Layers {
     }
 
     /// The effective settings over these defaults.
-    pub fn resolve<C>(
-        &self,
-        defaults: &C,
-        metrics_listen: &str,
-    ) -> Result<Settings<C>, SettingsError>
+    pub fn resolve<C>(&self, frame: Frame, process: &C) -> Result<Settings<C>, SettingsError>
     where
         C: Serialize + DeserializeOwned,
     {
-        let schema = schema_of(defaults, metrics_listen);
-        let mut metrics_listen = Value::from(metrics_listen);
-        let mut merged = Figment::new();
-        for layer in
-            std::iter::once(Layer::new("the defaults", schema.clone())).chain(self.0.clone())
-        {
-            let mut layer = layer.checked_against(&schema)?;
-            if let Some(value) = layer.take(METRICS_LISTEN) {
-                metrics_listen = value;
-            }
-            merged = merged.merge(layer);
+        let frame = dict_of(&frame);
+        let process = dict_of(process);
+        let mut schema = process.clone();
+        schema.extend(frame.clone());
+        let mut merged = [
+            Figment::from(Layer::new("the defaults", frame.clone())),
+            Figment::from(Layer::new("the defaults", process)),
+        ];
+        for layer in &self.0 {
+            let layer = layer.clone().checked_against(&schema)?;
+            let (of_frame, of_process) = layer.split(|key| frame.contains_key(key));
+            let [frame, process] = merged;
+            merged = [frame.merge(of_frame), process.merge(of_process)];
         }
-        let metrics_listen = metrics_listen
-            .deserialize()
-            .map_err(|e: figment::Error| bad_value(e.with_path(METRICS_LISTEN)))?;
         Ok(Settings {
-            metrics_listen,
-            process: merged.extract().map_err(bad_value)?,
+            frame: merged[0].extract().map_err(bad_value)?,
+            process: merged[1].extract().map_err(bad_value)?,
         })
     }
 }
 
-fn schema_of<C: Serialize>(defaults: &C, metrics_listen: &str) -> Dict {
-    let value = Value::serialize(defaults).expect("a configuration struct serializes");
-    let mut schema = value.into_dict().expect("a configuration is a struct");
-    schema.insert(METRICS_LISTEN.to_owned(), Value::from(metrics_listen));
-    schema
+fn dict_of<T: Serialize>(settings: &T) -> Dict {
+    let value = Value::serialize(settings).expect("a configuration struct serializes");
+    value.into_dict().expect("a configuration is a struct")
 }
 
 fn bad_value(error: figment::Error) -> SettingsError {

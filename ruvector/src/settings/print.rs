@@ -7,21 +7,22 @@ use serde_json::Value as Json;
 
 /// Unset settings have no TOML form and are listed as comments.
 pub fn to_toml<C: Serialize>(settings: &Settings<C>) -> String {
-    let json = serde_json::to_value(&settings.process).expect("a configuration struct serializes");
     let mut unset = Vec::new();
-    let mut table = match to_table(json, "", &mut unset) {
-        toml::Value::Table(table) => table,
-        other => unreachable!("a configuration is a struct, not {other}"),
-    };
-    table.insert(
-        super::METRICS_LISTEN.to_owned(),
-        settings.metrics_listen.clone().into(),
-    );
+    let mut table = table_of(&settings.frame, &mut unset);
+    table.extend(table_of(&settings.process, &mut unset));
     let mut text = String::new();
     for key in unset {
         text.push_str(&format!("# {key} is not set\n"));
     }
     text + &toml::to_string_pretty(&table).expect("a table of plain values prints")
+}
+
+fn table_of<T: Serialize>(settings: &T, unset: &mut Vec<String>) -> toml::Table {
+    let json = serde_json::to_value(settings).expect("a configuration struct serializes");
+    match to_table(json, "", unset) {
+        toml::Value::Table(table) => table,
+        other => unreachable!("a configuration is a struct, not {other}"),
+    }
 }
 
 fn to_table(json: Json, path: &str, unset: &mut Vec<String>) -> toml::Value {

@@ -52,7 +52,7 @@ fn resolve(
         .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
     let flags: Result<Vec<_>, _> = sets.iter().map(|set| Layer::from_assignment(set)).collect();
     Layers::gather(Some(file.path()), variables, flags?)?
-        .resolve(&Config::default(), "127.0.0.1:7402")
+        .resolve(Frame::new("127.0.0.1:7402"), &Config::default())
 }
 
 fn problem(result: Result<Settings<Config>, SettingsError>) -> String {
@@ -77,7 +77,7 @@ fn a_flag_beats_a_variable_beats_the_file_beats_the_default() {
     assert_eq!(settings.process.advertise.as_deref(), Some("variable:1"));
     assert_eq!(settings.process.id, 2);
     assert_eq!(settings.process.renew_every, Duration::from_secs(3));
-    assert_eq!(settings.metrics_listen, "127.0.0.1:7402");
+    assert_eq!(settings.frame.metrics_listen, "127.0.0.1:7402");
 }
 
 #[test]
@@ -103,7 +103,29 @@ fn text_takes_the_type_of_the_default_it_replaces() {
     assert_eq!(settings.process.coordinators, ["a:1", "b:2"]);
     assert_eq!(settings.process.id, 9);
     assert_eq!(settings.process.renew_every, Duration::from_millis(200));
-    assert_eq!(settings.metrics_listen, "127.0.0.1:1");
+    assert_eq!(settings.frame.metrics_listen, "127.0.0.1:1");
+}
+
+#[test]
+fn what_every_process_has_is_set_by_file_variable_and_flag_alike() {
+    let settings = resolve(
+        "log = \"debug\"\nlog_format = \"json\"\npid_file = \"/file\"\n",
+        &[("RUVECTOR_LOG", "warn"), ("RUVECTOR_PID_FILE", "/variable")],
+        &["log=error,openraft=off"],
+    )
+    .unwrap();
+    let want = Frame {
+        log: "error,openraft=off".to_owned(),
+        log_format: LogFormat::Json,
+        metrics_listen: "127.0.0.1:7402".to_owned(),
+        pid_file: Some("/variable".into()),
+    };
+    assert_eq!(settings.frame, want);
+    let wrong = problem(resolve("", &[("RUVECTOR_LOG_FORMAT", "xml")], &[]));
+    assert!(
+        wrong.contains("RUVECTOR_LOG_FORMAT") && wrong.contains("`log_format`"),
+        "{wrong}"
+    );
 }
 
 #[test]
@@ -147,14 +169,14 @@ fn variables_of_the_scripts_and_of_ctl_do_not_stop_a_process() {
     }
     let variables = [
         ("RUVECTOR_CACHE", "/c"),
-        ("RUVECTOR_LOG", "info"),
+        ("RUVECTOR_CONFIG", "/f"),
         ("RUVECTOR_COORDINATORS", "a:1"),
     ]
     .map(|(k, v)| (k.to_owned(), v.to_owned()));
     let layers = Layers::gather(None, variables, []).unwrap();
     assert_eq!(
         layers
-            .resolve(&Coordinator { id: 4 }, "m:1")
+            .resolve(Frame::new("m:1"), &Coordinator { id: 4 })
             .unwrap()
             .process
             .id,
@@ -173,7 +195,11 @@ fn the_printed_configuration_gives_the_same_settings_again() {
     let printed = to_toml(&first);
     assert!(printed.contains("# advertise is not set"), "{printed}");
     assert!(printed.contains("renew_every = \"250ms\""), "{printed}");
+    assert!(
+        printed.contains("log = \"info,openraft=warn\""),
+        "{printed}"
+    );
     let second = resolve(&printed, &[], &[]).unwrap();
     assert_eq!(second.process, first.process);
-    assert_eq!(second.metrics_listen, first.metrics_listen);
+    assert_eq!(second.frame, first.frame);
 }

@@ -23,7 +23,7 @@ use anyhow::{Context, anyhow};
 use cluster_core::change::BackfillRow;
 use cluster_core::collection::{BackfillSnapshot, CollectionSpec};
 use cluster_core::ids::{BackfillId, CollectionId, NodeId, PartitionId};
-use cluster_core::map::HashRange;
+use cluster_core::map::{HashRange, ReplicaState};
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use futures::StreamExt;
@@ -131,7 +131,7 @@ impl<'a> Attempt<'a> {
             .map(|p| Target {
                 id: p.id,
                 range: p.range,
-                replicas: p.replicas.iter().map(|r| r.node).collect(),
+                replicas: p.in_state(ReplicaState::Serving).map(|r| r.node).collect(),
                 chunks: 0,
                 rows: Vec::new(),
                 bytes: 0,

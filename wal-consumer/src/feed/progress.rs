@@ -2,12 +2,14 @@
 
 use crate::replication::stream::Feedback;
 use cluster_core::confirm::{ConfirmTracker, ReplicaKey};
-use cluster_core::ids::{CollectionId, ConsumerEpoch, Incarnation, NodeId, PartitionId, SourceId};
+use cluster_core::ids::{CollectionId, ConsumerEpoch, Incarnation, PartitionId, SourceId};
 use cluster_core::invariants::check_confirmation;
+use cluster_core::map::{PartitionMap, Replica, ReplicaState};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// Who follows what, and from where.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +66,11 @@ impl From<anyhow::Error> for RunEnd {
     }
 }
 
+/// Learners that the coordinators were asked to promote, under one token: one of
+/// them may serve at any moment, so every run counts them until the map has shown
+/// what became of it.
+pub type Promotions = Arc<Mutex<BTreeSet<ReplicaKey>>>;
+
 /// Ends beyond the first few are of no interest.
 const ENDS_QUEUED: usize = 16;
 
@@ -74,10 +81,16 @@ pub struct Progress {
     /// Counts reports, so that waiters look again.
     changed: watch::Sender<u64>,
     ends: mpsc::Sender<RunEnd>,
+    promotions: Promotions,
+    /// A replica changed in a way that the coordinators must hear of.
+    pub replicas_changed: Notify,
 }
 
 impl Progress {
-    pub fn new(following: Following) -> (Arc<Self>, mpsc::Receiver<RunEnd>) {
+    pub fn new(
+        following: Following,
+        promotions: Promotions,
+    ) -> (Arc<Self>, mpsc::Receiver<RunEnd>) {
         let (ends, ended) = mpsc::channel(ENDS_QUEUED);
         let progress = Self {
             following,
@@ -85,6 +98,8 @@ impl Progress {
             tracker: Mutex::new(ConfirmTracker::new(following.incarnation, following.start)),
             changed: watch::Sender::new(0),
             ends,
+            promotions,
+            replicas_changed: Notify::new(),
         };
         (Arc::new(progress), ended)
     }
@@ -95,6 +110,43 @@ impl Progress {
 
     pub fn require(&self, replica: ReplicaKey) {
         self.tracker.lock().require(replica);
+    }
+
+    /// Asks to count a learner that has made everything up to `durable` so; see
+    /// [`ConfirmTracker::count`].
+    pub fn count(&self, replica: ReplicaKey, durable: WalPosition) -> bool {
+        let is_counted = self.advance(|tracker| tracker.count(replica, durable));
+        if is_counted {
+            self.promotions.lock().insert(replica);
+            self.replicas_changed.notify_one();
+        }
+        is_counted
+    }
+
+    /// The slot waits no longer for it.
+    pub fn release(&self, replica: ReplicaKey) {
+        self.advance(|tracker| tracker.retain(|required| *required != replica));
+        self.wake();
+    }
+
+    pub fn is_being_promoted(&self, replica: ReplicaKey) -> bool {
+        self.promotions.lock().contains(&replica)
+    }
+
+    /// It is known what became of the promotion.
+    pub fn promotion_settled(&self, replica: ReplicaKey) {
+        self.promotions.lock().remove(&replica);
+    }
+
+    /// Those that the map lists as learners no longer are settled.
+    pub fn settle_promotions(&self, map: &PartitionMap) {
+        let is_open = |key: &ReplicaKey| {
+            let partition = map.held_partition(key.partition);
+            let replica = partition.and_then(|p| p.replica_on(key.node));
+            replica
+                .is_some_and(|r| (r.generation, r.state) == (key.generation, ReplicaState::Learner))
+        };
+        self.promotions.lock().retain(is_open);
     }
 
     pub fn retain(&self, is_required: impl Fn(&ReplicaKey) -> bool) {
@@ -129,7 +181,7 @@ impl Progress {
         self.tracker.lock().lowest_durable()
     }
 
-    /// Waits until every replica of the partitions has made `position` durable.
+    /// Waits until every required replica of the partitions has made `position` durable.
     pub async fn wait_durable(&self, position: WalPosition, partitions: &[PartitionId]) {
         let mut changed = self.watch();
         loop {
@@ -143,20 +195,20 @@ impl Progress {
         }
     }
 
-    fn advance(&self, change: impl FnOnce(&mut ConfirmTracker)) {
+    fn advance<T>(&self, change: impl FnOnce(&mut ConfirmTracker) -> T) -> T {
         let mut tracker = self.tracker.lock();
-        change(&mut tracker);
+        let changed = change(&mut tracker);
         let confirmed = tracker.confirmed();
         // A replica that is required later holds nothing back that was confirmed
         // before: only what is new is checked.
-        if confirmed <= self.feedback.confirmed() {
-            return;
+        if confirmed > self.feedback.confirmed() {
+            let position = self.following.end_of(confirmed);
+            match check_confirmation(position, tracker.required_durable()) {
+                Ok(()) => self.feedback.confirm(confirmed),
+                Err(violation) => self.end(RunEnd::Problem(violation.to_string())),
+            }
         }
-        let position = self.following.end_of(confirmed);
-        match check_confirmation(position, tracker.required_durable()) {
-            Ok(()) => self.feedback.confirm(confirmed),
-            Err(violation) => self.end(RunEnd::Problem(violation.to_string())),
-        }
+        changed
     }
 }
 
@@ -165,5 +217,6 @@ impl Progress {
 pub struct RoutedPartition {
     pub id: PartitionId,
     pub collection: CollectionId,
-    pub replicas: Vec<NodeId>,
+    /// Those that are fed, as the map last showed them.
+    pub replicas: Vec<Replica>,
 }

@@ -4,14 +4,18 @@
 //! fed from the queue, without troubling the source. `previous` of a batch is
 //! the `to` of what was last sent for its partition; "nothing else" counts as
 //! sent only for partitions that the node has reported, since others would not
-//! move with it.
+//! move with it. Whoever must not move with it is excepted by name: a batch was
+//! left out for it.
+//!
+//! A learner is attached anew on each stream, before its batches, at what it has
+//! logged; what it has logged leaves the queue.
 
 use cluster_core::ids::{Generation, PartitionId};
 use cluster_core::wal_position::WalPosition;
 use cluster_core::xid::FullXid;
 use proto::v1;
 use proto::v1::apply_request::Kind;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What a message costs beyond its changes.
 const MESSAGE_OVERHEAD_BYTES: usize = 256;
@@ -25,17 +29,97 @@ struct Item {
     bytes: usize,
 }
 
+/// What the slot owes a replica that is fed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It waits for it.
+    Required,
+    /// Nothing yet: it logs the stream and copies what came before.
+    Learner,
+    /// Nothing any more.
+    Releasing,
+}
+
+/// Why nothing is queued for a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// A learner that is still to be attached.
+    Detached,
+    /// Its node does not hold it, though it should.
+    Absent,
+    /// Too much waited for it.
+    Overflow,
+    /// It lacks what the slot no longer has.
+    Below {
+        durable: WalPosition,
+        floor: WalPosition,
+    },
+}
+
+/// Where the stream begins for a learner.
+#[derive(Clone, Copy, Debug)]
+struct Attached {
+    from: WalPosition,
+    /// On the present stream.
+    is_sent: bool,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct Fed {
     pub generation: Generation,
+    pub role: Role,
+    pub left_out: Option<LeftOut>,
+    /// Only while the map lists it as a learner.
+    attached: Option<Attached>,
     /// The `to` of what was last queued for the partition.
     last_to: WalPosition,
     /// The node has reported it, so that it moves with "nothing else".
     is_known: bool,
-    /// The node does not hold it now: nothing is sent for it.
-    is_absent: bool,
+    /// Of its items in the queue.
+    pub bytes: usize,
+    pub applied: WalPosition,
+    /// Of a learner: up to where it has logged the stream.
+    pub durable: WalPosition,
+    /// As it said last.
+    pub is_learning: bool,
+}
+
+impl Fed {
+    /// Something was queued that it has not made durable, or should have been.
+    pub fn has_work(&self) -> bool {
+        self.left_out.is_some() || self.last_to > self.durable
+    }
+
+    /// The map calls it a learner, counted or not.
+    pub fn is_learner_in_map(&self) -> bool {
+        self.attached.is_some()
+    }
+
+    /// Attached on a queue without a hole, where what it reports may count.
+    pub fn is_attached_below(&self, durable: WalPosition) -> bool {
+        self.left_out.is_none() && self.attached.is_some_and(|a| durable >= a.from)
+    }
+
+    /// Whether it may take "nothing else" for all there is.
+    fn moves_with_the_rest(&self) -> bool {
+        self.left_out.is_none() && self.attached.is_none_or(|a| a.is_sent)
+    }
+
+    /// From where the queue has everything for a learner.
+    fn attach_from(&self) -> Option<WalPosition> {
+        let attached = self.attached.filter(|_| self.left_out.is_none())?;
+        Some(attached.from.max(self.durable))
+    }
+}
+
+/// A replica's report.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    pub partition: PartitionId,
+    pub generation: Generation,
     pub applied: WalPosition,
     pub durable: WalPosition,
+    pub is_learning: bool,
 }
 
 #[derive(Debug, Default)]
@@ -45,40 +129,144 @@ pub struct NodeQueue {
     sent: usize,
     bytes: usize,
     partitions: BTreeMap<PartitionId, Fed>,
+    /// Fed no longer; the node may still hold them.
+    former: BTreeSet<PartitionId>,
 }
 
 impl NodeQueue {
     /// `from` is the position after which everything will be queued.
-    pub fn add_partition(&mut self, id: PartitionId, generation: Generation, from: WalPosition) {
-        self.partitions.entry(id).or_insert(Fed {
+    pub fn add_partition(
+        &mut self,
+        id: PartitionId,
+        generation: Generation,
+        role: Role,
+        from: WalPosition,
+    ) {
+        let attached = (role == Role::Learner).then_some(Attached {
+            from,
+            is_sent: false,
+        });
+        self.former.remove(&id);
+        let fed = Fed {
             generation,
+            role,
+            left_out: None,
+            attached,
             last_to: from,
             is_known: false,
-            is_absent: false,
+            bytes: 0,
             applied: WalPosition::ZERO,
             durable: WalPosition::ZERO,
-        });
-    }
-
-    /// Forgets a dropped partition and what waits for it.
-    pub fn remove_partition(&mut self, id: PartitionId) {
-        self.partitions.remove(&id);
-        self.retain(|item| item.partition != Some(id));
-        self.trim();
-    }
-
-    /// The node does not hold the partition, though it should: what is for it is
-    /// left out until the source starts over.
-    pub fn set_absent(&mut self, id: PartitionId) {
-        if let Some(fed) = self.partitions.get_mut(&id) {
-            fed.is_absent = true;
-            self.retain(|item| item.partition != Some(id));
+            is_learning: false,
+        };
+        if self.partitions.get(&id).map(|known| known.generation) != Some(generation) {
+            self.drop_items_of(id);
+            self.partitions.insert(id, fed);
         }
     }
 
-    pub fn is_absent(&self, id: PartitionId, generation: Generation) -> bool {
-        let fed = self.partitions.get(&id);
-        fed.is_some_and(|fed| fed.is_absent && fed.generation == generation)
+    /// A learner for which nothing is queued until it is attached.
+    pub fn add_detached(&mut self, id: PartitionId, generation: Generation) {
+        self.add_partition(id, generation, Role::Learner, WalPosition::ZERO);
+        self.leave_out(id, LeftOut::Detached);
+    }
+
+    /// Forgets a partition that is gone and what waits for it.
+    pub fn remove_partition(&mut self, id: PartitionId) {
+        self.drop_items_of(id);
+        self.partitions.remove(&id);
+        self.former.remove(&id);
+        self.trim();
+    }
+
+    /// Ends feeding a replica that the node may still hold: it must not take
+    /// "nothing else" for all there is.
+    pub fn retire(&mut self, id: PartitionId, generation: Option<Generation>) {
+        let known = self.partitions.get(&id).map(|fed| fed.generation);
+        if known.is_none() || known == generation {
+            self.remove_partition(id);
+            self.former.insert(id);
+        }
+    }
+
+    /// From now on nothing is queued for the partition.
+    pub fn leave_out(&mut self, id: PartitionId, why: LeftOut) {
+        if let Some(fed) = self.partitions.get_mut(&id) {
+            fed.left_out = Some(why);
+            fed.is_known = false;
+            self.drop_items_of(id);
+            self.trim();
+        }
+    }
+
+    /// Leaves out every replica but learners for which something waits; answers
+    /// how many.
+    pub fn give_up(&mut self) -> usize {
+        let waiting = self.partitions.iter();
+        let waiting = waiting.filter(|(_, fed)| fed.role != Role::Learner && fed.bytes > 0);
+        let waiting: Vec<PartitionId> = waiting.map(|(id, _)| *id).collect();
+        for id in &waiting {
+            self.leave_out(*id, LeftOut::Overflow);
+        }
+        waiting.len()
+    }
+
+    pub fn has_detached(&self) -> bool {
+        let mut fed = self.partitions.values();
+        fed.any(|fed| fed.left_out == Some(LeftOut::Detached))
+    }
+
+    /// Begins the stream of detached learners at `from`, up to where everything
+    /// has been queued for the others; answers which.
+    pub fn attach_detached(&mut self, from: WalPosition) -> Vec<(PartitionId, Generation)> {
+        let mut begun = Vec::new();
+        for (id, fed) in &mut self.partitions {
+            if fed.left_out == Some(LeftOut::Detached) {
+                fed.left_out = None;
+                fed.last_to = from;
+                fed.attached = Some(Attached {
+                    from,
+                    is_sent: false,
+                });
+                begun.push((*id, fed.generation));
+            }
+        }
+        for (id, generation) in &begun {
+            self.push(attach_item(*id, *generation, from));
+        }
+        begun
+    }
+
+    /// The slot waits for a learner from now on; the map does not say so yet.
+    pub fn count(&mut self, id: PartitionId) {
+        if let Some(fed) = self.partitions.get_mut(&id) {
+            fed.role = Role::Required;
+        }
+    }
+
+    /// A counted learner is one no longer, or never was.
+    pub fn uncount(&mut self, id: PartitionId) {
+        if let Some(fed) = self.partitions.get_mut(&id)
+            && fed.attached.is_some()
+        {
+            fed.role = Role::Learner;
+            if fed.left_out.is_some() {
+                fed.left_out = Some(LeftOut::Detached);
+            }
+        }
+    }
+
+    /// The map lists it so; needs no attaching any more.
+    pub fn set_role(&mut self, id: PartitionId, role: Role) {
+        if let Some(fed) = self.partitions.get_mut(&id) {
+            fed.role = role;
+            fed.attached = None;
+            self.retain(|item| item.partition != Some(id) || !matches!(item.kind, Kind::Attach(_)));
+        }
+    }
+
+    fn drop_items_of(&mut self, id: PartitionId) {
+        self.retain(|item| item.partition != Some(id));
     }
 
     fn retain(&mut self, mut stays: impl FnMut(&Item) -> bool) {
@@ -86,11 +274,15 @@ impl NodeQueue {
         let mut index = 0;
         let mut sent_removed = 0;
         let mut bytes_removed = 0;
+        let partitions = &mut self.partitions;
         self.items.retain(|item| {
             let stays = stays(item);
             if !stays {
                 sent_removed += usize::from(index < sent);
                 bytes_removed += item.bytes;
+                if let Some(fed) = item.partition.and_then(|id| partitions.get_mut(&id)) {
+                    fed.bytes -= item.bytes;
+                }
             }
             index += 1;
             stays
@@ -103,12 +295,23 @@ impl NodeQueue {
         self.partitions.get(&id)
     }
 
-    pub fn partition_ids(&self) -> impl Iterator<Item = PartitionId> + '_ {
-        self.partitions.keys().copied()
+    pub fn partitions(&self) -> impl Iterator<Item = (PartitionId, &Fed)> {
+        self.partitions.iter().map(|(id, fed)| (*id, fed))
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.partitions.is_empty()
+    }
+
+    /// Of everything but what waits for learners.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes - self.learner_bytes()
+    }
+
+    pub fn learner_bytes(&self) -> usize {
+        let learners = self.partitions.values();
+        let learners = learners.filter(|fed| fed.role == Role::Learner);
+        learners.map(|fed| fed.bytes).sum()
     }
 
     pub fn push_batch(
@@ -118,7 +321,8 @@ impl NodeQueue {
         changes: Vec<v1::RowChange>,
         bytes: usize,
     ) {
-        let Some(fed) = self.partitions.get_mut(&id).filter(|f| !f.is_absent) else {
+        let fed = self.partitions.get_mut(&id);
+        let Some(fed) = fed.filter(|fed| fed.left_out.is_none()) else {
             return;
         };
         assert!(
@@ -138,7 +342,7 @@ impl NodeQueue {
             kind: Kind::Batch(batch),
             partition: Some(id),
             to,
-            bytes,
+            bytes: bytes + MESSAGE_OVERHEAD_BYTES,
         });
     }
 
@@ -148,7 +352,8 @@ impl NodeQueue {
         oldest_xmin: Option<FullXid>,
         confirmed: WalPosition,
     ) {
-        for fed in self.partitions.values_mut().filter(|fed| fed.is_known) {
+        let fed = self.partitions.values_mut();
+        for fed in fed.filter(|fed| fed.is_known && fed.left_out.is_none()) {
             fed.last_to = fed.last_to.max(to);
         }
         let message = v1::NothingElse {
@@ -161,7 +366,7 @@ impl NodeQueue {
             kind: Kind::NothingElse(message),
             partition: None,
             to,
-            bytes: 0,
+            bytes: MESSAGE_OVERHEAD_BYTES,
         };
         match self.items.back_mut() {
             // It covers the one before, sent or not: an idle source cannot fill
@@ -175,10 +380,16 @@ impl NodeQueue {
         }
     }
 
-    fn push(&mut self, mut item: Item) {
-        item.bytes += MESSAGE_OVERHEAD_BYTES;
-        self.bytes += item.bytes;
+    fn push(&mut self, item: Item) {
+        self.account(&item);
         self.items.push_back(item);
+    }
+
+    fn account(&mut self, item: &Item) {
+        self.bytes += item.bytes;
+        if let Some(fed) = item.partition.and_then(|id| self.partitions.get_mut(&id)) {
+            fed.bytes += item.bytes;
+        }
     }
 
     /// The next message to send on the present stream.
@@ -186,46 +397,61 @@ impl NodeQueue {
         let item = self.items.get(self.sent)?;
         self.sent += 1;
         let mut kind = item.kind.clone();
-        if let Kind::NothingElse(message) = &mut kind {
-            // Should the node get hold of one after all, it must not take what it
-            // was not sent for nothing.
-            let absent = self.partitions.iter().filter(|(_, fed)| fed.is_absent);
-            message.except_partition_ids = absent.map(|(id, _)| id.0).collect();
+        match &mut kind {
+            Kind::NothingElse(message) => {
+                // Decided now: the node must not take what it was not sent for
+                // nothing, whenever it was left out.
+                let held_back = self.partitions.iter();
+                let held_back = held_back.filter(|(_, fed)| !fed.moves_with_the_rest());
+                let held_back = held_back.map(|(id, _)| id.0);
+                message.except_partition_ids =
+                    held_back.chain(self.former.iter().map(|id| id.0)).collect();
+            }
+            Kind::Attach(attach) => {
+                let fed = self.partitions.get_mut(&PartitionId(attach.partition_id));
+                if let Some(attached) = fed.and_then(|fed| fed.attached.as_mut()) {
+                    attached.is_sent = true;
+                }
+            }
+            Kind::Open(_) | Kind::Batch(_) => {}
         }
         Some(v1::ApplyRequest { kind: Some(kind) })
     }
 
-    /// A new stream was opened: everything not durable is sent again.
+    /// A new stream was opened: everything not durable is sent again, learners
+    /// being attached first.
     pub fn rewind(&mut self) {
+        self.retain(|item| !matches!(item.kind, Kind::Attach(_)));
         self.sent = 0;
-    }
-
-    /// Gives up what waits; the node must be fed from the slot again.
-    pub fn clear(&mut self) {
-        self.items.clear();
-        self.sent = 0;
-        self.bytes = 0;
+        let mut attaches = Vec::new();
+        for (id, fed) in &mut self.partitions {
+            if let Some(attached) = &mut fed.attached {
+                attached.is_sent = false;
+            }
+            if let Some(from) = fed.attach_from() {
+                attaches.push(attach_item(*id, fed.generation, from));
+            }
+        }
+        for item in attaches {
+            self.account(&item);
+            self.items.push_front(item);
+        }
     }
 
     /// Takes a node's report; whether it says something new.
-    pub fn report(
-        &mut self,
-        id: PartitionId,
-        generation: Generation,
-        applied: WalPosition,
-        durable: WalPosition,
-    ) -> bool {
-        let Some(fed) = self
-            .partitions
-            .get_mut(&id)
-            .filter(|f| f.generation == generation)
-        else {
+    pub fn report(&mut self, report: Report) -> bool {
+        let fed = self.partitions.get_mut(&report.partition);
+        let Some(fed) = fed.filter(|fed| fed.generation == report.generation) else {
             return false;
         };
-        let is_new = applied > fed.applied || durable > fed.durable || !fed.is_known;
-        fed.is_known = true;
-        fed.applied = fed.applied.max(applied);
-        fed.durable = fed.durable.max(durable);
+        let is_new = report.applied > fed.applied
+            || report.durable > fed.durable
+            || report.is_learning != fed.is_learning
+            || !fed.is_known;
+        fed.is_known = fed.left_out.is_none();
+        fed.applied = fed.applied.max(report.applied);
+        fed.durable = fed.durable.max(report.durable);
+        fed.is_learning = report.is_learning;
         if is_new {
             self.trim();
         }
@@ -236,7 +462,9 @@ impl NodeQueue {
     /// and a "nothing else" that the next item covers: one partition that stands
     /// still does not fill the queue with the others' share.
     fn trim(&mut self) {
-        let lowest = self.partitions.values().map(|fed| fed.durable).min();
+        let fed = self.partitions.values();
+        let fed = fed.filter(|fed| fed.left_out.is_none());
+        let lowest = fed.map(|fed| fed.durable).min();
         let mut is_covered = false;
         let mut stay = Vec::with_capacity(self.items.len());
         for (index, item) in self.items.iter().enumerate().rev() {
@@ -260,120 +488,20 @@ impl NodeQueue {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use cluster_core::ids::Incarnation;
-    use cluster_core::wal_position::Lsn;
-
-    fn end(lsn: u64) -> WalPosition {
-        WalPosition::end_of(Incarnation(1), Lsn(lsn))
-    }
-
-    const P: PartitionId = PartitionId(1);
-    const Q: PartitionId = PartitionId(2);
-    const G: Generation = Generation(1);
-
-    fn queue() -> NodeQueue {
-        let mut queue = NodeQueue::default();
-        queue.add_partition(P, G, end(10));
-        queue.add_partition(Q, G, WalPosition::ZERO);
-        queue.report(P, G, end(10), end(10));
-        queue
-    }
-
-    fn send(queue: &mut NodeQueue) -> (WalPosition, WalPosition) {
-        match queue.next_to_send().unwrap().kind.unwrap() {
-            Kind::Batch(b) => (b.previous.unwrap().into(), b.to.unwrap().into()),
-            Kind::NothingElse(n) => (WalPosition::ZERO, n.to.unwrap().into()),
-            Kind::Open(_) | Kind::Attach(_) => unreachable!(),
-        }
-    }
-
-    #[test]
-    fn p4_previous_is_what_was_last_sent_for_the_partition() {
-        let mut queue = queue();
-        queue.push_batch(P, end(20), vec![], 0);
-        queue.push_nothing_else(end(30), None, end(10));
-        queue.push_batch(P, end(40), vec![], 0);
-        queue.push_batch(Q, end(40), vec![], 0);
-        assert_eq!(send(&mut queue), (end(10), end(20)));
-        assert_eq!(send(&mut queue), (WalPosition::ZERO, end(30)));
-        assert_eq!(send(&mut queue), (end(30), end(40)));
-        // The node had not reported Q: "nothing else" may not have moved it.
-        assert_eq!(send(&mut queue), (WalPosition::ZERO, end(40)));
-        assert!(queue.next_to_send().is_none());
-    }
-
-    #[test]
-    fn what_is_not_durable_is_sent_again_on_a_new_stream() {
-        let mut queue = queue();
-        queue.report(Q, G, end(10), end(10));
-        queue.push_batch(P, end(20), vec![], 100);
-        queue.push_batch(Q, end(30), vec![], 100);
-        send(&mut queue);
-        send(&mut queue);
-        queue.report(P, G, end(20), end(20));
-        queue.report(Q, G, end(30), end(10));
-        queue.rewind();
-        assert_eq!(send(&mut queue).1, end(30));
-        queue.report(Q, G, end(30), end(30));
-        assert_eq!(queue.bytes(), 0);
-    }
-
-    #[test]
-    fn p10_an_idle_source_does_not_fill_the_queue_of_a_dead_node() {
-        let mut queue = queue();
-        for lsn in 11..1000 {
-            queue.push_nothing_else(end(lsn), None, end(10));
-            // Sent, and never made durable.
-            assert_eq!(send(&mut queue).1, end(lsn));
-        }
-        assert_eq!(queue.items.len(), 1);
-    }
-
-    #[test]
-    fn p10_a_partition_that_stands_still_does_not_fill_the_queue_with_what_others_have() {
-        let mut queue = queue();
-        queue.report(Q, G, end(10), end(10));
-        queue.push_batch(Q, end(11), vec![], 100);
-        for lsn in 12..1000 {
-            queue.push_batch(P, end(lsn), vec![], 100);
-            queue.push_nothing_else(end(lsn), None, end(10));
-            while queue.next_to_send().is_some() {}
-            queue.report(P, G, end(lsn), end(lsn));
-        }
-        let batches = queue.items.iter().filter(|item| item.partition.is_some());
-        assert_eq!(batches.count(), 1);
-        assert_eq!(queue.items.len(), 2);
-        queue.report(Q, G, end(999), end(999));
-        assert_eq!((queue.items.len(), queue.sent, queue.bytes()), (0, 0, 0));
-    }
-
-    #[test]
-    fn a_partition_that_the_node_does_not_hold_is_left_out_by_name() {
-        let mut queue = queue();
-        queue.push_batch(Q, end(20), vec![], 100);
-        queue.set_absent(Q);
-        queue.push_batch(Q, end(30), vec![], 100);
-        queue.push_nothing_else(end(30), None, end(10));
-        match queue.next_to_send().unwrap().kind.unwrap() {
-            Kind::NothingElse(message) => assert_eq!(message.except_partition_ids, [Q.0]),
-            other => panic!("{other:?}"),
-        }
-        assert!(queue.next_to_send().is_none());
-    }
-
-    #[test]
-    fn a_dropped_partition_takes_its_messages_with_it() {
-        let mut queue = queue();
-        queue.push_batch(P, end(20), vec![], 100);
-        queue.push_batch(Q, end(20), vec![], 100);
-        send(&mut queue);
-        queue.remove_partition(P);
-        assert_eq!(send(&mut queue).1, end(20));
-        queue.report(Q, G, end(20), end(20));
-        assert_eq!((queue.items.len(), queue.bytes()), (0, 0));
+fn attach_item(id: PartitionId, generation: Generation, from: WalPosition) -> Item {
+    let attach = v1::AttachLearner {
+        partition_id: id.0,
+        generation: generation.0,
+        from: Some(from.into()),
+    };
+    Item {
+        kind: Kind::Attach(attach),
+        partition: Some(id),
+        to: from,
+        bytes: MESSAGE_OVERHEAD_BYTES,
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

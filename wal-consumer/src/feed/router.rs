@@ -2,19 +2,22 @@
 //!
 //! A batch never ends within an ordinal: both halves of a key change bear the
 //! same position, and what lies at or below a watermark is ignored.
+//!
+//! Replicas come and go with the map while the stream goes on. Only a serving one
+//! that this run has never fed makes the source start over.
 
+use super::node::NodeFeed;
 use super::progress::{Progress, RoutedPartition};
-use super::stream::NodeFeed;
 use crate::config::Config;
 use cluster_core::change::{Change, PositionedChange, VectorColumn};
 use cluster_core::collection::{CollectionSpec, CollectionState};
-use cluster_core::ids::{CollectionId, Generation, NodeId, PartitionId, SourceId};
-use cluster_core::map::{HashRange, PartitionMap};
+use cluster_core::ids::{CollectionId, NodeId, PartitionId, SourceId};
+use cluster_core::map::{HashRange, Partition, PartitionMap, Replica, ReplicaState};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use proto::v1;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use tokio::sync::watch;
 
 /// What a change costs on the wire and in memory beyond key and vector.
 const CHANGE_OVERHEAD_BYTES: usize = 96;
@@ -33,29 +36,28 @@ struct Buffer {
     bytes: usize,
 }
 
+/// Those that are fed now, for who watches over their replicas.
+pub type Feeds = Vec<Arc<NodeFeed>>;
+
 pub struct Router {
     config: Arc<Config>,
     progress: Arc<Progress>,
     feeds: BTreeMap<NodeId, Arc<NodeFeed>>,
+    feeds_told: watch::Sender<Feeds>,
+    /// Feeds that nobody runs yet.
+    feeds_new: Feeds,
     collections: BTreeMap<CollectionId, Routed>,
-    partitions: BTreeMap<PartitionId, (RoutedPartition, Vec<(NodeId, Generation)>)>,
+    partitions: BTreeMap<PartitionId, RoutedPartition>,
+    /// By the partition that is being split: what goes to it goes to them too.
+    halves: BTreeMap<PartitionId, Vec<(HashRange, PartitionId)>>,
     buffers: BTreeMap<PartitionId, Buffer>,
     /// The `to` of the last batch sent for a partition in this run.
     sent_to: BTreeMap<PartitionId, WalPosition>,
 }
 
-/// The partitions of a collection with their replicas, to tell a changed
-/// assignment from an unchanged one.
-type Assignment = Vec<(HashRange, PartitionId, Vec<(NodeId, Generation)>)>;
-
-fn assignment(map: &PartitionMap, collection: CollectionId) -> Assignment {
-    let replicas = |p: &cluster_core::map::Partition| {
-        p.replicas.iter().map(|r| (r.node, r.generation)).collect()
-    };
-    map.partitions_of(collection)
-        .into_iter()
-        .map(|p| (p.range, p.id, replicas(p)))
-        .collect()
+fn ranges_of(map: &PartitionMap, id: CollectionId) -> Vec<(HashRange, PartitionId)> {
+    let partitions = map.partitions_of(id).into_iter();
+    partitions.map(|p| (p.range, p.id)).collect()
 }
 
 impl Router {
@@ -64,8 +66,11 @@ impl Router {
             config,
             progress,
             feeds: BTreeMap::new(),
+            feeds_told: watch::Sender::new(Feeds::new()),
+            feeds_new: Feeds::new(),
             collections: BTreeMap::new(),
             partitions: BTreeMap::new(),
+            halves: BTreeMap::new(),
             buffers: BTreeMap::new(),
             sent_to: BTreeMap::new(),
         }
@@ -83,50 +88,59 @@ impl Router {
         of_table.map(|(id, _)| *id).collect()
     }
 
-    pub fn feeds(&self) -> impl Iterator<Item = &Arc<NodeFeed>> {
-        self.feeds.values()
+    pub fn watch_feeds(&self) -> watch::Receiver<Feeds> {
+        self.feeds_told.subscribe()
     }
 
-    /// Adds a collection of the map; answers the feeds that are new and must be
-    /// run.
-    pub fn add_collection(&mut self, map: &PartitionMap, id: CollectionId) -> Vec<Arc<NodeFeed>> {
+    /// The feeds that were added since this was asked last; they must be run.
+    pub fn take_new_feeds(&mut self) -> Feeds {
+        std::mem::take(&mut self.feeds_new)
+    }
+
+    /// How many replicas are learning.
+    pub fn learners(&self) -> usize {
+        self.feeds.values().map(|feed| feed.learners()).sum()
+    }
+
+    /// "Nothing else" would attach a learner.
+    pub fn can_attach(&self) -> bool {
+        self.feeds.values().any(|feed| feed.can_attach())
+    }
+
+    /// Adds a collection of the map, fed from the start of the stream.
+    pub fn add_collection(&mut self, map: &PartitionMap, id: CollectionId) {
         let Some(collection) = map.collections.get(&id) else {
-            return Vec::new();
+            return;
         };
         let is_complete = matches!(collection.state, CollectionState::Ready { .. });
-        let nodes = map.nodes.len().max(1);
-        let mut new_feeds = Vec::new();
-        let assigned = assignment(map, id);
-        for (_, partition, replicas) in &assigned {
-            for (node, generation) in replicas {
-                let feed = self.feeds.entry(*node).or_insert_with(|| {
-                    let bytes_max = self.config.node_queue_bytes / nodes;
-                    let feed = NodeFeed::new(*node, bytes_max, self.progress.clone());
-                    new_feeds.push(feed.clone());
-                    feed
-                });
-                feed.add_partition(*partition, *generation, is_complete);
-            }
+        let halves = self.take_halves(map, id);
+        for partition in map.partitions_of(id).into_iter().chain(halves) {
+            let fed = partition.replicas.iter().filter(|r| r.state.is_fed());
             let routed = RoutedPartition {
-                id: *partition,
+                id: partition.id,
                 collection: id,
-                replicas: replicas.iter().map(|(node, _)| *node).collect(),
+                replicas: fed.cloned().collect(),
             };
-            self.partitions
-                .insert(*partition, (routed, replicas.clone()));
+            for replica in &routed.replicas {
+                let feed = self.feed_of(replica.node);
+                let generation = replica.generation;
+                match replica.state {
+                    ReplicaState::Serving => {
+                        feed.add_serving(partition.id, generation, is_complete);
+                    }
+                    ReplicaState::Learner => feed.add_learner(partition.id, generation),
+                    ReplicaState::Releasing => feed.add_releasing(partition.id, generation),
+                    ReplicaState::Demoted => unreachable!("is not fed"),
+                }
+            }
+            self.partitions.insert(partition.id, routed);
         }
-        let ranges = assigned
-            .iter()
-            .map(|(range, partition, _)| (*range, *partition))
-            .collect();
-        self.collections.insert(
-            id,
-            Routed {
-                spec: collection.spec.clone(),
-                ranges,
-            },
-        );
-        new_feeds
+        let routed = Routed {
+            spec: collection.spec.clone(),
+            ranges: ranges_of(map, id),
+        };
+        self.collections.insert(id, routed);
+        self.settle_feeds(map);
     }
 
     pub fn remove_collection(&mut self, id: CollectionId) {
@@ -134,43 +148,194 @@ impl Router {
             return;
         };
         for (_, partition) in collection.ranges {
-            self.partitions.remove(&partition);
-            self.buffers.remove(&partition);
-            self.sent_to.remove(&partition);
-            for feed in self.feeds.values() {
-                feed.remove_partition(partition);
+            for (_, half) in self.halves.remove(&partition).unwrap_or_default() {
+                self.remove_partition(half);
             }
+            self.remove_partition(partition);
         }
+        self.require_only_known();
+        self.end_idle_feeds();
+    }
+
+    fn remove_partition(&mut self, id: PartitionId) {
+        self.partitions.remove(&id);
+        self.buffers.remove(&id);
+        self.sent_to.remove(&id);
+        for feed in self.feeds.values() {
+            feed.remove_partition(id);
+        }
+    }
+
+    fn require_only_known(&self) {
         let partitions = &self.partitions;
         self.progress
             .retain(|replica| partitions.contains_key(&replica.partition));
     }
 
-    /// Takes away what the map no longer feeds. `Err`: a collection that is
-    /// fed lies elsewhere now, so the source must start over.
+    /// Follows collections that go and replicas that change. `Err`: a collection
+    /// cannot be fed as the map wants it, so the source must start over.
     pub fn follow_map(&mut self, map: &PartitionMap, source: SourceId) -> Result<(), CollectionId> {
         for id in self.collections.keys().copied().collect::<Vec<_>>() {
             if !is_fed(map, source, id) {
                 self.remove_collection(id);
                 continue;
             }
-            let fed: Assignment = self.collections[&id]
-                .ranges
-                .iter()
-                .map(|(range, p)| (*range, *p, self.partitions[p].1.clone()))
-                .collect();
-            if fed != assignment(map, id) {
+            self.follow_splits(map, id);
+            if self.collections[&id].ranges != ranges_of(map, id) {
                 return Err(id);
             }
+            let halves = self.take_halves(map, id);
+            for partition in map.partitions_of(id).into_iter().chain(halves) {
+                self.follow_partition(partition).map_err(|Unfed| id)?;
+            }
+        }
+        self.require_only_known();
+        self.settle_feeds(map);
+        Ok(())
+    }
+
+    /// Notes the halves that the map has of a collection's partitions.
+    fn take_halves<'a>(&mut self, map: &'a PartitionMap, id: CollectionId) -> Vec<&'a Partition> {
+        let of_collection = map.splits.iter().filter(|(_, s)| s.low.collection == id);
+        let mut taken = Vec::new();
+        for (parent, split) in of_collection {
+            let halves = split.halves();
+            let ranges = halves.iter().map(|half| (half.range, half.id)).collect();
+            if self.halves.insert(*parent, ranges).is_none() {
+                tracing::info!(partition = %parent, "partition is being split: its halves are fed too");
+            }
+            for half in halves {
+                self.partitions.entry(half.id).or_insert(RoutedPartition {
+                    id: half.id,
+                    collection: id,
+                    replicas: Vec::new(),
+                });
+                taken.push(half);
+            }
+        }
+        taken
+    }
+
+    /// Halves take the place of what was split, or are given up. Both have been
+    /// sent everything since they were attached, so that the stream goes on.
+    fn follow_splits(&mut self, map: &PartitionMap, id: CollectionId) {
+        let parents: Vec<PartitionId> = self.halves.keys().copied().collect();
+        for parent in parents {
+            let is_of_it = self.partitions.get(&parent).map(|p| p.collection) == Some(id);
+            if !is_of_it || map.splits.contains_key(&parent) {
+                continue;
+            }
+            let halves = self.halves.remove(&parent).unwrap_or_default();
+            if map.partitions.contains_key(&parent) {
+                tracing::info!(partition = %parent, "the split was given up");
+                for (_, half) in halves {
+                    self.remove_partition(half);
+                }
+                continue;
+            }
+            tracing::info!(partition = %parent, "partition was split: its halves have its place");
+            self.remove_partition(parent);
+            if let Some(collection) = self.collections.get_mut(&id) {
+                collection.ranges.retain(|(_, known)| *known != parent);
+                collection.ranges.extend(halves);
+                collection.ranges.sort();
+            }
+        }
+    }
+
+    fn follow_partition(&mut self, partition: &Partition) -> Result<(), Unfed> {
+        let id = partition.id;
+        let before = match self.partitions.get(&id) {
+            Some(routed) => routed.replicas.clone(),
+            None => return Err(Unfed),
+        };
+        let is_same = |a: &Replica, b: &Replica| (a.node, a.generation) == (b.node, b.generation);
+        let mut replicas = Vec::new();
+        let mut released = Vec::new();
+        for replica in partition.replicas.iter().filter(|r| r.state.is_fed()) {
+            let was = before.iter().find(|r| is_same(r, replica));
+            let feed = self.feed_of(replica.node);
+            match (was.map(|r| r.state), replica.state) {
+                (Some(was), now) if was == now => {}
+                (None, ReplicaState::Learner) => feed.add_detached(id, replica.generation),
+                (Some(ReplicaState::Learner), ReplicaState::Serving) => {
+                    if !feed.serve(id) {
+                        return Err(Unfed);
+                    }
+                }
+                (Some(_), ReplicaState::Releasing) => released.push(feed),
+                // Nobody needs what it holds.
+                (None, ReplicaState::Releasing) => continue,
+                _ => return Err(Unfed),
+            }
+            replicas.push(replica.clone());
+        }
+        // Only now, that whoever takes their place is waited for.
+        for feed in released {
+            feed.release(id);
+        }
+        for gone in &before {
+            if replicas.iter().any(|r| is_same(r, gone)) {
+                continue;
+            }
+            tracing::info!(node = %gone.node, partition = %id, "replica is fed no longer");
+            if let Some(feed) = self.feeds.get(&gone.node) {
+                feed.retire(id, gone.generation);
+            }
+        }
+        if let Some(routed) = self.partitions.get_mut(&id) {
+            routed.replicas = replicas;
         }
         Ok(())
+    }
+
+    fn feed_of(&mut self, node: NodeId) -> Arc<NodeFeed> {
+        let progress = &self.progress;
+        let new = &mut self.feeds_new;
+        let feed = self.feeds.entry(node).or_insert_with(|| {
+            let feed = NodeFeed::new(node, progress.clone());
+            new.push(feed.clone());
+            feed
+        });
+        feed.clone()
+    }
+
+    /// After the map was followed: nodes share the limits, and none takes
+    /// "nothing else" for a replica that the map gives it and that is not fed.
+    fn settle_feeds(&mut self, map: &PartitionMap) {
+        self.end_idle_feeds();
+        for feed in self.feeds.values() {
+            feed.share_limits(&self.config, map.nodes.len());
+        }
+        for id in self.partitions.keys() {
+            let replicas = map.held_partition(*id).map(|p| &p.replicas);
+            for replica in replicas.into_iter().flatten() {
+                if let Some(feed) = self.feeds.get(&replica.node) {
+                    feed.except(*id);
+                }
+            }
+        }
+    }
+
+    fn end_idle_feeds(&mut self) {
+        self.feeds.retain(|_, feed| {
+            let is_idle = feed.is_empty();
+            if is_idle {
+                feed.end();
+            }
+            !is_idle
+        });
+        let feeds = &self.feeds;
+        self.feeds_new.retain(|feed| feeds.contains_key(&feed.node));
+        self.feeds_told
+            .send_replace(feeds.values().cloned().collect());
     }
 
     pub fn partition_for(&self, id: CollectionId, hash: u64) -> Option<&RoutedPartition> {
         let ranges = &self.collections.get(&id)?.ranges;
         let index = ranges.partition_point(|(range, _)| range.hi < hash);
         let (range, partition) = ranges.get(index)?;
-        let routed = &self.partitions.get(partition)?.0;
+        let routed = self.partitions.get(partition)?;
         range.contains(hash).then_some(routed)
     }
 
@@ -180,20 +345,30 @@ impl Router {
 
     /// Routes a change. Both halves of a key change come by themselves.
     pub async fn route(&mut self, id: CollectionId, change: PositionedChange) {
-        let targets: Vec<PartitionId> = match &change.change {
-            Change::Upsert { key, .. } | Change::Delete { key } => self
-                .partition_for(id, key.placement_hash())
-                .map(|p| p.id)
-                .into_iter()
-                .collect(),
-            Change::Truncate => match self.collections.get(&id) {
-                Some(collection) => collection.ranges.iter().map(|(_, p)| *p).collect(),
-                None => Vec::new(),
-            },
+        let hash = match &change.change {
+            Change::Upsert { key, .. } | Change::Delete { key } => Some(key.placement_hash()),
+            Change::Truncate => None,
         };
-        for partition in targets {
+        for partition in self.targets(id, hash) {
             self.buffer(partition, change.clone()).await;
         }
+    }
+
+    /// The partitions that a hash belongs to, all without one: those in force, and
+    /// halves of those.
+    fn targets(&self, id: CollectionId, hash: Option<u64>) -> Vec<PartitionId> {
+        let is_meant = |range: &HashRange| hash.is_none_or(|hash| range.contains(hash));
+        let mut targets = Vec::new();
+        let collection = self.collections.get(&id);
+        for (range, partition) in collection.iter().flat_map(|c| &c.ranges) {
+            if !is_meant(range) {
+                continue;
+            }
+            targets.push(*partition);
+            let halves = self.halves.get(partition).into_iter().flatten();
+            targets.extend(halves.filter(|(r, _)| is_meant(r)).map(|(_, half)| *half));
+        }
+        targets
     }
 
     async fn buffer(&mut self, partition: PartitionId, change: PositionedChange) {
@@ -241,23 +416,26 @@ impl Router {
         let Some(buffer) = self.buffers.remove(&partition) else {
             return;
         };
-        let Some((_, replicas)) = self.partitions.get(&partition) else {
+        let Some(routed) = self.partitions.get(&partition) else {
             return;
         };
         self.sent_to.insert(partition, to);
         let changes: Vec<v1::RowChange> = buffer.changes.iter().map(Into::into).collect();
-        let stall = Duration::from_millis(self.config.node_stall_ms);
-        for (node, _) in replicas {
-            let Some(feed) = self.feeds.get(node) else {
+        // Nobody waits for a learner before the others have their batch.
+        let is_learner = |r: &&Replica| r.state == ReplicaState::Learner;
+        let others = routed.replicas.iter().filter(|r| !is_learner(r));
+        for replica in others.chain(routed.replicas.iter().filter(is_learner)) {
+            let Some(feed) = self.feeds.get(&replica.node) else {
                 continue;
             };
-            feed.wait_for_room(stall).await;
+            feed.wait_for_room(partition, &self.config).await;
             // Keys and vectors are shared between the copies.
             feed.push_batch(partition, to, changes.clone(), buffer.bytes);
         }
     }
 
-    /// Tells every node that there is nothing else up to `end`, after a flush.
+    /// Tells every node that there is nothing else up to `end`, after a flush;
+    /// learners are attached there.
     pub fn nothing_else(&self, end: Lsn, oldest_xmin: Option<u64>) {
         assert!(
             self.buffers.is_empty(),
@@ -270,6 +448,9 @@ impl Router {
         self.progress.sent(end);
     }
 }
+
+/// A replica would need what this run has not queued for it.
+struct Unfed;
 
 /// Whether the stream of the source feeds the collection.
 pub fn is_fed(map: &PartitionMap, source: SourceId, id: CollectionId) -> bool {

@@ -77,6 +77,10 @@ impl Feedback {
         self.reached.fetch_max(reached.0, Ordering::AcqRel);
     }
 
+    pub fn reached(&self) -> Lsn {
+        Lsn(self.reached.load(Ordering::Acquire))
+    }
+
     /// Somebody waits for this position: ask the server until it is reached.
     pub fn want(&self, position: Lsn) {
         let mut wanted = self.wanted.lock();

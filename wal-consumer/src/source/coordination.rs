@@ -7,6 +7,7 @@ use crate::feed::router::is_fed;
 use crate::retry::Backoff;
 use cluster_client::ClientError;
 use cluster_core::collection::{BackfillSnapshot, CollectionSpec};
+use cluster_core::confirm::ReplicaKey;
 use cluster_core::ids::{BackfillId, CollectionId};
 use cluster_core::map::{PartitionMap, Slot};
 use proto::v1;
@@ -190,6 +191,59 @@ pub async fn fail_collection(
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaChange {
+    Promote,
+    Demote,
+}
+
+/// What became of one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    Done,
+    /// For good, as far as the map is what it is.
+    Refused(String),
+    /// It may have been done, or may be yet.
+    Unknown(String),
+}
+
+/// Asks once: who asks looks again whether it still wants that.
+pub async fn change_replica(
+    context: &SourceContext,
+    replica: ReplicaKey,
+    change: ReplicaChange,
+) -> Asked {
+    let request = v1::ReplicaChangeRequest {
+        consumer_epoch: context.token.0,
+        partition_id: replica.partition.0,
+        node_id: replica.node.0,
+        generation: replica.generation.0,
+    };
+    let answer = context
+        .client
+        .leader(|mut c| async move {
+            match change {
+                ReplicaChange::Promote => c.promote_replica(request).await,
+                ReplicaChange::Demote => c.demote_replica(request).await,
+            }
+        })
+        .await;
+    match answer {
+        Ok(_) => Asked::Done,
+        Err(ClientError::Refused(status)) => judge(&status),
+        Err(problem) => Asked::Unknown(problem.to_string()),
+    }
+}
+
+/// A token that is too low says nothing of a request before it.
+fn judge(status: &Status) -> Asked {
+    let message = status.message().to_owned();
+    match status.code() {
+        Code::FailedPrecondition | Code::NotFound => Asked::Refused(message),
+        _ => Asked::Unknown(message),
+    }
+}
+
 /// Fails a collection and waits until the map says so: who decides what is fed,
 /// or whether a table is still needed, looks there.
 pub async fn give_up(
@@ -226,4 +280,20 @@ pub async fn wait_for_map(
         .run_until_cancelled(waiting)
         .await
         .ok_or(RunEnd::Cancelled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cluster_core::ids::{LeaseEpoch, MapVersion};
+
+    #[test]
+    fn p2_only_a_refusal_by_the_present_map_says_that_nothing_was_done() {
+        let refused = judge(&Status::failed_precondition("too few serve"));
+        assert_eq!(refused, Asked::Refused("too few serve".into()));
+        let fenced = proto::error::estale("lower token", LeaseEpoch(1), MapVersion(1));
+        for status in [fenced, Status::internal("x"), Status::unavailable("x")] {
+            assert!(matches!(judge(&status), Asked::Unknown(_)), "{status}");
+        }
+    }
 }

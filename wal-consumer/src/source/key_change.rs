@@ -8,7 +8,8 @@ use super::run::Run;
 use crate::backfill::reread;
 use crate::feed::progress::RunEnd;
 use cluster_core::change::VectorColumn;
-use cluster_core::ids::{CollectionId, PartitionId};
+use cluster_core::ids::{CollectionId, NodeId, PartitionId};
+use cluster_core::map::ReplicaState;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use proto::v1;
@@ -110,17 +111,14 @@ impl Run {
         let Some(partition) = self.router.partition_for(id, old.placement_hash()) else {
             return Ok(Resolved::Known(VectorColumn::Unchanged));
         };
-        let (partition, replicas) = (partition.id, partition.replicas.clone());
+        let partition = partition.id;
         // Whatever the transaction did to this very key is remembered unless
         // the budget was spent: then its changes must be applied first.
         if !moves.is_complete || moves.synced.insert(partition) {
             self.router.flush_within(partition).await;
         }
         let before = self.router.sent_to(partition);
-        if let Some(value) = self
-            .fetch_row(position, partition, &replicas, old, before)
-            .await
-        {
+        if let Some(value) = self.fetch_row(position, partition, old, before).await {
             return Ok(Resolved::Known(VectorColumn::Value(value)));
         }
         let Some(spec) = self.router.collections().get(&id).map(|c| c.spec.clone()) else {
@@ -136,12 +134,12 @@ impl Run {
         }
     }
 
-    /// Asks the replicas that have applied `before`, waiting until one has.
+    /// Asks the serving replicas that have applied `before`, waiting until one
+    /// has. Which serve may change meanwhile, though the router has not followed.
     async fn fetch_row(
         &self,
         position: WalPosition,
         partition: PartitionId,
-        replicas: &[cluster_core::ids::NodeId],
         key: &RowKey,
         before: WalPosition,
     ) -> Option<Box<[f32]>> {
@@ -153,12 +151,14 @@ impl Run {
         let call_timeout = Duration::from_millis(self.context.config.call_timeout_ms);
         let mut changed = self.progress.watch();
         loop {
-            for node in replicas {
-                let feed = self.router.feed(*node)?;
+            for node in self.serving(partition) {
+                let Some(feed) = self.router.feed(node) else {
+                    continue;
+                };
                 if !feed.is_up() || feed.applied(partition) < before {
                     continue;
                 }
-                let Ok(mut client) = self.context.client.node(*node) else {
+                let Ok(mut client) = self.context.client.node(node) else {
                     continue;
                 };
                 let call = client.fetch_row(request.clone());
@@ -178,6 +178,14 @@ impl Run {
             }
             let _ = tokio::time::timeout(REPLICA_POLL, changed.changed()).await;
         }
+    }
+
+    /// Learners do not hold what came before, and may not know that they do not.
+    fn serving(&self, partition: PartitionId) -> Vec<NodeId> {
+        let map = self.context.client.map();
+        let partition = map.partitions.get(&partition);
+        let serving = partition.map(|p| p.in_state(ReplicaState::Serving));
+        serving.into_iter().flatten().map(|r| r.node).collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! One source: attempts at following it, one after the other, until the lease
 //! ends. In reading order: what must be so before ([`preflight`]), one run
-//! ([`run`]), what a transaction does ([`commit`], [`key_change`]), and the
-//! parties: Postgres ([`sql`], [`xmin`], [`publication`]), the coordinators
+//! ([`run`]), what a transaction does ([`commit`], [`key_change`]), who comes to
+//! serve and who is left behind ([`replica_changes`]), and the parties: Postgres ([`sql`], [`xmin`], [`publication`]), the coordinators
 //! ([`coordination`]), the table that lists the collections ([`definitions`]).
 
 pub mod commit;
@@ -10,12 +10,13 @@ pub mod definitions;
 pub mod key_change;
 pub mod preflight;
 pub mod publication;
+pub mod replica_changes;
 pub mod run;
 pub mod sql;
 pub mod xmin;
 
 use crate::config::Config;
-use crate::feed::progress::RunEnd;
+use crate::feed::progress::{Promotions, RunEnd};
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use cluster_client::ClusterClient;
@@ -44,6 +45,8 @@ pub struct SourceContext {
     pub map_floor: (LeaseEpoch, MapVersion),
     pub metrics: Metrics,
     pub standing: Arc<Standing>,
+    /// Outlives the runs.
+    pub promotions: Promotions,
     /// Ends with the lease.
     pub cancel: CancellationToken,
 }

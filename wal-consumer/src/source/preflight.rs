@@ -3,8 +3,9 @@
 //!
 //! Takeover: the token goes to the nodes first, then the former walsender is
 //! ended, then the slot is compared with the replicas. Where the slot stands above
-//! a complete replica's durable watermark, what lies between is lost there: the
-//! collection fails, and the others go on.
+//! the durable watermarks of all of a complete partition's replicas, what lies
+//! between is lost: the collection fails, and the others go on. One of several
+//! that is below is demoted once it is met, and comes back from a peer.
 
 use super::coordination::{self, wait_for_map};
 use super::{SourceContext, definitions, sql};
@@ -13,8 +14,9 @@ use crate::replication::connection::Connection;
 use crate::replication::slot::{self, Lifetime, SystemIdentity};
 use anyhow::Context;
 use cluster_core::collection::CollectionState;
-use cluster_core::ids::{CollectionId, NodeId, PartitionId};
-use cluster_core::map::{PartitionMap, Slot, Source};
+use cluster_core::confirm::ReplicaKey;
+use cluster_core::ids::{CollectionId, Generation, NodeId, PartitionId};
+use cluster_core::map::{PartitionMap, ReplicaState, Slot, Source};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
@@ -332,10 +334,10 @@ async fn release(client: &Client, name: &str, mut slot: SlotRow) -> Result<(), R
     Ok(())
 }
 
-/// A node's durable watermarks, by partition.
-type Floors = Vec<(NodeId, PartitionId, WalPosition)>;
+/// What replicas that answered have made durable; learners apart.
+type Floors = BTreeMap<ReplicaKey, WalPosition>;
 
-/// Stores the token durably on every node that holds a replica. One that does
+/// Stores the token durably on every node that holds a fed replica. One that does
 /// not answer is fenced when its stream is opened, which bears the token too;
 /// until it answers it holds the slot.
 async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
@@ -349,7 +351,8 @@ async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
         .partitions
         .values()
         .filter(|p| of_source(p))
-        .flat_map(|p| p.replicas.iter().map(|r| r.node))
+        .flat_map(|p| p.replicas.iter().filter(|r| r.state.is_fed()))
+        .map(|r| r.node)
         .collect();
     let request = v1::InstallConsumerRequest {
         source_id: context.source.0,
@@ -370,8 +373,16 @@ async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
         match answer {
             Ok(Ok(answer)) => {
                 for partition in answer.into_inner().partitions {
+                    if partition.is_learning {
+                        continue;
+                    }
+                    let replica = ReplicaKey {
+                        partition: PartitionId(partition.partition_id),
+                        node,
+                        generation: Generation(partition.generation),
+                    };
                     let durable = partition.durable.map_or(WalPosition::ZERO, Into::into);
-                    floors.push((node, PartitionId(partition.partition_id), durable));
+                    floors.insert(replica, durable);
                 }
             }
             Ok(Err(status)) if proto::error::is_estale(&status) => {
@@ -393,30 +404,42 @@ async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
     Ok(floors)
 }
 
-/// The complete collections with a replica that lacks what the slot no longer has.
+/// The complete collections with a partition whose replicas all lack what the
+/// slot no longer has. One that has not answered may have it.
 fn below_slot(
     map: &PartitionMap,
     floors: &Floors,
     confirmed: WalPosition,
 ) -> BTreeMap<CollectionId, String> {
     let mut lost = BTreeMap::new();
-    for (node, partition, durable) in floors {
-        let collection = map
-            .partitions
-            .get(partition)
-            .and_then(|p| map.collections.get(&p.collection));
-        let complete = collection.filter(|c| matches!(c.state, CollectionState::Ready { .. }));
-        if let Some(collection) = complete
-            && *durable < confirmed
-        {
-            let reason = rows_missing(*partition, *node, *durable, confirmed);
-            lost.entry(collection.id).or_insert(reason);
+    for partition in map.partitions.values() {
+        let collection = map.collections.get(&partition.collection);
+        let is_complete =
+            collection.is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }));
+        let mut best = None;
+        let mut is_below = is_complete;
+        for replica in partition.in_state(ReplicaState::Serving) {
+            let key = ReplicaKey {
+                partition: partition.id,
+                node: replica.node,
+                generation: replica.generation,
+            };
+            match floors.get(&key) {
+                Some(durable) if *durable < confirmed => {
+                    best = best.max(Some((*durable, replica.node)));
+                }
+                _ => is_below = false,
+            }
+        }
+        if let Some((durable, node)) = best.filter(|_| is_below) {
+            let reason = rows_missing(partition.id, node, durable, confirmed);
+            lost.entry(partition.collection).or_insert(reason);
         }
     }
     lost
 }
 
-/// Why a collection fails of which a replica is behind what was confirmed.
+/// Why a collection fails of which no replica has what was confirmed.
 pub fn rows_missing(
     partition: PartitionId,
     node: NodeId,
@@ -434,10 +457,10 @@ mod tests {
     use crate::rows::tests::spec;
     use cluster_core::collection::{BackfillSnapshot, Collection};
     use cluster_core::ids::{BackfillId, Incarnation};
-    use cluster_core::map::{HashRange, Partition};
+    use cluster_core::map::{HashRange, Partition, Replica};
 
     #[test]
-    fn p3_a_replica_below_the_slot_fails_its_collection_alone() {
+    fn p3_a_partition_below_the_slot_on_all_its_replicas_fails_its_collection_alone() {
         let mut map = PartitionMap::default();
         let ready = CollectionState::Ready {
             snapshot: BackfillSnapshot::default(),
@@ -445,7 +468,8 @@ mod tests {
         let building = CollectionState::Building {
             backfill: BackfillId(1),
         };
-        for (id, state) in [(1, ready.clone()), (2, ready), (3, building)] {
+        let states = [ready.clone(), ready.clone(), building, ready.clone(), ready];
+        for (id, state) in (1..).zip(states) {
             let collection = Collection {
                 id: CollectionId(id),
                 spec: spec(),
@@ -453,18 +477,43 @@ mod tests {
                 last_backfill: BackfillId(1),
             };
             map.collections.insert(collection.id, collection);
+            let replica = |node| Replica {
+                node: NodeId(node),
+                generation: Generation(1),
+                state: ReplicaState::Serving,
+            };
             let partition = Partition {
                 id: PartitionId(id),
                 collection: CollectionId(id),
                 range: HashRange::WHOLE,
-                replicas: Vec::new(),
+                replicas: vec![replica(1), replica(2)],
             };
             map.partitions.insert(partition.id, partition);
         }
         let end = |lsn| WalPosition::end_of(Incarnation(1), Lsn(lsn));
-        let at = |partition, lsn| (NodeId(1), PartitionId(partition), end(lsn));
-        let floors = vec![at(1, 10), at(2, 9), at(3, 0), at(4, 0)];
-        let lost: Vec<_> = below_slot(&map, &floors, end(10)).into_keys().collect();
-        assert_eq!(lost, [CollectionId(2)]);
+        let at = |partition, node, lsn| {
+            let replica = ReplicaKey {
+                partition: PartitionId(partition),
+                node: NodeId(node),
+                generation: Generation(1),
+            };
+            (replica, end(lsn))
+        };
+        let floors = Floors::from([
+            at(1, 1, 10),
+            at(1, 2, 10),
+            at(2, 1, 9),
+            at(2, 2, 8),
+            at(3, 1, 0),
+            at(3, 2, 0),
+            // A peer has it.
+            at(4, 1, 9),
+            at(4, 2, 10),
+            // A peer may have it.
+            at(5, 1, 9),
+        ]);
+        let lost = below_slot(&map, &floors, end(10));
+        assert_eq!(lost.keys().collect::<Vec<_>>(), [&CollectionId(2)]);
+        assert!(lost[&CollectionId(2)].contains("node-1"), "{lost:?}");
     }
 }

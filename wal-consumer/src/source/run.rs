@@ -4,12 +4,14 @@
 
 use super::commit::Tables;
 use super::preflight::{self, Prepared};
+use super::replica_changes::ReplicaChanges;
 use super::xmin::XidReading;
 use super::{SourceContext, coordination, publication, sql};
 use crate::backfill::{Backfills, Barrier};
+use crate::feed::node::NodeFeed;
 use crate::feed::progress::{Progress, RunEnd};
 use crate::feed::router::{self, Router};
-use crate::feed::stream::NodeFeed;
+
 use crate::replication::connection::Connection;
 use crate::replication::slot;
 use crate::replication::stream::{Received, StreamTimes, WalEvent, WalStream};
@@ -89,7 +91,7 @@ async fn stream(
     } = prepared;
     let first = XidReading::take(&sql).await?;
     let (xid_sender, xids) = watch::channel(first);
-    let (progress, mut ended) = Progress::new(following);
+    let (progress, mut ended) = Progress::new(following, context.promotions.clone());
     let (barriers, mut barrier_requests) = mpsc::channel(BARRIERS_QUEUED);
     let backfills = Backfills::new(
         context.clone(),
@@ -129,7 +131,10 @@ async fn stream(
             confirmed: Lsn(0),
         },
     };
-    run.add_known_collections()?;
+    run.add_known_collections();
+    let feeds = run.router.watch_feeds();
+    let changes = ReplicaChanges::new(context.clone(), progress.clone(), feeds);
+    spawn_until(cancel, tasks, changes.run());
     run.backfills.unpublish_unused();
 
     let connection = Connection::connect(&postgres, "-c wal_sender_timeout=60s").await?;
@@ -195,8 +200,11 @@ impl Run {
                 tokio::select! {
                     Some(received) = events.recv() => self.take(received).await?,
                     () = tokio::time::sleep_until(due), if owes => {}
-                    _ = refresh.tick() => self.refresh(),
-                    _ = map_watch.changed() => self.follow_map()?,
+                    _ = refresh.tick() => self.refresh().await,
+                    _ = map_watch.changed() => {
+                        self.follow_map()?;
+                        self.attach_learners().await;
+                    }
                     Some(barrier) = barriers.recv() => {
                         self.tell().await;
                         barrier.pass(self.progress.following.end_of(self.complete));
@@ -262,8 +270,16 @@ impl Run {
         };
     }
 
+    /// Learners are attached where everything before has been sent.
+    async fn attach_learners(&mut self) {
+        if self.router.can_attach() {
+            self.tell().await;
+        }
+    }
+
     /// An idle source's nodes still learn what they may forget.
-    fn refresh(&mut self) {
+    async fn refresh(&mut self) {
+        self.attach_learners().await;
         let oldest_xmin = self.xids.borrow().oldest_xmin;
         let confirmed = self.progress.confirmed();
         let is_news = (oldest_xmin, confirmed) != (self.told.oldest_xmin, self.told.confirmed);
@@ -280,34 +296,39 @@ impl Run {
             s.applied = applied;
             s.confirmed = confirmed;
         });
-        self.context
-            .metrics
-            .positions(self.context.source, &self.context.standing);
+        let (source, metrics) = (self.context.source, &self.context.metrics);
+        metrics.positions(source, &self.context.standing);
+        metrics.learners(source, self.router.learners());
     }
 
-    fn add_known_collections(&mut self) -> Result<(), RunEnd> {
+    fn add_known_collections(&mut self) {
         let map = self.context.client.map();
+        self.progress.settle_promotions(&map);
         for id in map.collections.keys() {
             if router::is_fed(&map, self.context.source, *id) {
                 self.add_collection(&map, *id);
             }
         }
-        Ok(())
     }
 
     pub(super) fn add_collection(&mut self, map: &PartitionMap, id: CollectionId) {
         if self.router.collections().contains_key(&id) {
             return;
         }
-        for feed in self.router.add_collection(map, id) {
+        self.router.add_collection(map, id);
+        self.run_new_feeds();
+        let state = map.collections.get(&id).map(|c| &c.state);
+        if matches!(state, Some(CollectionState::Building { .. })) {
+            self.backfills.start(id);
+        }
+    }
+
+    fn run_new_feeds(&mut self) {
+        for feed in self.router.take_new_feeds() {
             let client = self.context.client.clone();
             let config = self.context.config.clone();
             self.tasks
                 .spawn(NodeFeed::run(feed, client, config, self.cancel.clone()));
-        }
-        let state = map.collections.get(&id).map(|c| &c.state);
-        if matches!(state, Some(CollectionState::Building { .. })) {
-            self.backfills.start(id);
         }
     }
 
@@ -336,7 +357,9 @@ impl Run {
         }
         self.router
             .follow_map(&map, source)
-            .map_err(|id| RunEnd::restart("map_changed", format!("the replicas of {id} changed")))
+            .map_err(|id| RunEnd::restart("map_changed", format!("{id} lies elsewhere now")))?;
+        self.run_new_feeds();
+        Ok(())
     }
 }
 

@@ -1,0 +1,102 @@
+//! What becomes of moves that have begun, and of plans that nobody needs.
+
+use super::nodes::Liveness;
+use super::planner::is_ready;
+use crate::control::{Move, PlannedMove};
+use crate::ids::{Generation, LeaseEpoch, MapVersion, NodeId, PartitionId};
+use crate::map::{PartitionMap, Replica, ReplicaState};
+use std::collections::BTreeMap;
+
+/// A replica that gives its place to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Release {
+    pub partition: PartitionId,
+    pub node: NodeId,
+    pub generation: Generation,
+}
+
+/// Moves to give up: the learner's node is dead or to be emptied, or the
+/// collection is not to be copied any more. Nothing is lost with a learner.
+pub fn cancellations(
+    map: &PartitionMap,
+    moves: &BTreeMap<PartitionId, Move>,
+    nodes: &Liveness,
+    dead_after_ms: u64,
+) -> Vec<(PartitionId, Generation)> {
+    let is_hopeless = |id: &PartitionId, running: &Move| {
+        let Some(partition) = map.partitions.get(id) else {
+            return false;
+        };
+        let replica = partition.replica_on(running.to);
+        let learns = replica.is_some_and(|r| r.state == ReplicaState::Learner);
+        let is_draining = map.nodes.get(&running.to).is_none_or(|n| n.is_draining);
+        let is_dead = nodes.is_dead(running.to, dead_after_ms);
+        learns && (is_draining || is_dead || !is_ready(map, partition))
+    };
+    moves
+        .iter()
+        .filter(|(id, running)| is_hopeless(id, running))
+        .map(|(id, running)| (*id, running.generation))
+        .collect()
+}
+
+/// Every replica that is being released; it belongs to a move.
+pub fn releasing<'a>(
+    map: &'a PartitionMap,
+    moves: &'a BTreeMap<PartitionId, Move>,
+) -> impl Iterator<Item = Release> + 'a {
+    let partitions = moves.keys().filter_map(|id| map.partitions.get(id));
+    partitions.flat_map(|partition| {
+        let release = |replica: &Replica| Release {
+            partition: partition.id,
+            node: replica.node,
+            generation: replica.generation,
+        };
+        partition.in_state(ReplicaState::Releasing).map(release)
+    })
+}
+
+/// The releases that are over: the node answers by a map that says so, or its
+/// lease has run out for certain. `made_by` is the map, or a newer one, that made
+/// the replica releasing.
+pub fn releases(
+    releasing: &BTreeMap<Release, (LeaseEpoch, MapVersion)>,
+    nodes: &Liveness,
+    wait_out_ms: u64,
+) -> Vec<Release> {
+    let is_over = |release: &Release, made_by: &(LeaseEpoch, MapVersion)| {
+        let view = nodes.0.get(&release.node);
+        view.is_some_and(|view| {
+            view.map.is_some_and(|map| map >= *made_by) || view.silent_ms > wait_out_ms
+        })
+    };
+    releasing
+        .iter()
+        .filter(|(release, made_by)| is_over(release, made_by))
+        .map(|(release, _)| *release)
+        .collect()
+}
+
+/// Whether a plan can never begin, or has been carried out: its node is gone or
+/// leaves, holds the partition already, or the giver has nothing to give. Not
+/// while another move of the partition is running.
+pub fn is_void(
+    planned: &PlannedMove,
+    map: &PartitionMap,
+    moves: &BTreeMap<PartitionId, Move>,
+) -> bool {
+    let Some(partition) = map.partitions.get(&planned.partition) else {
+        return true;
+    };
+    if moves.contains_key(&planned.partition) {
+        return false;
+    }
+    let is_leaving = map.nodes.get(&planned.to).is_none_or(|n| n.is_draining);
+    let held = partition.replica_on(planned.to);
+    let is_held = held.is_some_and(|r| r.state != ReplicaState::Demoted);
+    let gives = |node: NodeId| {
+        let replica = partition.replica_on(node);
+        replica.is_some_and(|r| matches!(r.state, ReplicaState::Serving | ReplicaState::Demoted))
+    };
+    is_leaving || is_held || planned.from.is_some_and(|from| !gives(from))
+}

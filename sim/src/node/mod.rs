@@ -1,0 +1,689 @@
+//! A cluster node: lease, map, replicas, one apply stream, searches.
+//!
+//! The shell `cluster-node` without threads, RocksDB and gRPC; what it decides by
+//! calling the core is decided here by calling the core.
+
+pub mod checkpoint;
+pub mod disk;
+pub mod learner;
+mod search;
+mod stage;
+mod writer;
+
+use crate::checks::Fact;
+use crate::coordinator::SOURCE;
+use crate::message::{Fenced, Message, Report};
+use crate::mutant::Mutant;
+use crate::process::{Effects, Proc, Ticket, Timer};
+use crate::raft;
+use cluster_core::collection::CollectionState;
+use cluster_core::control::{Command, Response};
+use cluster_core::ids::*;
+use cluster_core::learner::choose_peer;
+use cluster_core::lease::HeldLease;
+use cluster_core::map::{PartitionMap, ReplicaState};
+use cluster_core::row_key::RowKey;
+use cluster_core::scan::MapStamp;
+use cluster_core::wal_position::WalPosition;
+use cluster_core::xid::FullXid;
+use disk::{NodeDisk, NodeWrite, ReplicaData};
+use learner::Learning;
+use search::Searches;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use writer::{After, Job, Replica};
+
+const TICK_MS: u64 = 100;
+const CALL_TIMEOUT_MS: u64 = 600;
+const MAP_EVERY_MS: u64 = 1_000;
+const REPORT_EVERY_MS: u64 = 400;
+const HOUSEKEEPING_MS: u64 = 500;
+
+/// What is to be done once a write has been synced.
+#[derive(Clone)]
+pub enum Written {
+    Member(NodeId),
+    Token(ConsumerEpoch, Then),
+    Replica {
+        partition: PartitionId,
+        generation: Generation,
+        data: Option<Arc<ReplicaData>>,
+        after: After,
+    },
+}
+
+/// Who waits for a token.
+#[derive(Clone, Copy, Debug)]
+pub enum Then {
+    Installed(Proc, Ticket),
+    Open(Proc, Ticket),
+}
+
+/// An apply stream; a later one supersedes it.
+#[derive(Clone, Copy)]
+struct Stream {
+    ticket: Ticket,
+    consumer: Proc,
+    token: ConsumerEpoch,
+}
+
+pub struct Node {
+    index: usize,
+    pub member: Option<NodeId>,
+    token: ConsumerEpoch,
+    lease: HeldLease,
+    grace_ms: u64,
+    renew_every_ms: u64,
+    /// The newest map that a grant spoke of.
+    floor: MapStamp,
+    map: Arc<PartitionMap>,
+    replicas: BTreeMap<PartitionId, Replica>,
+    stream: Option<Stream>,
+    retention: (FullXid, WalPosition),
+    writes: BTreeMap<Ticket, Written>,
+    searches: Searches,
+    leader: usize,
+    /// The renewal or joining under way, and when it was sent.
+    renewing: Option<(Ticket, u64)>,
+    renew_at: u64,
+    fetching_map: Option<(Ticket, u64)>,
+    map_at: u64,
+    report_at: u64,
+    housekeeping_at: u64,
+}
+
+impl Node {
+    pub fn new(index: usize, grace_ms: u64) -> Self {
+        Self {
+            index,
+            member: None,
+            token: ConsumerEpoch(0),
+            lease: HeldLease::default(),
+            grace_ms,
+            renew_every_ms: 1_000,
+            floor: MapStamp::default(),
+            map: Arc::default(),
+            replicas: BTreeMap::new(),
+            stream: None,
+            retention: (0, WalPosition::ZERO),
+            writes: BTreeMap::new(),
+            searches: Searches::default(),
+            leader: 0,
+            renewing: None,
+            renew_at: 0,
+            fetching_map: None,
+            map_at: 0,
+            report_at: 0,
+            housekeeping_at: 0,
+        }
+    }
+
+    /// Starts with what the disk holds, and nothing else.
+    pub fn restart(&mut self, disk: &NodeDisk, effects: &mut Effects<'_>) {
+        *self = Node::new(self.index, self.grace_ms);
+        self.member = disk.member;
+        self.token = disk.token;
+        for (partition, data) in &disk.replicas {
+            let mut restored = (**data).clone();
+            restored.learning = data.learning.as_ref().map(Learning::restored);
+            let replica = Replica::new(Arc::new(restored));
+            self.replicas.insert(*partition, replica);
+        }
+        effects.wake(1, Timer::Tick);
+    }
+
+    /// For who wants to know why nothing moves.
+    pub fn describe(&self) -> String {
+        let stream = self.stream.map(|s| s.ticket);
+        let replicas = self.replicas.iter().map(|(id, r)| {
+            let state = self.assigned(*id, r.data.generation);
+            let learner = r.data.learning.as_ref().map(|l| &l.learner);
+            format!(
+                "{id} {state:?} at {} busy {} with {} jobs, gap {:?}, attached {:?}, {learner:?}",
+                r.applied,
+                r.is_busy,
+                r.jobs.len(),
+                r.gap_on,
+                r.attached
+            )
+        });
+        let replicas: Vec<_> = replicas.collect();
+        format!("node:{} stream {stream:?} {replicas:#?}", self.index)
+    }
+
+    fn map_stamp(&self) -> MapStamp {
+        (self.map.epoch, self.map.version)
+    }
+
+    pub fn tick(&mut self, effects: &mut Effects<'_>) {
+        effects.wake(TICK_MS, Timer::Tick);
+        let now = effects.now;
+        self.keep_lease(effects);
+        if self
+            .fetching_map
+            .is_some_and(|(_, at)| now >= at + CALL_TIMEOUT_MS)
+        {
+            self.fetching_map = None;
+        }
+        if now >= self.map_at || self.floor > self.map_stamp() {
+            self.fetch_map(effects);
+        }
+        if now >= self.report_at {
+            self.report_at = now + REPORT_EVERY_MS;
+            self.report(None, effects);
+        }
+        if now >= self.housekeeping_at {
+            self.housekeeping_at = now + HOUSEKEEPING_MS;
+            self.reconcile(effects);
+            for partition in self.partitions() {
+                self.queue(partition, Job::Persist, effects);
+                self.queue(partition, Job::Prune, effects);
+            }
+        }
+        self.fetch_checkpoints(effects);
+        self.look_at_searches(effects);
+    }
+
+    fn partitions(&self) -> Vec<PartitionId> {
+        self.replicas.keys().copied().collect()
+    }
+
+    fn keep_lease(&mut self, effects: &mut Effects<'_>) {
+        let now = effects.now;
+        if self
+            .renewing
+            .is_some_and(|(_, at)| now >= at + CALL_TIMEOUT_MS)
+        {
+            self.renewing = None;
+            self.leader = (self.leader + 1) % raft::MEMBERS;
+            self.renew_at = now;
+        }
+        if self.renewing.is_some() || now < self.renew_at {
+            return;
+        }
+        let call = effects.ticket();
+        self.renewing = Some((call, now));
+        let message = match self.member {
+            Some(node) => Message::RenewNode {
+                call,
+                node,
+                known: self.map_stamp(),
+            },
+            None => Message::Propose {
+                call,
+                command: Command::JoinNode {
+                    disk_uuid: format!("disk-{}", self.index),
+                    known_as: None,
+                    address: Proc::Node(self.index).to_string(),
+                    zone: String::new(),
+                },
+            },
+        };
+        effects.call(Proc::Coordinator(self.leader), message);
+    }
+
+    fn fetch_map(&mut self, effects: &mut Effects<'_>) {
+        if self.fetching_map.is_some() {
+            return;
+        }
+        self.map_at = effects.now + MAP_EVERY_MS;
+        let call = effects.ticket();
+        self.fetching_map = Some((call, effects.now));
+        let at_least = self.floor;
+        let any = Proc::Coordinator(effects.rng.below(raft::MEMBERS as u64) as usize);
+        effects.call(any, Message::GetMap { call, at_least });
+    }
+
+    fn take_map(&mut self, map: Arc<PartitionMap>, effects: &mut Effects<'_>) {
+        if self.map.is_superseded_by(&map) {
+            effects.tell(Fact::MapTaken {
+                before: self.map.clone(),
+                after: map.clone(),
+            });
+            self.map = map;
+            self.reconcile(effects);
+        }
+    }
+
+    /// What the map says of a replica of this node in this generation.
+    fn assigned(&self, partition: PartitionId, generation: Generation) -> Option<ReplicaState> {
+        let replica = self
+            .map
+            .partitions
+            .get(&partition)?
+            .replica_on(self.member?)?;
+        (replica.generation == generation).then_some(replica.state)
+    }
+
+    /// Makes what the map assigns; removes what it has taken away, under a lease
+    /// and on a map as new as that lease's grant.
+    fn reconcile(&mut self, effects: &mut Effects<'_>) {
+        let Some(member) = self.member else { return };
+        if self.map.cluster_id.is_empty() {
+            return;
+        }
+        if self.lease.is_held(effects.now) && self.map_stamp() >= self.floor {
+            for partition in self.partitions() {
+                let generation = self.replicas[&partition].data.generation;
+                if self.assigned(partition, generation).is_none() {
+                    self.queue(partition, Job::Remove, effects);
+                }
+            }
+        }
+        let map = self.map.clone();
+        for partition in map.partitions.values() {
+            let Some(replica) = partition.replica_on(member) else {
+                continue;
+            };
+            if self.replicas.contains_key(&partition.id) {
+                continue;
+            }
+            let is_learner = replica.state == ReplicaState::Learner;
+            let is_ready = map
+                .collections
+                .get(&partition.collection)
+                .is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }));
+            // What a ready collection assigns otherwise was lost, or went.
+            if !is_learner && is_ready {
+                continue;
+            }
+            let data = Arc::new(ReplicaData {
+                generation: replica.generation,
+                collection: partition.collection,
+                learning: is_learner.then(Learning::default),
+                ..ReplicaData::default()
+            });
+            let mut made = Replica::new(data.clone());
+            made.is_busy = true;
+            self.replicas.insert(partition.id, made);
+            let ticket = effects.write(NodeWrite::Put(partition.id, data.clone()));
+            let written = Written::Replica {
+                partition: partition.id,
+                generation: replica.generation,
+                data: Some(data),
+                after: After::Changed,
+            };
+            self.writes.insert(ticket, written);
+        }
+    }
+
+    pub fn synced(&mut self, ticket: Ticket, effects: &mut Effects<'_>) {
+        if let Some(written) = self.writes.remove(&ticket) {
+            self.written(written, effects);
+        }
+    }
+
+    fn install(&mut self, token: ConsumerEpoch, then: Then, effects: &mut Effects<'_>) {
+        if token <= self.token {
+            return self.installed(token, then, effects);
+        }
+        let ticket = effects.write(NodeWrite::Token(token));
+        self.writes.insert(ticket, Written::Token(token, then));
+    }
+
+    /// The token is on disk, or one at least as high was.
+    fn installed(&mut self, token: ConsumerEpoch, then: Then, effects: &mut Effects<'_>) {
+        let is_fenced = token < self.token;
+        self.token = token.max(self.token);
+        match then {
+            Then::Installed(to, call) => {
+                let result = match is_fenced {
+                    true => Err(Fenced),
+                    false => Ok(self.reports()),
+                };
+                effects.call(to, Message::Installed { call, result });
+            }
+            Then::Open(consumer, ticket) if is_fenced => {
+                effects.stream(consumer, ticket, Message::Refused { stream: ticket });
+            }
+            Then::Open(consumer, ticket) => {
+                self.stream = Some(Stream {
+                    ticket,
+                    consumer,
+                    token,
+                });
+                let reports = self.reports();
+                let opened = Message::Opened {
+                    stream: ticket,
+                    reports,
+                };
+                effects.stream(consumer, ticket, opened);
+            }
+        }
+    }
+
+    fn reports(&self) -> Vec<Report> {
+        let replicas = self.replicas.iter();
+        replicas.map(|(id, replica)| report(*id, replica)).collect()
+    }
+
+    /// Tells the consumer where one replica stands, or all.
+    fn report(&self, only: Option<PartitionId>, effects: &mut Effects<'_>) {
+        let Some(stream) = self.stream else { return };
+        let told = self.replicas.iter();
+        let told = told.filter(|(id, _)| only.is_none_or(|only| only == **id));
+        let watermarks = Message::Watermarks {
+            stream: stream.ticket,
+            reports: told.map(|(id, replica)| report(*id, replica)).collect(),
+        };
+        effects.stream(stream.consumer, stream.ticket, watermarks);
+    }
+
+    fn gap(&self, stream: Ticket, partition: PartitionId, effects: &mut Effects<'_>) {
+        let current = self.stream.filter(|s| s.ticket == stream);
+        if let Some(current) = current {
+            let gap = Message::Gap { stream, partition };
+            effects.stream(current.consumer, stream, gap);
+        }
+    }
+
+    /// The stream, if it is the present one and may feed.
+    fn feeding(&mut self, ticket: Ticket, effects: &mut Effects<'_>) -> Option<Stream> {
+        let stream = self.stream.filter(|s| s.ticket == ticket)?;
+        if stream.token < self.token || !self.lease.is_held(effects.now) {
+            self.refuse(effects);
+            return None;
+        }
+        effects.tell(Fact::Fed {
+            token: stream.token,
+            installed: self.token,
+        });
+        Some(stream)
+    }
+
+    fn refuse(&mut self, effects: &mut Effects<'_>) {
+        if let Some(Stream {
+            ticket, consumer, ..
+        }) = self.stream.take()
+        {
+            effects.stream(consumer, ticket, Message::Refused { stream: ticket });
+        }
+    }
+
+    pub fn on(&mut self, from: Proc, message: Message, effects: &mut Effects<'_>) {
+        match message {
+            Message::Granted {
+                call,
+                known,
+                ttl_ms,
+                ..
+            } => self.granted(call, known, ttl_ms, effects),
+            Message::NotLeader { call, hint } => {
+                if self.renewing.is_some_and(|(c, _)| c == call) {
+                    self.renewing = None;
+                    self.leader = hint.unwrap_or((self.leader + 1) % raft::MEMBERS);
+                    self.renew_at = effects.now + CALL_TIMEOUT_MS / 4;
+                }
+            }
+            Message::Answer {
+                call,
+                response: Response::NodeJoined { node },
+            } if self.renewing.is_some_and(|(c, _)| c == call) => {
+                self.renewing = None;
+                let ticket = effects.write(NodeWrite::Member(node));
+                self.writes.insert(ticket, Written::Member(node));
+            }
+            Message::Map { call, map } => {
+                if self.fetching_map.is_some_and(|(c, _)| c == call) {
+                    self.fetching_map = None;
+                }
+                self.take_map(map, effects);
+            }
+            Message::MapBehind { call } => {
+                self.fetching_map = self.fetching_map.filter(|(c, _)| *c != call);
+            }
+            Message::Install { call, token } => {
+                self.install(token, Then::Installed(from, call), effects);
+            }
+            Message::OpenStream {
+                stream,
+                token,
+                incarnation,
+            } => {
+                let known = self.map.sources.get(&SOURCE).map(|s| s.incarnation);
+                if !self.lease.is_held(effects.now) || known != Some(incarnation) {
+                    effects.stream(from, stream, Message::Refused { stream });
+                    return;
+                }
+                self.install(token, Then::Open(from, stream), effects);
+            }
+            Message::Attach { .. } | Message::Apply { .. } | Message::NothingElse { .. } => {
+                self.feed(message, effects);
+            }
+            Message::FetchRow {
+                call,
+                partition,
+                key,
+                before,
+                at_least,
+            } => {
+                let replica = self.replicas.get(&partition);
+                let has = |r: &&Replica| r.data.learning.is_none() && r.applied >= at_least;
+                let found = replica.filter(has).map(|r| r.data.row_before(&key, before));
+                if found == Some(None) {
+                    effects.note(format!("has no {key:?} in {partition} before {before}"));
+                }
+                effects.call(from, Message::Row { call, found });
+            }
+            Message::Backfill {
+                call,
+                token,
+                partition,
+                backfill,
+                step,
+            } => {
+                if token < self.token || !self.replicas.contains_key(&partition) {
+                    let result = Err("fenced, or not held here".to_owned());
+                    effects.call(from, Message::BackfillDone { call, result });
+                    return;
+                }
+                self.queue(
+                    partition,
+                    Job::Backfill(from, call, backfill, step),
+                    effects,
+                );
+            }
+            Message::FetchCheckpoint {
+                call,
+                partition,
+                at_least,
+                after,
+            } => {
+                let page = self.checkpoint(partition, at_least, after.as_ref());
+                effects.call(from, Message::Checkpoint { call, page });
+            }
+            Message::Checkpoint { call, page } => self.copied(call, page, effects),
+            Message::Search { call, search } => self.search(from, call, search, effects),
+            Message::CloseCursors { tokens } => self.searches.close(&tokens),
+            _ => {}
+        }
+    }
+
+    fn granted(&mut self, call: Ticket, known: MapStamp, ttl_ms: u64, effects: &mut Effects<'_>) {
+        let Some((_, sent_at)) = self.renewing.filter(|(c, _)| *c == call) else {
+            return;
+        };
+        self.renewing = None;
+        self.renew_at = effects.now + self.renew_every_ms;
+        self.floor = known.max(self.floor);
+        let before = self.lease.epoch();
+        self.lease.granted(known.0, sent_at, ttl_ms, effects.now);
+        effects.tell(Fact::EpochHeld {
+            before,
+            after: self.lease.epoch(),
+        });
+    }
+
+    fn feed(&mut self, message: Message, effects: &mut Effects<'_>) {
+        match message {
+            Message::Attach {
+                stream,
+                partition,
+                generation,
+                from,
+            } => {
+                if self.feeding(stream, effects).is_none() {
+                    return;
+                }
+                let held = self.replicas.get(&partition).map(|r| r.data.generation);
+                let is_serving =
+                    self.assigned(partition, generation) == Some(ReplicaState::Serving);
+                // One that is not here yet is attached again later.
+                if held == Some(generation) && !is_serving {
+                    effects.note(format!("{partition} is attached at {from}"));
+                    // What follows on the stream is queued behind the attachment.
+                    if let Some(replica) = self.replicas.get_mut(&partition) {
+                        replica.attached = Some(stream);
+                    }
+                    self.queue(partition, Job::Attach(from), effects);
+                }
+            }
+            Message::Apply { stream, batch } => {
+                if self.feeding(stream, effects).is_none() {
+                    return;
+                }
+                let partition = batch.partition;
+                match self.is_fed(partition, batch.generation, stream) {
+                    Some(true) => self.queue(partition, Job::Batch(stream, batch), effects),
+                    Some(false) => {}
+                    None => {
+                        // A newer map may assign it.
+                        self.map_at = effects.now;
+                        self.refuse(effects);
+                    }
+                }
+            }
+            Message::NothingElse {
+                stream,
+                to,
+                fed,
+                oldest_xmin,
+                confirmed,
+            } => {
+                if self.feeding(stream, effects).is_none() {
+                    return;
+                }
+                self.retention = (oldest_xmin, confirmed);
+                for partition in self.partitions() {
+                    let generation = self.replicas[&partition].data.generation;
+                    let is_named = fed.contains(&(partition, generation))
+                        && self.is_fed(partition, generation, stream) == Some(true);
+                    if is_named || effects.is_broken(Mutant::NothingElseToUnfed) {
+                        self.queue(partition, Job::NothingElse(stream, to), effects);
+                    }
+                }
+                self.look_at_searches(effects);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the stream feeds a replica of this generation: a learner only from
+    /// its attachment on. `None`: the stream takes for granted what is not so here.
+    fn is_fed(
+        &self,
+        partition: PartitionId,
+        generation: Generation,
+        stream: Ticket,
+    ) -> Option<bool> {
+        let replica = self.replicas.get(&partition);
+        let replica = replica.filter(|r| r.data.generation == generation);
+        let is_learner = self.assigned(partition, generation) == Some(ReplicaState::Learner);
+        let Some(replica) = replica else {
+            // A learner that is not here yet is attached again later.
+            return is_learner.then_some(false);
+        };
+        let is_learning = replica.data.learning.is_some();
+        if replica.attached == Some(stream) || !(is_learner || is_learning) {
+            return Some(true);
+        }
+        // One that is live may be taken for serving already, on a newer map:
+        // what is left out of its feed would be missing.
+        is_learning.then_some(false)
+    }
+
+    fn checkpoint(
+        &self,
+        partition: PartitionId,
+        at_least: WalPosition,
+        after: Option<&RowKey>,
+    ) -> Option<checkpoint::CheckpointPage> {
+        let replica = self.replicas.get(&partition)?;
+        let state = self.assigned(partition, replica.data.generation);
+        let serves = state == Some(ReplicaState::Serving)
+            && replica.data.learning.is_none()
+            && replica.data.open_backfill.is_none()
+            && replica.applied >= at_least;
+        serves.then(|| checkpoint::page(&replica.data, replica.applied, after))
+    }
+
+    /// Asks serving peers for the next pages of what is being copied.
+    fn fetch_checkpoints(&mut self, effects: &mut Effects<'_>) {
+        for (partition, replica) in &mut self.replicas {
+            let Some(learning) = &replica.data.learning else {
+                continue;
+            };
+            let waits = |(_, at): (Ticket, u64)| effects.now < at + CALL_TIMEOUT_MS;
+            let Some(wanted) = learning.wants() else {
+                continue;
+            };
+            if replica.is_busy || replica.fetching.is_some_and(waits) {
+                continue;
+            }
+            let Some(record) = self.map.partitions.get(partition) else {
+                continue;
+            };
+            let Some(member) = self.member else { continue };
+            // Turns stand for failures in a row: any peer may be the next.
+            let turn = effects.rng.below(8) as u32;
+            let peer = choose_peer(record, member, turn);
+            let peer = peer.and_then(|r| Proc::at(&self.map.nodes.get(&r.node)?.address));
+            let Some(peer) = peer else { continue };
+            let call = effects.ticket();
+            replica.fetching = Some((call, effects.now));
+            let fetch = Message::FetchCheckpoint {
+                call,
+                partition: *partition,
+                at_least: wanted.at_least,
+                after: RowKey::from_bytes(wanted.after.0).ok(),
+            };
+            effects.call(peer, fetch);
+        }
+    }
+
+    fn copied(
+        &mut self,
+        call: Ticket,
+        page: Option<checkpoint::CheckpointPage>,
+        effects: &mut Effects<'_>,
+    ) {
+        let asked = |r: &Replica| r.fetching.is_some_and(|(c, _)| c == call);
+        let found = self.replicas.iter_mut().find(|(_, r)| asked(r));
+        let Some((partition, replica)) = found else {
+            return;
+        };
+        let partition = *partition;
+        match page {
+            Some(page) => {
+                replica.fetching = None;
+                self.queue(partition, Job::Copy(page), effects);
+            }
+            // Asked again, of whom chance names, when the call is over.
+            None => {}
+        }
+    }
+}
+
+fn report(partition: PartitionId, replica: &Replica) -> Report {
+    let learning = replica.data.learning.as_ref();
+    Report {
+        partition,
+        generation: replica.data.generation,
+        is_learning: learning.is_some(),
+        applied: match learning {
+            Some(_) => WalPosition::ZERO,
+            None => replica.applied,
+        },
+        durable: learning.map_or(replica.durable, |l| l.learner.durable()),
+    }
+}

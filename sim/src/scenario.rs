@@ -1,0 +1,96 @@
+//! Sizes and rates of a run, drawn from its seed.
+
+use crate::checks::serving_when_ready;
+use crate::clock::WorldMs;
+use crate::faults::Cast;
+use crate::network::NetworkProfile;
+use crate::random::Rng;
+use cluster_core::control::{ClusterState, Command, MoveReason};
+use cluster_core::ids::NodeId;
+use cluster_core::lease::LeaseTerms;
+use cluster_core::placement::PlacementPolicy;
+
+/// Copies of a partition beyond which no further one is asked for.
+const REPLICAS_MAX: usize = 4;
+
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    pub cast: Cast,
+    pub keys: u64,
+    pub writes_per_mille: u64,
+    pub terms: LeaseTerms,
+    pub policy: PlacementPolicy,
+    pub network: NetworkProfile,
+    pub move_every_ms: u64,
+    pub faults_from: WorldMs,
+    /// How often the index was defined.
+    pub definitions: u64,
+    defined_from: WorldMs,
+    redefines_per_mille: u64,
+}
+
+impl Scenario {
+    pub fn draw(rng: &mut Rng) -> Self {
+        let nodes = rng.between(2, 4);
+        let ttl_ms = rng.between(2_000, 4_000);
+        Self {
+            cast: Cast {
+                nodes: nodes as usize,
+                consumers: rng.between(1, 2) as usize,
+                clients: 2,
+            },
+            keys: rng.between(8, 40),
+            writes_per_mille: rng.between(100, 500),
+            terms: LeaseTerms {
+                ttl_ms,
+                renew_every_ms: ttl_ms / 3,
+                drift_percent: 10,
+                epoch_grace_ms: 500,
+            },
+            policy: PlacementPolicy {
+                partitions_per_node: 1,
+                replication_factor: rng.between(1, nodes.min(3)) as u32,
+            },
+            network: NetworkProfile {
+                delay_ms_max: rng.between(2, 30),
+                lost_per_mille: rng.below(40),
+                doubled_per_mille: rng.below(40),
+                late_per_mille: rng.below(15),
+            },
+            move_every_ms: rng.between(600, 4_000),
+            faults_from: match rng.chance(250) {
+                true => rng.between(300, 3_000),
+                false => rng.between(4_000, 9_000),
+            },
+            definitions: 0,
+            defined_from: rng.between(400, 2_500),
+            redefines_per_mille: if rng.chance(300) { 1 } else { 0 },
+        }
+    }
+
+    /// How likely `CREATE INDEX` is now, or a rebuild later.
+    pub fn defines(&self, now: WorldMs) -> u64 {
+        match self.definitions {
+            0 if now >= self.defined_from => 1_000,
+            1..3 => self.redefines_per_mille,
+            _ => 0,
+        }
+    }
+
+    /// Another copy of a partition, mostly in the place of one.
+    pub fn a_move(&self, state: &ClusterState, rng: &mut Rng) -> Option<Command> {
+        let serving: Vec<_> = serving_when_ready(state.map()).collect();
+        let (partition, from, _) = *rng.pick(&serving)?;
+        let record = state.map().partitions.get(&partition)?;
+        let free = state.map().nodes.keys().copied();
+        let free: Vec<NodeId> = free.filter(|n| record.replica_on(*n).is_none()).collect();
+        let to = *rng.pick(&free)?;
+        let adds = record.replicas.len() < REPLICAS_MAX && rng.chance(250);
+        Some(Command::StartMove {
+            partition,
+            to,
+            from: (!adds).then_some(from),
+            reason: MoveReason::Operator,
+        })
+    }
+}
