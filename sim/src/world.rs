@@ -173,8 +173,10 @@ impl World {
                 if self.down.contains(&to) {
                     return;
                 }
-                self.trace
-                    .line(self.now, format_args!("{from} > {to} {}", message.name()));
+                self.trace.line(
+                    self.now,
+                    format_args!("{from} > {to} {} {}", message.name(), message.detail()),
+                );
                 self.input(to, Input::Message(from, message));
             }
             Event::Timer(process, start, timer) => {
