@@ -558,11 +558,11 @@ impl World {
         self.input(process, Input::Restart);
     }
 
-    /// Undoes every fault; nothing fails from here on.
+    /// Undoes every fault; nothing fails from here on. A pause runs out, since what
+    /// it holds back must not be overtaken.
     pub fn calm(&mut self) {
         self.is_calm = true;
         self.network.calm();
-        self.paused.clear();
         for disk in &mut self.disks {
             disk.slow_until(0);
         }
