@@ -37,7 +37,7 @@ impl Scenario {
             cast: Cast {
                 nodes: nodes as usize,
                 consumers: rng.between(1, 2) as usize,
-                clients: 2,
+                clients: rng.between(2, 3) as usize,
             },
             keys: rng.between(8, 40),
             writes_per_mille: rng.between(100, 500),
