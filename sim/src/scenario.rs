@@ -50,6 +50,7 @@ impl Scenario {
             policy: PlacementPolicy {
                 partitions_per_node: 1,
                 replication_factor: rng.between(1, nodes.min(3)) as u32,
+                ..PlacementPolicy::default()
             },
             network: NetworkProfile {
                 delay_ms_max: rng.between(2, 30),

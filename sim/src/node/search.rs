@@ -229,6 +229,7 @@ impl Node {
             false => self.keep(ask, tail, effects),
         };
         Ok(PartitionPage {
+            is_stale: false,
             hits: rest,
             bound,
             exhausted,
