@@ -1,7 +1,5 @@
 //! Coordinators in one test process, over loopback gRPC. Each has a runtime of
 //! its own; dropping that runtime is as near to a crash as one process gets.
-// Each test file uses its own part.
-#![allow(dead_code)]
 // Each test binary uses a part.
 #![allow(dead_code, unused_macros)]
 
