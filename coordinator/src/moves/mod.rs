@@ -95,13 +95,14 @@ async fn give_up_hopeless(coordinator: &Coordinator, reign: Reign) {
     let hopeless = coordinator
         .state
         .read(|state| cancellations(state.map(), state.moves(), &nodes, dead_after_ms));
-    for (partition, generation) in hopeless {
+    for given_up in hopeless {
+        let (partition, reason) = (given_up.partition, given_up.reason);
         let command = Command::CancelMove {
             partition,
-            generation,
+            generation: given_up.generation,
         };
         match coordinator.propose(command).await {
-            Ok(_) => tracing::info!(%partition, "move given up: its node is dead or draining"),
+            Ok(_) => tracing::info!(%partition, %reason, "move given up"),
             Err(status) => tracing::warn!(%partition, %status, "move not given up yet"),
         }
     }
