@@ -52,12 +52,12 @@ pub fn liveness(coordinator: &Coordinator, reign: Reign) -> Result<Liveness, Sta
     seen.map_err(|ReignOver| not_leader(None))
 }
 
-/// What would move now for balance alone, with the conflicts of the whole plan.
-pub async fn balance_plan(coordinator: &Coordinator, reign: Reign) -> Result<Plan, Status> {
+/// What would move now, and what the plan could not have. Repairs and drains
+/// begin by themselves, whoever asks.
+pub async fn plan_now(coordinator: &Coordinator, reign: Reign) -> Result<Plan, Status> {
     let nodes = liveness(coordinator, reign)?;
     let state = coordinator.state.read(ClusterState::clone);
-    let (_, mut plan) = plan_apart(coordinator, state, nodes).await?;
-    plan.moves.retain(|m| m.reason == MoveReason::Balance);
+    let (_, plan) = plan_apart(coordinator, state, nodes).await?;
     Ok(plan)
 }
 
