@@ -12,10 +12,12 @@ mod moves;
 mod node;
 mod nodes;
 mod pace;
+mod plan;
 mod progress;
 mod rebalance;
 mod relocate;
 mod source;
+mod splits;
 mod status;
 pub mod table;
 #[cfg(test)]

@@ -1,7 +1,17 @@
 //! One word for one idea, in every table and every JSON answer.
 
+use super::table::count;
 use cluster_core::control::{MoveReason, RebalanceMode};
 use cluster_core::map::ReplicaState;
+
+/// Of moves that nobody has to apply.
+pub const BEGINS_BY_ITSELF: &str = "repairs and drains begin by themselves, as there is room";
+
+/// `1 replica`, `2 replicas`, `1,000 replicas`.
+pub fn counted(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", count(number as u64))
+}
 
 pub fn replica_state(state: ReplicaState) -> &'static str {
     match state {
@@ -40,5 +50,19 @@ pub fn mode_remark(mode: RebalanceMode) -> Option<&'static str> {
         RebalanceMode::Paused => {
             Some("rebalancing is paused: no move starts until `ruvector ctl rebalance resume`")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counted;
+
+    #[test]
+    fn one_is_singular() {
+        let said = [0, 1, 2, 1_000].map(|number| counted(number, "replica"));
+        assert_eq!(
+            said,
+            ["0 replicas", "1 replica", "2 replicas", "1,000 replicas"]
+        );
     }
 }
