@@ -13,6 +13,7 @@ mod node;
 mod nodes;
 mod pace;
 mod plan;
+mod problems;
 mod progress;
 mod rebalance;
 mod relocate;
