@@ -88,7 +88,7 @@ pub async fn send(client: ClusterClient, template: Arc<SearchTemplate>, ask: Ask
     match answer {
         Ok(response) => {
             client.node_answered(ask.node);
-            answered(&client, &ask, response.into_inner())
+            answered(&client, &template, &ask, response.into_inner())
         }
         Err(status) => {
             let failure = failure_of(ask.node, &status);
@@ -111,7 +111,12 @@ pub async fn send(client: ClusterClient, template: Arc<SearchTemplate>, ask: Ask
     }
 }
 
-fn answered(client: &ClusterClient, ask: &Ask, response: v1::SearchResponse) -> Event<Bytes> {
+fn answered(
+    client: &ClusterClient,
+    template: &SearchTemplate,
+    ask: &Ask,
+    response: v1::SearchResponse,
+) -> Event<Bytes> {
     let known = (LeaseEpoch(response.epoch), MapVersion(response.map_version));
     let pages = response.pages.into_iter().map(|page| {
         let id = PartitionId(page.partition_id);
@@ -124,6 +129,13 @@ fn answered(client: &ClusterClient, ask: &Ask, response: v1::SearchResponse) -> 
             Err(failure) => client.metrics().failed(failure.kind),
             Ok(_) => {}
         }
+        // A node that has not heard that the replica is stale does not say so.
+        let is_asked_as_stale = template.consistency == v1::Consistency::Eventual
+            && (ask.partitions.iter()).any(|asked| asked.partition == id && asked.is_left_behind);
+        let page = page.map(|page| PartitionPage {
+            is_stale: page.is_stale || is_asked_as_stale,
+            ..page
+        });
         (id, page)
     });
     Event::Answered {

@@ -3,8 +3,11 @@
 
 mod stand_in;
 
-use cluster_client::{ClientConfig, ClientError, ClusterClient, ScanErrorKind};
+use cluster_client::{
+    ClientConfig, ClientError, ClusterClient, Consistency, ScanErrorKind, ScanSpec,
+};
 use cluster_core::ids::*;
+use cluster_core::map::ReplicaState;
 use cluster_core::scan::StaleReason;
 use futures::future::join_all;
 use proto::v1::GetStatusRequest;
@@ -155,6 +158,32 @@ async fn when_all_leases_are_over_serve_stale_answers_and_says_so() {
     scan.close();
     assert_eq!(read_all(&cluster.client, |_| {}).await, all_rows());
     assert!(cluster.client.metrics().pages_stale.get() > 0);
+}
+
+#[tokio::test]
+async fn p8_what_a_stale_replica_answers_is_flagged_whatever_its_node_knows() {
+    let cluster = cluster().await;
+    let mut map = (*cluster.client.map()).clone();
+    map.version = map.version.next();
+    for partition in map.partitions.values_mut() {
+        let replicas = partition.replicas.iter_mut();
+        replicas.for_each(|replica| replica.state = ReplicaState::Stale);
+    }
+    assert!(cluster.client.offer_map(map));
+    let open = |consistency| {
+        let spec = ScanSpec {
+            consistency,
+            ..spec(Duration::from_secs(5))
+        };
+        cluster.client.open_scan(spec)
+    };
+    let (scan, page) = open(Consistency::Eventual).await.unwrap();
+    assert_eq!(page.stats.stale_partitions, 4);
+    scan.close();
+    // A position that was reached is whole.
+    let (scan, page) = open(Consistency::Position).await.unwrap();
+    assert_eq!(page.stats.stale_partitions, 0);
+    scan.close();
 }
 
 #[tokio::test]

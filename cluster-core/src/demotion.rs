@@ -18,7 +18,7 @@ const ASK_AGAIN_MS_MAX: u64 = 300_000;
 pub struct Limits {
     /// How long a replica may stand still, or lag, or its node be away.
     pub after_ms: u64,
-    /// How far behind what was routed a replica may be.
+    /// How far behind the newest position a replica may be.
     pub lag_bytes: u64,
 }
 
@@ -31,7 +31,7 @@ pub struct Observed {
     pub is_up: bool,
     /// Something was sent, or should be, that it has not made durable.
     pub has_work: bool,
-    /// Between what was routed and what it has made durable.
+    /// Between the newest position that is known and what it has made durable.
     pub bytes_behind: u64,
 }
 

@@ -7,7 +7,7 @@
 use crate::ids::{
     CollectionId, ConsumerEpoch, ConsumerId, LeaseEpoch, NodeId, PartitionId, SourceId,
 };
-use crate::map::{HashRange, PartitionMap, ReplicaState, tiles_whole_space};
+use crate::map::{HashRange, PartitionMap, tiles_whole_space};
 use crate::wal_position::WalPosition;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub enum Violation {
     #[error("P7: the partitions of {0} do not tile the hash space")]
     Untiled(CollectionId),
-    #[error("{0} has no serving replica")]
+    #[error("{0} has no serving replica, and none that is stale")]
     NoServingReplica(PartitionId),
     #[error("{0} has two replicas on {1}")]
     SharedNode(PartitionId, NodeId),
@@ -109,7 +109,7 @@ pub fn check_map(map: &PartitionMap) -> Result<(), Violation> {
                 partition.collection,
             ));
         }
-        if partition.in_state(ReplicaState::Serving).next().is_none() {
+        if !partition.is_served() && !partition.needs_reconcile() {
             return Err(Violation::NoServingReplica(partition.id));
         }
         let mut nodes = BTreeSet::new();

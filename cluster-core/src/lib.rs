@@ -4,8 +4,8 @@
 //!
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
-//! [`apply`], [`learner`], [`confirm`], [`demotion`]), who may speak ([`lease`]),
-//! where partitions live ([`ring`], [`placement`], [`rebalance`], [`control`]), and
+//! [`apply`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`]), who may speak
+//! ([`lease`]), where partitions live ([`ring`], [`placement`], [`rebalance`], [`control`]), and
 //! how a search is put together ([`scan`]).
 
 pub mod apply;
@@ -25,5 +25,6 @@ pub mod rebalance;
 pub mod ring;
 pub mod row_key;
 pub mod scan;
+pub mod slot_hold;
 pub mod wal_position;
 pub mod xid;

@@ -75,6 +75,10 @@ pub enum ReplicaState {
     /// Fell too far behind for the slot to wait. It answers nothing, and comes
     /// back as a learner.
     Demoted,
+    /// The slot has passed it for the sake of the primary's disk, and no peer had
+    /// what it lacks. It keeps its data, and answers only who takes old data,
+    /// flagged, or asks for a position that it has reached.
+    Stale,
     /// Gives its place to another; answers nothing from the moment its node
     /// knows, and is fed until then.
     Releasing,
@@ -83,7 +87,17 @@ pub enum ReplicaState {
 impl ReplicaState {
     /// Whether the consumer sends it the stream.
     pub fn is_fed(self) -> bool {
-        self != ReplicaState::Demoted
+        !self.is_left_behind()
+    }
+
+    /// Below the slot: it can only learn anew, from a peer that serves.
+    pub fn is_left_behind(self) -> bool {
+        matches!(self, ReplicaState::Demoted | ReplicaState::Stale)
+    }
+
+    /// Whether another replica may take its place.
+    pub fn gives_its_place(self) -> bool {
+        self == ReplicaState::Serving || self.is_left_behind()
     }
 }
 
@@ -123,6 +137,16 @@ impl Partition {
 
     pub fn in_state(&self, state: ReplicaState) -> impl Iterator<Item = &Replica> {
         self.replicas.iter().filter(move |r| r.state == state)
+    }
+
+    /// Whether somebody has what a learner would copy.
+    pub fn is_served(&self) -> bool {
+        self.in_state(ReplicaState::Serving).next().is_some()
+    }
+
+    /// Only stale replicas are left: what they lack is nowhere in the cluster.
+    pub fn needs_reconcile(&self) -> bool {
+        !self.is_served() && self.in_state(ReplicaState::Stale).next().is_some()
     }
 }
 

@@ -55,6 +55,14 @@ fn the_pure_crates_know_no_io_no_async_and_no_shell() {
 }
 
 #[test]
+fn the_simulator_depends_on_the_pure_crates_only() {
+    for dependency in &dependencies()["sim"] {
+        let is_pure = ["cluster-core", "index-engine"].contains(&dependency.as_str());
+        assert!(is_pure, "sim depends on {dependency}");
+    }
+}
+
+#[test]
 fn shells_do_not_depend_on_each_other() {
     let shells = ["coordinator", "cluster-node", "wal-consumer"];
     let dependencies = dependencies();

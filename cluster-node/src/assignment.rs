@@ -2,8 +2,8 @@
 //! those that it has taken away.
 //!
 //! A replica that the map shows as a learner begins as one and stays what it has
-//! become when the map lets it serve. One that was demoted, or gives its place away,
-//! keeps its data as long as its generation stands, and is never made anew.
+//! become when the map lets it serve. One that was left behind (demoted or stale), or
+//! gives its place away, keeps its data as long as its generation stands, and is never made anew.
 //!
 //! Data is deleted only under a held lease and a map at least as new as the one
 //! that the lease was granted under: a node that was cut off, or asked a
@@ -54,7 +54,7 @@ pub fn plan(
         let is_learner = match replica.state {
             ReplicaState::Learner => true,
             ReplicaState::Serving => false,
-            ReplicaState::Demoted | ReplicaState::Releasing => continue,
+            ReplicaState::Demoted | ReplicaState::Stale | ReplicaState::Releasing => continue,
         };
         if held.contains_key(&partition.id) {
             continue;
@@ -240,7 +240,11 @@ mod tests {
         let held = BTreeMap::from([(PartitionId(3), Some(Generation(1)))]);
         let created = plan(&in_state(ReplicaState::Learner), NodeId(7), &nothing);
         assert!(created.create[0].is_learner);
-        for state in [ReplicaState::Demoted, ReplicaState::Releasing] {
+        for state in [
+            ReplicaState::Demoted,
+            ReplicaState::Stale,
+            ReplicaState::Releasing,
+        ] {
             let created = plan(&in_state(state), NodeId(7), &nothing);
             assert_eq!(created, Plan::default(), "{state:?}");
         }
@@ -248,6 +252,7 @@ mod tests {
             ReplicaState::Learner,
             ReplicaState::Serving,
             ReplicaState::Demoted,
+            ReplicaState::Stale,
             ReplicaState::Releasing,
         ] {
             let kept = plan(&in_state(state), NodeId(7), &held);

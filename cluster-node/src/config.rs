@@ -70,6 +70,10 @@ impl Default for Config {
 pub struct ApplyConfig {
     /// Rows that may wait to be folded before apply waits for them.
     pub tail_rows_max: usize,
+    /// A learner that has caught up folds down to so many rows before it serves.
+    pub learner_tail_rows_max: usize,
+    /// … for no longer than this.
+    pub learner_fold_ms_max: u64,
     /// Threads that fold; 0 means one less than there are cores, at least one.
     pub fold_threads: usize,
     /// Jobs that may wait for a partition's writer.
@@ -90,6 +94,8 @@ impl Default for ApplyConfig {
     fn default() -> Self {
         Self {
             tail_rows_max: 200_000,
+            learner_tail_rows_max: 5_000,
+            learner_fold_ms_max: 900_000,
             fold_threads: 0,
             queue_max: 64,
             waiting_bytes_max: 256 << 20,

@@ -2,6 +2,7 @@
 
 use crate::clock::boot_ms;
 use crate::node::Node;
+use cluster_client::ClusterClient;
 use cluster_core::ids::{LeaseEpoch, MapVersion};
 pub use cluster_core::lease::Standing;
 use cluster_core::lease::{BootMs, Granted, HeldLease};
@@ -148,6 +149,7 @@ async fn renew(node: &Node) -> Duration {
             let sent_at = *sent_at.lock();
             let map = (LeaseEpoch(grant.epoch), MapVersion(grant.map_version));
             node.lease.granted(map, sent_at, grant.ttl_ms);
+            catch_up(node, client, map);
             match grant.renew_every_ms {
                 0 => RENEW_EVERY,
                 ms => Duration::from_millis(ms),
@@ -158,6 +160,21 @@ async fn renew(node: &Node) -> Duration {
             RETRY_EVERY
         }
     }
+}
+
+/// The leader knows a newer map: a stream of maps from a coordinator that is cut
+/// off from the others stays open and brings nothing.
+fn catch_up(node: &Node, client: &ClusterClient, map: (LeaseEpoch, MapVersion)) {
+    let known = node.map();
+    if (known.epoch, known.version) >= map {
+        return;
+    }
+    let client = client.clone();
+    tokio::spawn(async move {
+        if let Err(problem) = client.refresh_map(map).await {
+            tracing::warn!(%problem, "the leader's map could not be fetched");
+        }
+    });
 }
 
 #[cfg(test)]

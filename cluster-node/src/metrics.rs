@@ -25,7 +25,7 @@ pub struct Metrics {
     pub search_seconds: Histogram,
     pub estale: Family<Reason, Counter>,
     estale_all: Counter,
-    /// Answered without a lease (`lease_loss = serve_stale`).
+    /// Answered without a lease (`lease_loss = serve_stale`), or by a stale replica.
     pub stale_pages: Counter,
     pub rows: Gauge,
     pub former_versions: Gauge,
@@ -96,7 +96,8 @@ impl Metrics {
         r.register("searches", "Search requests", self.searches.clone());
         r.register("search_seconds", "Search requests, waiting included", self.search_seconds.clone());
         r.register("estale", "Requests refused as ESTALE", self.estale.clone());
-        r.register("stale_pages", "Pages answered without a lease", self.stale_pages.clone());
+        let stale_pages = "Pages answered without a lease, or by a stale replica";
+        r.register("stale_pages", stale_pages, self.stale_pages.clone());
         r.register("rows", "Searchable current rows", self.rows.clone());
         r.register("former_versions", "Versions kept for older snapshots", self.former_versions.clone());
         r.register("pending_rows", "Rows whose vector is not known yet", self.pending_rows.clone());

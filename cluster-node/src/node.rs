@@ -155,7 +155,12 @@ impl Node {
                     pending_rows: replica.pending_rows(),
                     memory_bytes: live.memory_bytes() as u64,
                     problem: replica.reported_problem().unwrap_or_default(),
-                    learner: replica.learner_progress().map(Into::into),
+                    learner: replica
+                        .learner_progress()
+                        .map(|progress| v1::LearnerProgress {
+                            is_stuck: replica.is_quarantined(),
+                            ..progress.into()
+                        }),
                 }
             })
             .collect();

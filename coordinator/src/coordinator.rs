@@ -13,9 +13,8 @@ use cluster_core::ids::LeaseEpoch;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, ForwardToLeader, RaftError};
 use proto::error::{not_leader, not_ready};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 use tokio::time::timeout;
 use tonic::Status;
 
@@ -39,17 +38,10 @@ pub struct Coordinator {
     pub network: Network,
     /// Held while coordinators come or go: one change at a time.
     pub changing_members: tokio::sync::Mutex<()>,
-    /// While the lead goes to another: its log must be as long as this one.
-    pub are_changes_paused: AtomicBool,
-}
-
-/// Changes are taken again once this is dropped.
-pub struct Paused<'a>(&'a AtomicBool);
-
-impl Drop for Paused<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
+    /// Read by each proposal and each ReadIndex round, written while the lead
+    /// goes to another: whose log must be as long as this one, and whose voters
+    /// must hear nothing more from here.
+    pub leading: RwLock<()>,
 }
 
 impl Coordinator {
@@ -57,9 +49,9 @@ impl Coordinator {
     /// this coordinator reigns: its first command has raised the epoch.
     pub async fn propose(&self, command: Command) -> Result<Response, Status> {
         let (reign, _) = self.reigning()?;
-        if self.are_changes_paused.load(Ordering::Acquire) {
+        let Ok(_leading) = self.leading.try_read() else {
             return Err(not_leader(None));
-        }
+        };
         let begun_at = Instant::now();
         let response = self.write(command).await?;
         // The commit was a quorum's word, if no other reign came in between.
@@ -67,12 +59,6 @@ impl Coordinator {
             let _over = self.leases.confirmed(reign, begun_at);
         }
         Ok(response)
-    }
-
-    /// Callers are told to look for the leader until this is dropped.
-    pub fn pause_changes(&self) -> Paused<'_> {
-        self.are_changes_paused.store(true, Ordering::Release);
-        Paused(&self.are_changes_paused)
     }
 
     /// As `propose`, without a reign: for the command that begins one.
@@ -106,6 +92,9 @@ impl Coordinator {
     /// after the call had arrived. Clocks take no part in it.
     pub async fn confirm_reign(&self) -> Result<(Reign, LeaseEpoch), Status> {
         let (reign, epoch) = self.reigning()?;
+        let Ok(_leading) = self.leading.try_read() else {
+            return Err(not_leader(None));
+        };
         let begun_at = Instant::now();
         let read = self.raft.ensure_linearizable();
         match timeout(self.config.read_index_timeout(), read).await {

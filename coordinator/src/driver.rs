@@ -75,17 +75,22 @@ fn observe(coordinator: &Coordinator, seen: &raft::Metrics) {
     let (epoch, version) = coordinator.state.read(|s| (s.map().epoch, s.map().version));
     metrics.epoch.set(to_gauge(epoch.0));
     metrics.map_version.set(to_gauge(version.0));
-    let (running, demoted) = coordinator
-        .state
-        .read(|s| (s.moves().len(), demoted(s.map())));
+    let (running, demoted, stale) = coordinator.state.read(|s| {
+        let stale = in_state(s.map(), ReplicaState::Stale);
+        (
+            s.moves().len(),
+            in_state(s.map(), ReplicaState::Demoted),
+            stale,
+        )
+    });
     metrics.moves_running.set(to_gauge(running as u64));
     metrics.replicas_demoted.set(to_gauge(demoted as u64));
+    metrics.replicas_stale.set(to_gauge(stale as u64));
 }
 
-fn demoted(map: &PartitionMap) -> usize {
-    let replicas = map.partitions.values().flat_map(|p| &p.replicas);
-    let demoted = replicas.filter(|r| r.state == ReplicaState::Demoted);
-    demoted.count()
+fn in_state(map: &PartitionMap, state: ReplicaState) -> usize {
+    let partitions = map.partitions.values();
+    partitions.map(|p| p.in_state(state).count()).sum()
 }
 
 async fn rule(coordinator: &Coordinator, reign: Reign) {

@@ -93,7 +93,7 @@ async fn open(config: Config, metrics: Metrics) -> anyhow::Result<Coordinator> {
         asking: tokio::sync::Mutex::new(()),
         network,
         changing_members: tokio::sync::Mutex::new(()),
-        are_changes_paused: std::sync::atomic::AtomicBool::new(false),
+        leading: tokio::sync::RwLock::new(()),
         config,
     })
 }

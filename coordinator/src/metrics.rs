@@ -36,6 +36,7 @@ pub struct Metrics {
     pub moves_finished: Counter,
     pub moves_cancelled: Counter,
     pub replicas_demoted: Gauge,
+    pub replicas_stale: Gauge,
     pub releases: Counter,
     pub splits_started: Counter,
 }
@@ -87,6 +88,11 @@ impl Metrics {
             "replicas_demoted",
             "Replicas that no slot waits for until they have learned anew",
             m.replicas_demoted,
+        );
+        registry.register(
+            "replicas_stale",
+            "Replicas that the slot has passed at slot_hold_limit",
+            m.replicas_stale,
         );
         registry.register(
             "releases",

@@ -206,7 +206,6 @@ async fn the_lead_is_transferred_the_epoch_rises_and_leases_go_on() {
     let client = patient(&cluster);
     join(&client, "disk-0").await;
     let work = Work::start(&cluster);
-    work.goes_on().await;
     let before = leader_status(&cluster).await;
     let epoch = renew(&client, 1, "disk-0").await.unwrap().epoch;
 

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Result, ensure};
-use cluster_core::map::{PartitionMap, ReplicaState};
+use cluster_core::map::{PartitionMap, Replica, ReplicaState};
 use integration_tests::{
     Cluster, DirectSearch, Done, Items, Load, Session, Shape, Wire, clustered_vector, is_settled,
     serving_per_node, wait_until_served,
@@ -197,6 +197,87 @@ fn p5_a_node_that_slept_past_its_lease_answers_estale_until_it_has_a_fresh_one()
     load.go_on(100)?;
     let done = load.finish()?;
     assert_whole(&cluster, &items, done)?;
+    cluster.finish()
+}
+
+#[test]
+fn p11_past_its_limit_the_slot_passes_a_dead_node_whose_rows_answer_flagged_until_reindex()
+-> Result<()> {
+    let shape = Shape {
+        nodes: 2,
+        coordinators: 1,
+        replicas: 1,
+    };
+    let limit = "demote_after_ms = 3000\nslot_hold_limit_bytes = 1000000";
+    let leases = leases(3_000, 500);
+    let settings = [
+        ("COORDINATOR_SETTINGS", leases.as_str()),
+        ("CONSUMER_SETTINGS", limit),
+    ];
+    let cluster = Cluster::start_with("slot-hold", shape, &settings)?;
+    let wire = cluster.wire()?;
+    wire.wait_for_nodes(2)?;
+    let mut session = cluster.session()?;
+    let items = Items::indexed(&mut session, "items", ROWS, DIMENSIONS)?;
+    let maps = wire.log_maps()?;
+    let slot = slot_name(&wire.map()?)?;
+    let victim = "node-2";
+    let address = cluster.address(victim)?;
+    cluster.kill(victim)?;
+    // Several times the limit.
+    items.insert(&mut session, ROWS..8 * ROWS)?;
+    let held = session.value("SELECT pg_current_wal_lsn()")?;
+    let written_at = Instant::now();
+    while !is_confirmed(&mut session, &slot, &held)? {
+        ensure!(
+            written_at.elapsed() < Duration::from_secs(30),
+            "the slot is still below {held}, its limit long reached"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("the slot passed it after {:?}", written_at.elapsed());
+    let is_lost = |map: &PartitionMap, replica: &Replica| {
+        map.nodes
+            .get(&replica.node)
+            .is_some_and(|node| node.address == address)
+    };
+    let marked = "what lay there alone is stale, and nothing else";
+    maps.wait_for(Duration::from_secs(5), marked, |map| {
+        let mut replicas = map.partitions.values().flat_map(|p| &p.replicas);
+        replicas.all(|r| (r.state == ReplicaState::Stale) == is_lost(map, r))
+    })?;
+
+    cluster.restart(victim)?;
+    session.batch_execute("SET ruvector.read_consistency = eventual")?;
+    let nearest = items.nearest(7, 10);
+    let back_at = Instant::now();
+    while session.client_error(&nearest).is_some() {
+        ensure!(back_at.elapsed() < SERVES_WITHIN, "no old rows either");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    ensure!(session.ids(&nearest)?.len() == 10, "rows were there before");
+    let explained = session.explain(&nearest)?;
+    explained.assert_answered_by_the_cluster()?;
+    ensure!(
+        explained.count("stale_partitions")? > 0,
+        "{}",
+        explained.text
+    );
+    session.batch_execute("SET ruvector.read_consistency = strong")?;
+    ensure!(
+        session.client_error(&nearest).as_deref() == Some("RV002"),
+        "nothing old unflagged"
+    );
+    session.batch_execute("SET ruvector.on_unavailable = exact")?;
+    ensure!(session.ids(&nearest)? == session.exact_ids(&nearest)?);
+
+    session.batch_execute(&format!(
+        "SET ruvector.on_unavailable = error; REINDEX INDEX {}",
+        items.index()
+    ))?;
+    session.wait_for(&items.index(), false)?;
+    items.assert_every_row_once(&mut session)?;
+    items.assert_equals_exact(&mut session, 10)?;
     cluster.finish()
 }
 

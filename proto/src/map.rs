@@ -315,6 +315,7 @@ impl From<&Replica> for v1::Replica {
                 ReplicaState::Serving => v1::ReplicaState::Serving,
                 ReplicaState::Demoted => v1::ReplicaState::Demoted,
                 ReplicaState::Releasing => v1::ReplicaState::Releasing,
+                ReplicaState::Stale => v1::ReplicaState::Stale,
             }
             .into(),
         }
@@ -333,6 +334,7 @@ impl TryFrom<v1::Replica> for Replica {
                 v1::ReplicaState::Serving => ReplicaState::Serving,
                 v1::ReplicaState::Demoted => ReplicaState::Demoted,
                 v1::ReplicaState::Releasing => ReplicaState::Releasing,
+                v1::ReplicaState::Stale => ReplicaState::Stale,
                 v1::ReplicaState::Unspecified => return Err(BadMessage::Unknown("replica state")),
             },
         })

@@ -65,6 +65,11 @@ fn map() -> PartitionMap {
                     generation: Generation(5),
                     state: ReplicaState::Learner,
                 },
+                Replica {
+                    node: NodeId(3),
+                    generation: Generation(6),
+                    state: ReplicaState::Stale,
+                },
             ],
         });
     PartitionMap {

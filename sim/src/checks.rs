@@ -213,7 +213,8 @@ impl Checks {
                 let now = now.filter(|r| r.generation == replica.generation);
                 let became = now.map(|r| r.state);
                 match (replica.state, became) {
-                    (ReplicaState::Releasing, None) => {
+                    // With its collection dropped nobody asks any more.
+                    (ReplicaState::Releasing, None) if next.is_some() => {
                         self.counts.releases += 1;
                         self.released.insert((partition.id, replica.generation));
                     }

@@ -150,10 +150,10 @@ impl Client {
             self.next_at = now + 100;
             return;
         };
-        let consistency = match effects.rng.below(3) {
+        let consistency = match effects.rng.below(10) {
             _ if self.is_final => Consistency::Strong,
-            0 => Consistency::Eventual,
-            1 => Consistency::Session,
+            0..4 => Consistency::Eventual,
+            4..7 => Consistency::Session,
             _ => Consistency::Strong,
         };
         let min_lsn = match consistency {
@@ -258,7 +258,7 @@ impl Client {
     ) {
         let Some(scan) = self.scan.take() else { return };
         postgres.drop_snapshot(scan.snapshot.number);
-        self.next_at = effects.now + effects.rng.between(50, 400);
+        self.next_at = effects.now + effects.rng.between(30, 250);
         effects.tell(Fact::Searched(Outcome {
             consistency: scan.consistency,
             min_lsn: scan.min_lsn,

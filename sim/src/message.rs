@@ -245,6 +245,21 @@ pub enum Message {
 pub struct Fenced;
 
 impl Message {
+    /// What it is about, beyond its name.
+    pub fn detail(&self) -> String {
+        match self {
+            Message::Apply { batch, .. } => {
+                format!("{} ({}, {}]", batch.partition, batch.previous, batch.to)
+            }
+            Message::Attach {
+                partition, from, ..
+            } => format!("{partition} from {from}"),
+            Message::NothingElse { to, .. } => format!("up to {to}"),
+            Message::Status { flush, .. } => format!("flushed {flush}"),
+            _ => String::new(),
+        }
+    }
+
     /// For the trace.
     pub fn name(&self) -> &'static str {
         match self {

@@ -7,7 +7,7 @@ pub enum Mutant {
     ApplyWithoutAdmit,
     /// The slot does not wait for the replicas on one node.
     ConfirmIgnoringNode,
-    /// A node does not look at its lease again before it answers.
+    /// A node does not look at its lease before it answers.
     AnswerWithoutLease,
     /// A node that was cut off renews, and answers on the map of before.
     AnswerOnOldMap,
@@ -15,6 +15,8 @@ pub enum Mutant {
     TombstoneDropped,
     /// The consumer counts a learner that has logged, and not copied.
     LearnerCountedEarly,
+    /// A run does not count the learners that a run before it may have promoted.
+    CountedForgotten,
     /// A node acknowledges before its disk has synced.
     AckBeforeSync,
     /// "Nothing else" moves replicas that the stream does not feed.
@@ -28,13 +30,14 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    pub const ALL: [Mutant; 11] = [
+    pub const ALL: [Mutant; 12] = [
         Mutant::ApplyWithoutAdmit,
         Mutant::ConfirmIgnoringNode,
         Mutant::AnswerWithoutLease,
         Mutant::AnswerOnOldMap,
         Mutant::TombstoneDropped,
         Mutant::LearnerCountedEarly,
+        Mutant::CountedForgotten,
         Mutant::AckBeforeSync,
         Mutant::NothingElseToUnfed,
         Mutant::GrantWithoutQuorum,

@@ -37,7 +37,7 @@ impl Scenario {
             cast: Cast {
                 nodes: nodes as usize,
                 consumers: rng.between(1, 2) as usize,
-                clients: 2,
+                clients: rng.between(2, 3) as usize,
             },
             keys: rng.between(8, 40),
             writes_per_mille: rng.between(100, 500),
@@ -50,6 +50,7 @@ impl Scenario {
             policy: PlacementPolicy {
                 partitions_per_node: 1,
                 replication_factor: rng.between(1, nodes.min(3)) as u32,
+                ..PlacementPolicy::default()
             },
             network: NetworkProfile {
                 delay_ms_max: rng.between(2, 30),

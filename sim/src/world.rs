@@ -173,8 +173,10 @@ impl World {
                 if self.down.contains(&to) {
                     return;
                 }
-                self.trace
-                    .line(self.now, format_args!("{from} > {to} {}", message.name()));
+                self.trace.line(
+                    self.now,
+                    format_args!("{from} > {to} {} {}", message.name(), message.detail()),
+                );
                 self.input(to, Input::Message(from, message));
             }
             Event::Timer(process, start, timer) => {
@@ -556,11 +558,11 @@ impl World {
         self.input(process, Input::Restart);
     }
 
-    /// Undoes every fault; nothing fails from here on.
+    /// Undoes every fault; nothing fails from here on. A pause runs out, since what
+    /// it holds back must not be overtaken.
     pub fn calm(&mut self) {
         self.is_calm = true;
         self.network.calm();
-        self.paused.clear();
         for disk in &mut self.disks {
             disk.slow_until(0);
         }

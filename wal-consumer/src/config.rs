@@ -49,6 +49,11 @@ pub struct Config {
     pub demote_after_ms: u64,
     /// WAL between what was routed and what a replica has made durable.
     pub demote_lag_bytes: u64,
+    /// WAL that the server may retain for the slot before the slot passes the
+    /// replicas that hold it: the primary's disk outranks the index. One without a
+    /// peer that goes on is marked stale, answers `eventual` searches only, flagged,
+    /// and its index needs REINDEX. 0: never, the slot goes on waiting.
+    pub slot_hold_limit_bytes: u64,
     /// How often replicas are looked at for promotion and demotion.
     pub replicas_every_ms: u64,
     pub publication_lock_timeout_ms: u64,
@@ -91,6 +96,7 @@ impl Default for Config {
             count_hold_ms: 2_000,
             demote_after_ms: 10_000,
             demote_lag_bytes: 1 << 30,
+            slot_hold_limit_bytes: 64 << 30,
             replicas_every_ms: 500,
             publication_lock_timeout_ms: 2_000,
             slot_lock_timeout_ms: 60_000,

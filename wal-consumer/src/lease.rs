@@ -140,6 +140,7 @@ impl Consumer {
                             self.lease.granted(epoch, renewal.sent_at, answer.ttl_ms, boot_ms());
                             if self.lease.is_held(boot_ms()) {
                                 let map_floor = (epoch, MapVersion(answer.map_version));
+                                self.catch_up(map_floor);
                                 self.assign(&answer.assignments, map_floor).await;
                             }
                         }
@@ -217,6 +218,21 @@ impl Consumer {
                 },
             );
         }
+    }
+
+    /// The leader knows a newer map: a stream of maps from a coordinator that is cut
+    /// off from the others stays open and brings nothing.
+    fn catch_up(&self, map: (LeaseEpoch, MapVersion)) {
+        let known = self.client.map();
+        if (known.epoch, known.version) >= map {
+            return;
+        }
+        let client = self.client.clone();
+        tokio::spawn(async move {
+            if let Err(problem) = client.refresh_map(map).await {
+                tracing::warn!(%problem, "the leader's map could not be fetched");
+            }
+        });
     }
 
     fn promotions_under(&mut self, source: SourceId, token: ConsumerEpoch) -> Promotions {

@@ -28,6 +28,7 @@ pub struct Metrics {
     promotions: Family<OfSource, Counter>,
     demotions: Family<OfReason, Counter>,
     demotions_refused: Family<OfSource, Counter>,
+    marked_stale: Family<OfSource, Counter>,
     received: Family<OfSource, Gauge>,
     applied: Family<OfSource, Gauge>,
     confirmed: Family<OfSource, Gauge>,
@@ -73,6 +74,11 @@ impl Metrics {
             "demotions_refused",
             "Replicas that the slot goes on waiting for, too few others serving",
             metrics.demotions_refused.clone(),
+        );
+        registry.register(
+            "marked_stale",
+            "Replicas that the slot passed at slot_hold_limit, with no peer to copy from",
+            metrics.marked_stale.clone(),
         );
         registry.register(
             "received_lsn",
@@ -139,6 +145,11 @@ impl Metrics {
     pub fn demotion_refused(&self, source: SourceId) {
         let label = OfSource { source: source.0 };
         self.demotions_refused.get_or_create(&label).inc();
+    }
+
+    pub fn marked_stale(&self, source: SourceId) {
+        let label = OfSource { source: source.0 };
+        self.marked_stale.get_or_create(&label).inc();
     }
 
     pub fn positions(&self, source: SourceId, standing: &Standing) {

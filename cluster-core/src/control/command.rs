@@ -138,6 +138,14 @@ pub enum Command {
         generation: Generation,
         min_required: u32,
     },
+    /// At `slot_hold_limit` the slot passes a replica although no peer has what it
+    /// lacks.
+    MarkStale {
+        token: ConsumerEpoch,
+        partition: PartitionId,
+        node: NodeId,
+        generation: Generation,
+    },
     /// A releasing replica's node has let go, or its lease is over.
     FinishRelease {
         partition: PartitionId,

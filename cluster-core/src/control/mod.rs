@@ -19,6 +19,7 @@ mod members;
 mod moves;
 mod sources;
 mod splits;
+mod stale;
 mod state;
 
 #[cfg(test)]
@@ -27,6 +28,8 @@ mod coordinators_tests;
 mod moves_tests;
 #[cfg(test)]
 mod splits_tests;
+#[cfg(test)]
+mod stale_tests;
 #[cfg(test)]
 mod tests;
 

@@ -3,8 +3,8 @@
 //! A copy begins as a learner, serves once the consumer says that it has caught
 //! up and counts it, and only then may another give its place: a partition never
 //! has fewer serving replicas than before. One that the slot no longer waits for is
-//! demoted, and comes back as a learner in a new generation, for what it holds
-//! lies below the slot.
+//! demoted (or [stale](super::stale)), and comes back as a learner in a new
+//! generation, for what it holds lies below the slot.
 
 use super::collections::is_ready;
 use super::command::{Move, MoveReason, PlannedMove, Refusal, Response};
@@ -18,7 +18,7 @@ pub(super) fn conflict<T>(what: String) -> Result<T, Refusal> {
 }
 
 impl ClusterState {
-    /// A demoted replica on `to` itself learns anew; otherwise `to` holds none.
+    /// A replica on `to` that was left behind learns anew; otherwise `to` holds none.
     pub(super) fn start_move(
         &mut self,
         partition: PartitionId,
@@ -26,6 +26,10 @@ impl ClusterState {
         from: Option<NodeId>,
         reason: MoveReason,
     ) -> Outcome {
+        if from == Some(to) {
+            let what = format!("{partition} cannot move from {to} to itself");
+            return Err(Refusal::Invalid { what });
+        }
         let begun = self.moves.get(&partition).map(|m| (m.to, m.from));
         if begun == Some((to, from)) {
             return Ok((Response::Done, MapChanged::No));
@@ -39,13 +43,13 @@ impl ClusterState {
         let record = self.settled_partition(partition)?;
         let returns = match record.replica_on(to).map(|r| r.state) {
             None => false,
-            Some(ReplicaState::Demoted) => true,
+            Some(state) if state.is_left_behind() => true,
             Some(state) => return conflict(format!("{to} holds {partition} already ({state:?})")),
         };
         if let Some(from) = from
             && !record
                 .replica_on(from)
-                .is_some_and(|r| matches!(r.state, ReplicaState::Serving | ReplicaState::Demoted))
+                .is_some_and(|r| r.state.gives_its_place())
         {
             return conflict(format!("{from} holds no {partition} to give"));
         }
@@ -125,7 +129,7 @@ impl ClusterState {
         match given.map(|given| (given.node, &mut given.state)) {
             Some((_, state @ ReplicaState::Serving)) => *state = ReplicaState::Releasing,
             // Nobody waits for it: it goes at once.
-            Some((from, ReplicaState::Demoted)) => {
+            Some((from, state)) if state.is_left_behind() => {
                 record.replicas.retain(|r| r.node != from);
                 self.moves.remove(&partition);
             }
@@ -154,7 +158,9 @@ impl ClusterState {
         };
         match replica.state {
             ReplicaState::Serving => {}
-            ReplicaState::Demoted => return Ok((Response::Done, MapChanged::No)),
+            state if state.is_left_behind() => return Ok((Response::Done, MapChanged::No)),
+            // Counted, and stuck before it was promoted: its move begins anew.
+            ReplicaState::Learner => return self.cancel_move(partition, generation),
             state => return conflict(format!("{partition} on {node} is {state:?}")),
         }
         if serving <= min_required.max(1) as usize {
@@ -193,6 +199,10 @@ impl ClusterState {
     pub(super) fn plan_moves(&mut self, moves: Vec<PlannedMove>) -> Outcome {
         let mut partitions = BTreeSet::new();
         for planned in &moves {
+            if planned.from == Some(planned.to) {
+                let what = format!("{} cannot move to where it is", planned.partition);
+                return Err(Refusal::Invalid { what });
+            }
             if !partitions.insert(planned.partition) {
                 let what = format!("{} is to move twice: name it once", planned.partition);
                 return Err(Refusal::Invalid { what });
@@ -230,7 +240,7 @@ impl ClusterState {
             .retain(|planned| partitions.contains_key(&planned.partition));
     }
 
-    /// A partition whose replicas may be changed: nothing is under way with it.
+    /// A partition that can be copied: nothing is under way with it, and it serves.
     pub(super) fn settled_partition(&self, id: PartitionId) -> Result<&Partition, Refusal> {
         let record = self.partition(id)?;
         let collection = &self.map.collections[&record.collection];
@@ -242,6 +252,10 @@ impl ClusterState {
         }
         match self.moves.get(&id) {
             Some(running) => conflict(format!("{id} is on its way to {}", running.to)),
+            None if !record.is_served() => conflict(format!(
+                "the replicas of {id} are stale, and no other has what they lack: \
+                 REINDEX builds the index anew"
+            )),
             None => Ok(record),
         }
     }

@@ -151,6 +151,22 @@ fn p2_the_last_required_replica_is_not_demoted() {
 }
 
 #[test]
+fn p11_a_counted_learner_that_holds_the_slot_ends_its_move() {
+    let mut cluster = Cluster::with_collection(3, &[1]);
+    start(&mut cluster, 2, Some(1));
+    assert_eq!(demote(&mut cluster, 2, 1), Response::Done);
+    assert_eq!(states(&cluster), [(1, Serving)]);
+    assert!(cluster.state.moves().is_empty());
+}
+
+#[test]
+fn nothing_moves_to_where_it_is() {
+    let mut cluster = Cluster::with_collection(3, &[1, 2]);
+    demote(&mut cluster, 2, 1);
+    assert!(is_refused(&start(&mut cluster, 2, Some(2))));
+}
+
+#[test]
 fn p3_a_demoted_replica_comes_back_as_a_learner_of_a_new_generation() {
     let mut cluster = Cluster::with_collection(3, &[1, 2]);
     let before = generation(&cluster, 2);

@@ -216,6 +216,12 @@ impl ClusterState {
                 generation,
                 min_required,
             } => self.demote_replica(token, partition, (node, generation), min_required),
+            Command::MarkStale {
+                token,
+                partition,
+                node,
+                generation,
+            } => self.mark_stale(token, partition, (node, generation)),
             Command::FinishRelease {
                 partition,
                 node,

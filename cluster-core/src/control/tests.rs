@@ -681,6 +681,12 @@ fn command(cluster: &Cluster, draw: &Draw) -> Command {
                 members: ids.into_iter().map(member).collect(),
             }
         }
+        25 if b == 1 => Command::MarkStale {
+            token,
+            partition: PartitionId(a),
+            node: NodeId(c),
+            generation: generation(cluster, a, c),
+        },
         24 if b == 0 => Command::CancelSplit {
             partition: PartitionId(a),
         },

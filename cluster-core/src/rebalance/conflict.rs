@@ -41,6 +41,14 @@ pub enum Conflict {
         partitions: usize,
         first: PartitionId,
     },
+    #[error(
+        "{partitions} partitions, {first} the first, are stale on all their replicas: each needs \
+         a reconcile; REINDEX builds its index anew"
+    )]
+    Stale {
+        partitions: usize,
+        first: PartitionId,
+    },
 }
 
 impl Planner<'_> {
@@ -56,6 +64,7 @@ impl Planner<'_> {
             self.conflicts.push(Conflict::SharedZone { partitions });
         }
         self.report_lost();
+        self.report_stale();
     }
 
     fn report_over_bound(&mut self) {
@@ -71,14 +80,26 @@ impl Planner<'_> {
 
     fn report_lost(&mut self) {
         let is_lost = |number: &usize| {
-            let mut serving = self.partitions[*number].in_state(ReplicaState::Serving);
-            serving.all(|replica| self.is_dead(replica.node))
+            let partition = self.partitions[*number];
+            let mut serving = partition.in_state(ReplicaState::Serving);
+            partition.is_served() && serving.all(|replica| self.is_dead(replica.node))
         };
         let lost: Vec<usize> = (0..self.partitions.len()).filter(is_lost).collect();
         if let Some(first) = lost.first() {
             self.conflicts.push(Conflict::Lost {
                 partitions: lost.len(),
                 first: self.partitions[*first].id,
+            });
+        }
+    }
+
+    fn report_stale(&mut self) {
+        let stale = self.partitions.iter().filter(|p| p.needs_reconcile());
+        let stale: Vec<PartitionId> = stale.map(|p| p.id).collect();
+        if let Some(first) = stale.first() {
+            self.conflicts.push(Conflict::Stale {
+                partitions: stale.len(),
+                first: *first,
             });
         }
     }

@@ -9,7 +9,7 @@ use crate::map::{Partition, ReplicaState};
 /// What a partition lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Lack {
-    /// A demoted replica's node is back: it learns anew there.
+    /// The node of a replica that was left behind is back: it learns anew there.
     Return(NodeId),
     /// A replica's node is dead: another takes its place.
     Replace(NodeId),
@@ -49,7 +49,9 @@ impl Planner<'_> {
     fn lack(&self, partition: &Partition, wanted: usize) -> Option<Lack> {
         let is_draining = |node| self.map.nodes.get(&node).is_some_and(|n| n.is_draining);
         let returns = partition
-            .in_state(ReplicaState::Demoted)
+            .replicas
+            .iter()
+            .filter(|r| r.state.is_left_behind())
             .find(|r| self.nodes.is_live(r.node) && !is_draining(r.node));
         let dead = partition.replicas.iter().find(|r| self.is_dead(r.node));
         match (returns, dead) {

@@ -30,6 +30,8 @@ pub enum Hopeless {
     Dead,
     #[error("the node that it goes to is draining, or was removed")]
     Leaving,
+    #[error("nobody is left to copy from")]
+    NoSource,
     #[error("its collection is not ready any more")]
     NotReady,
 }
@@ -51,6 +53,8 @@ pub fn cancellations(
             Some(Hopeless::Dead)
         } else if is_leaving {
             Some(Hopeless::Leaving)
+        } else if !partition.is_served() {
+            Some(Hopeless::NoSource)
         } else {
             (!is_ready(map, partition)).then_some(Hopeless::NotReady)
         }
@@ -103,7 +107,8 @@ pub fn releases(
 }
 
 /// Whether a plan can never begin, or has been carried out: its node is gone or
-/// leaves, holds the partition already, or the giver has nothing to give. Not
+/// leaves, holds the partition already, nobody serves it, or the giver has nothing to
+/// give. Not
 /// while another move of the partition is running.
 pub fn is_void(
     planned: &PlannedMove,
@@ -118,10 +123,10 @@ pub fn is_void(
     }
     let is_leaving = map.nodes.get(&planned.to).is_none_or(|n| n.is_draining);
     let held = partition.replica_on(planned.to);
-    let is_held = held.is_some_and(|r| r.state != ReplicaState::Demoted);
+    let is_held = held.is_some_and(|r| !r.state.is_left_behind());
     let gives = |node: NodeId| {
         let replica = partition.replica_on(node);
-        replica.is_some_and(|r| matches!(r.state, ReplicaState::Serving | ReplicaState::Demoted))
+        replica.is_some_and(|r| r.state.gives_its_place())
     };
-    is_leaving || is_held || planned.from.is_some_and(|from| !gives(from))
+    !partition.is_served() || is_leaving || is_held || planned.from.is_some_and(|from| !gives(from))
 }

@@ -137,6 +137,47 @@ fn a_demoted_replica_on_a_draining_node_learns_elsewhere() {
 }
 
 #[test]
+fn a_stale_replica_beside_one_that_serves_learns_anew() {
+    let mut world = world(&[0; 3], 2, &[&[1, 2]]);
+    world.set_state(P, n(2), Stale);
+    let returns = planned(1, None, 2, MoveReason::Repair);
+    assert_eq!(world.plan().moves, [returns]);
+    world.silence(n(2), DEAD_AFTER_MS + 1);
+    let replaced = planned(1, Some(2), 3, MoveReason::Repair);
+    assert_eq!(world.plan().moves, [replaced]);
+}
+
+#[test]
+fn what_is_only_stale_is_reported_and_moved_by_nobody() {
+    let mut world = world(&[0; 3], 2, &[&[1, 2]]);
+    world.set_state(P, n(1), Stale);
+    world.set_state(P, n(2), Stale);
+    let stale = Conflict::Stale {
+        partitions: 1,
+        first: P,
+    };
+    assert_eq!(world.plan().conflicts, [stale.clone()]);
+    world.drain(n(1));
+    world.silence(n(2), DEAD_AFTER_MS + 1);
+    let plan = world.plan();
+    assert_eq!(plan.moves, []);
+    assert!(plan.conflicts.contains(&stale), "{:?}", plan.conflicts);
+    let asked = planned(1, Some(1), 3, MoveReason::Operator);
+    assert!(is_void(&asked, &world.map, &world.moves));
+}
+
+#[test]
+fn a_learner_whose_last_source_became_stale_is_given_up() {
+    let mut world = world(&[0; 2], 1, &[&[1]]);
+    world.start(&planned(1, Some(1), 2, MoveReason::Operator));
+    let given_up =
+        |world: &World| cancellations(&world.map, &world.moves, &world.nodes, DEAD_AFTER_MS).len();
+    assert_eq!(given_up(&world), 0);
+    world.set_state(P, n(1), Stale);
+    assert_eq!(given_up(&world), 1);
+}
+
+#[test]
 fn what_builds_or_moves_is_left_alone() {
     let mut world = world(&[0; 3], 1, &[&[1], &[1]]);
     world.drain(n(1));

@@ -162,7 +162,7 @@ impl World {
             assert_ne!(Some(planned.to), planned.from);
             let held = partition.replica_on(planned.to).map(|r| r.state);
             assert!(
-                matches!(held, None | Some(ReplicaState::Demoted)),
+                held.is_none_or(|state| state.is_left_behind()),
                 "{planned:?}"
             );
             assert!(!is_void(planned, &self.map, &self.moves), "{planned:?}");

@@ -1,7 +1,7 @@
 //! Whom a page is asked of, and when a second replica is asked as well.
 //!
 //! Only replicas that the scan's map shows as serving are asked, each under its
-//! generation. An answer that may be stale is accepted only after every replica
+//! generation; where none serves, those that are stale. An answer that may be stale is accepted only after every replica
 //! has been asked for a better one.
 
 use super::attempts::Attempt;
@@ -62,6 +62,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
                 partition: partition.id,
                 generation: at.generation,
                 resume_token: partition.cursor.map_or(0, |c| c.resume_token),
+                is_left_behind: partition.is_left_behind,
             };
             requests.add(at.node, partition.accepts_stale(), ask);
         }
@@ -114,6 +115,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
                     partition: ask.partition,
                     generation: at.generation,
                     resume_token: 0,
+                    is_left_behind: partition.is_left_behind,
                 };
                 requests.add(at.node, partition.accepts_stale(), ask);
             }

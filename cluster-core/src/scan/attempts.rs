@@ -235,7 +235,9 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
             let jitter = mix(self.seed ^ mix(self.attempts_made ^ partition.id.0)) % whole.max(1);
             partition.not_before = now + whole / 2 + jitter / 2;
         }
-        if partition.failures >= self.limits.attempts_max || self.is_hopeless(index, now) {
+        let is_over =
+            partition.failures >= self.limits.attempts_max || partition.never_catches_up();
+        if is_over || self.is_hopeless(index, now) {
             self.finish_by_verdict();
         }
     }

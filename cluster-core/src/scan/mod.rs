@@ -13,7 +13,9 @@
 //!
 //! A replica whose node has lost its lease answers only where the operator has
 //! set `lease_loss = serve_stale`, flagged, and only a request that accepts that:
-//! the scan does once every replica of the partition has been asked in vain.
+//! the scan does once every replica of the partition has been asked in vain. Where
+//! the map has stale replicas only, it accepts that at once; one that lacks a
+//! position never reaches it, so that the scan says so without waiting.
 //!
 //! What may happen is an [`Event`], what is to be done about it a [`Command`];
 //! [`DistributedScan`] is the function between them. The sender of requests, the

@@ -39,7 +39,7 @@ fn next(rows: usize) -> Event<u64> {
 #[test]
 fn p7_only_a_serving_replica_is_ever_asked() {
     use ReplicaState::*;
-    for state in [Learner, Demoted, Releasing] {
+    for state in [Learner, Demoted, Stale, Releasing] {
         let map = one_partition(1, vec![in_state(1, 1, state), replica(2, 2)]);
         let mut scan = scan_of(&map);
         let asked = script(&scan.on(next(10), 0));
@@ -91,6 +91,65 @@ fn an_answer_under_way_from_a_replica_that_left_is_not_taken() {
         script(&commands),
         ["page [11, 12] bound inf exhausted true"]
     );
+}
+
+#[test]
+fn p8_where_only_stale_replicas_are_left_they_answer_flagged_and_one_that_serves_comes_first() {
+    use ReplicaState::*;
+    let left = vec![in_state(1, 1, Stale), in_state(2, 2, Stale)];
+    let mut scan = scan_of(&one_partition(1, left));
+    let commands = scan.on(next(2), 0);
+    assert_eq!(asks(&commands), [(1, true)], "at once");
+    let Some(Command::Search(ask)) = commands.first() else {
+        panic!("{commands:?}");
+    };
+    assert!(ask.partitions[0].is_left_behind);
+    let flagged = PartitionPage {
+        is_stale: true,
+        ..page(&[(11, 1.0), (12, 2.0)], 2.0, false, 5)
+    };
+    let commands = scan.on(answered(1, vec![(1, Ok(flagged))]), 1);
+    let [Command::Page(first)] = &commands[..] else {
+        panic!("{commands:?}");
+    };
+    assert_eq!(first.stats.stale_partitions, 1);
+    // One that serves appears: it is asked, and the stale one no further.
+    let back = vec![in_state(1, 1, Stale), replica(2, 3)];
+    let closes = scan.on(Event::Map(Arc::new(one_partition(2, back))), 2);
+    assert_eq!(script(&closes), ["close node-1: [5]"]);
+    let commands = scan.on(next(2), 3);
+    assert_eq!(asks(&commands), [(2, false)]);
+    let fresh = page(&[(11, 1.0), (12, 2.0), (13, 3.0)], 3.0, true, 0);
+    let commands = scan.on(answered(2, vec![(1, Ok(fresh))]), 4);
+    let [Command::Page(second)] = &commands[..] else {
+        panic!("{commands:?}");
+    };
+    assert_eq!(second.stats.stale_partitions, 0);
+}
+
+#[test]
+fn p8_a_position_that_stale_replicas_never_reach_fails_as_lagging_without_waiting() {
+    let left = || {
+        vec![
+            in_state(1, 1, ReplicaState::Stale),
+            in_state(2, 2, ReplicaState::Stale),
+        ]
+    };
+    let lagging = || vec![(1, err(FailureKind::Lagging))];
+    let kind = |commands: &[Command<u64>]| match commands.last() {
+        Some(Command::Fail(failure)) => Some(failure.kind),
+        _ => None,
+    };
+    let mut scan = scan_of(&one_partition(1, left()));
+    scan.on(next(2), 0);
+    let commands = scan.on(answered(1, lagging()), 1);
+    assert_eq!(asks(&commands), [(2, true)], "the other may have it");
+    let commands = scan.on(answered(2, lagging()), 2);
+    assert_eq!(kind(&commands), Some(FailureKind::Lagging));
+    // One that serves may reach it yet.
+    let mut scan = scan_of(&one_partition(1, vec![replica(1, 1)]));
+    scan.on(next(2), 0);
+    assert_eq!(kind(&scan.on(answered(1, lagging()), 1)), None);
 }
 
 fn asks(commands: &[Command<u64>]) -> Vec<(u64, bool)> {

@@ -1,9 +1,9 @@
 //! One partition of a scan.
 
-use super::failure::Failure;
+use super::failure::{Failure, FailureKind};
 use super::merge::Stream;
 use super::protocol::*;
-use super::replicas::{FailureTimes, Serving, choose, serving};
+use super::replicas::{FailureTimes, Serving, askable, choose};
 use crate::ids::{NodeId, PartitionId};
 use crate::map::{HashRange, Partition};
 
@@ -19,6 +19,8 @@ pub(super) struct PartitionScan<K> {
     pub id: PartitionId,
     pub range: HashRange,
     pub replicas: Vec<Serving>,
+    /// None serves: these are stale, and get no further.
+    pub is_left_behind: bool,
     /// Replicas that cannot read their data, not asked again by this scan.
     pub corrupt: Vec<Serving>,
     pub cursor: Option<Cursor>,
@@ -37,7 +39,8 @@ pub(super) struct PartitionScan<K> {
     pub not_before: Millis,
     pub barren_pages: u32,
     pub tail_rows: u64,
-    /// Whether rows since the last restart came without a lease.
+    /// Whether rows since the last restart came without a lease, or from a stale
+    /// replica.
     pub is_stale: bool,
 }
 
@@ -46,7 +49,8 @@ impl<K: Ord> PartitionScan<K> {
         Self {
             id: partition.id,
             range: partition.range,
-            replicas: serving(partition),
+            replicas: askable(partition),
+            is_left_behind: partition.needs_reconcile(),
             corrupt: Vec::new(),
             cursor: None,
             stream: Stream::default(),
@@ -91,10 +95,20 @@ impl<K: Ord> PartitionScan<K> {
             .count()
     }
 
-    /// Whether an answer without a lease is better than none: no replica has
-    /// given another since the last page.
+    /// Whether a flagged answer is better than none: there is no other, or no
+    /// replica has given one since the last page.
     pub fn accepts_stale(&self) -> bool {
-        self.is_stale || self.failures as usize >= self.usable_replicas().max(1)
+        self.is_left_behind
+            || self.is_stale
+            || self.failures as usize >= self.usable_replicas().max(1)
+    }
+
+    /// Each replica was asked for a position that it will never reach.
+    pub fn never_catches_up(&self) -> bool {
+        let lags = |failure: &Failure| failure.kind == FailureKind::Lagging;
+        self.is_left_behind
+            && self.last_failure.as_ref().is_some_and(lags)
+            && self.failures as usize >= self.usable_replicas().max(1)
     }
 
     /// Forgets everything that a replica has said and the scan has not given.

@@ -34,7 +34,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         }
         let drops_given = !self.given.is_empty();
         for (index, new) in new.iter().enumerate() {
-            let replicas = super::replicas::serving(new);
+            let replicas = super::replicas::askable(new);
             let partition = &mut self.partitions[index];
             let is_cut_off = partition.cursor.is_some_and(|c| !replicas.contains(&c.at));
             // What a replica that serves no longer may still answer is not waited
@@ -45,6 +45,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
                 at.is_some_and(|at| replicas.contains(&at))
             });
             partition.replicas = replicas;
+            partition.is_left_behind = new.needs_reconcile();
             if partition
                 .last_failure
                 .as_ref()

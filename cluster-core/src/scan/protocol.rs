@@ -65,7 +65,8 @@ pub struct Ask {
     /// Rows per partition.
     pub page_rows: usize,
     pub timeout_ms: Millis,
-    /// Whether a node whose lease has run out may answer what it has, flagged.
+    /// Whether a node may answer what it has, flagged, though its lease has run out
+    /// or its replica is stale.
     pub accepts_stale: bool,
 }
 
@@ -75,6 +76,9 @@ pub struct PartitionAsk {
     pub generation: Generation,
     /// 0 asks for the first page.
     pub resume_token: u64,
+    /// The scan's map calls the replica stale: without a position reached, what it
+    /// answers is flagged, whatever the node says of it.
+    pub is_left_behind: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -85,7 +89,7 @@ pub struct PartitionPage<K> {
     pub resume_token: u64,
     pub tail_rows: u64,
     pub distances: u64,
-    /// Answered without a lease: newer rows may be missing.
+    /// Answered without a lease or by a stale replica: newer rows may be missing.
     pub is_stale: bool,
 }
 
@@ -155,6 +159,6 @@ pub struct PageStats {
     pub hedges: u32,
     /// Hedges that answered first.
     pub hedges_won: u32,
-    /// Partitions answered without a lease.
+    /// Partitions answered without a lease, or by a stale replica.
     pub stale_partitions: u32,
 }

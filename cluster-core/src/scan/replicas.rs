@@ -1,5 +1,5 @@
-//! Which replica of a partition is asked next: serving ones only, those that
-//! have not failed before those that have, and among these the one whose failure
+//! Which replica of a partition is asked next: serving ones only (stale ones where
+//! none serves), those that have not failed before those that have, and among these the one whose failure
 //! lies furthest back. Scans spread over replicas by their seed; one scan prefers
 //! the same nodes for all its partitions, so that it asks few of them.
 
@@ -17,10 +17,14 @@ pub(super) struct Serving {
     pub generation: Generation,
 }
 
-pub(super) fn serving(partition: &Partition) -> Vec<Serving> {
-    let is_serving = |state| state == ReplicaState::Serving;
-    let replicas = partition.replicas.iter().filter(|r| is_serving(r.state));
-    replicas
+/// Those that may be asked: never a stale one beside one that serves.
+pub(super) fn askable(partition: &Partition) -> Vec<Serving> {
+    let state = match partition.needs_reconcile() {
+        true => ReplicaState::Stale,
+        false => ReplicaState::Serving,
+    };
+    partition
+        .in_state(state)
         .map(|r| Serving {
             node: r.node,
             generation: r.generation,

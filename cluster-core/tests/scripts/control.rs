@@ -88,6 +88,12 @@ impl Control {
                 generation: replica(self),
                 min_required: words.get("min_required") as u32,
             },
+            "mark_stale" => Command::MarkStale {
+                token: token(),
+                partition,
+                node,
+                generation: replica(self),
+            },
             "finish_release" => Command::FinishRelease {
                 partition,
                 node,

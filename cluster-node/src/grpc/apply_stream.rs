@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
@@ -33,6 +33,8 @@ pub const RESPONSES_MAX: usize = 64;
 const ASSIGNMENT_WAIT: Duration = Duration::from_secs(3);
 /// The same for a learner, which the consumer attaches again if it is too short.
 const ATTACH_WAIT: Duration = Duration::from_millis(500);
+/// How long the consumer's map may take to arrive here.
+const MAP_WAIT: Duration = Duration::from_secs(2);
 /// While searches wait, the consumer is reminded this often.
 const WANTED_EVERY: Duration = Duration::from_millis(50);
 
@@ -91,6 +93,17 @@ async fn open(
     }
     let id = SourceId(open.source_id);
     let incarnation = Incarnation(open.incarnation);
+    // By an older map than the consumer's, "nothing else" would move replicas that
+    // it has taken away, and that are not fed any more.
+    let routed_by = (LeaseEpoch(open.epoch), MapVersion(open.map_version));
+    let mut maps = node.watch_map();
+    let arrives = maps.wait_for(|map| (map.epoch, map.version) >= routed_by);
+    let arrived = timeout(MAP_WAIT, arrives)
+        .await
+        .is_ok_and(|map| map.is_ok());
+    if !arrived {
+        return Err(node.estale("map", "the consumer's map is newer than this node's"));
+    }
     let map = node.map();
     let known = map.sources.get(&id).map(|source| source.incarnation);
     if known != Some(incarnation) {
@@ -252,7 +265,7 @@ impl Stream {
             let needs_attach = match self.node.assigned(partition, generation) {
                 Some(ReplicaState::Serving | ReplicaState::Releasing) => false,
                 Some(ReplicaState::Learner) => true,
-                Some(ReplicaState::Demoted) | None => continue,
+                Some(ReplicaState::Demoted | ReplicaState::Stale) | None => continue,
             };
             if !except.contains(&partition.0) {
                 // One that stopped has left the node; the stream ends by itself.

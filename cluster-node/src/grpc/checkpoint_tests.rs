@@ -1,15 +1,16 @@
 #![allow(clippy::unwrap_used)]
 //! Copies from a peer over loopback, while the stream flows.
 
-use super::convert::records_checksum;
+use super::convert::{self, records_checksum};
 use super::fetch::{FetchError, Peer, fetch};
 use super::serve;
 use crate::config::Config;
 use crate::query::search::{PageOf, Search};
+use crate::storage::copied::CopiedRecord;
 use crate::testing::*;
 use cluster_core::change::{Batch, Change};
 use cluster_core::ids::*;
-use cluster_core::map::{PartitionMap, ReplicaState};
+use cluster_core::map::{HashRange, PartitionMap, ReplicaState};
 use proto::v1::node_client::NodeClient;
 use proto::v1::{self, checkpoint_part::Kind};
 use std::collections::BTreeSet;
@@ -354,10 +355,16 @@ async fn crooked(parts: Vec<v1::CheckpointPart>) -> Peer {
     let service = v1::node_server::NodeServer::new(Crooked(parts));
     let server = tonic::transport::Server::builder().add_service(service);
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    honest_peer(address)
+}
+
+fn honest_peer(address: String) -> Peer {
     Peer {
         node: NODE,
         address,
+        partition: PARTITION,
         generation: Generation(1),
+        range: None,
     }
 }
 
@@ -369,12 +376,17 @@ fn request(at_least: u64) -> v1::FetchCheckpointRequest {
         at_least: Some(end(at_least).into()),
         after_key: Default::default(),
         bytes_per_second_max: 400_000,
+        range: None,
     }
 }
 
 async fn all_parts(address: &str) -> Vec<v1::CheckpointPart> {
+    parts_of(address, request(20)).await
+}
+
+async fn parts_of(address: &str, request: v1::FetchCheckpointRequest) -> Vec<v1::CheckpointPart> {
     let client = NodeClient::connect(format!("http://{address}")).await;
-    let answer = client.unwrap().fetch_checkpoint(request(20)).await.unwrap();
+    let answer = client.unwrap().fetch_checkpoint(request).await.unwrap();
     let mut stream = answer.into_inner();
     let mut parts = Vec::new();
     while let Some(part) = stream.message().await.unwrap() {
@@ -463,11 +475,7 @@ async fn what_a_peer_sends_amiss_is_refused_and_a_torn_copy_is_not_taken_for_who
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(t.replica().is_learning(), "no End, no whole copy");
     // What is missing now is only the end.
-    let honest = Peer {
-        node: NODE,
-        address,
-        generation: Generation(1),
-    };
+    let honest = honest_peer(address);
     let replica = t.replica();
     let wanted = replica.copy_wanted().unwrap();
     fetch(&t.node, &replica, wanted, &honest).await.unwrap();
@@ -476,6 +484,66 @@ async fn what_a_peer_sends_amiss_is_refused_and_a_torn_copy_is_not_taken_for_who
 }
 
 // ------------------------------------------------------------------ the sender
+
+/// The records that a request brings, as the learner would decode them.
+async fn copied(address: &str, range: HashRange) -> Vec<CopiedRecord> {
+    let range = Some(range.into());
+    let parts = parts_of(
+        address,
+        v1::FetchCheckpointRequest {
+            range,
+            bytes_per_second_max: 0,
+            ..request(20)
+        },
+    );
+    let mut copied = Vec::new();
+    for part in parts.await {
+        if let Some(Kind::Records(wire)) = part.kind {
+            let (raw, _) = convert::records_from_wire(wire).unwrap();
+            copied.extend(raw.iter().map(|r| r.decode(PARTITION, 2).unwrap()));
+        }
+    }
+    copied
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p3_p7_two_halves_get_every_record_once_former_versions_with_their_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let peer = filled(dir.path()).await;
+    let (address, _stop) = listen(&peer).await;
+    let middle = u64::MAX / 3;
+    let low = HashRange { lo: 0, hi: middle };
+    let high = HashRange {
+        lo: middle + 1,
+        hi: u64::MAX,
+    };
+    let all = copied(&address, HashRange::WHOLE).await;
+    let halves = [copied(&address, low).await, copied(&address, high).await];
+    for (half, range) in halves.iter().zip([low, high]) {
+        assert!(
+            half.len() > all.len() / 10,
+            "{} of {}",
+            half.len(),
+            all.len()
+        );
+        for record in half {
+            let (CopiedRecord::Row(key, _)
+            | CopiedRecord::Tombstone(key, _)
+            | CopiedRecord::Former(key, _)) = record;
+            assert!(range.contains(key.placement_hash()));
+        }
+    }
+    let formers = |records: &[CopiedRecord]| {
+        let is_former = |r: &&CopiedRecord| matches!(r, CopiedRecord::Former(..));
+        records.iter().filter(is_former).count()
+    };
+    assert!(formers(&halves[0]) > 0 && formers(&halves[1]) > 0);
+    assert_eq!(halves[0].len() + halves[1].len(), all.len());
+    assert!(
+        all.iter()
+            .all(|r| halves[0].contains(r) || halves[1].contains(r))
+    );
+}
 
 async fn refusal(address: &str, request: v1::FetchCheckpointRequest) -> Status {
     let client = NodeClient::connect(format!("http://{address}")).await;

@@ -116,6 +116,7 @@ impl From<LearnerProgress> for v1::LearnerProgress {
             copying_ms: progress.copying_ms,
             log_bytes: progress.log_bytes,
             is_copied: progress.is_copied,
+            is_stuck: false,
         }
     }
 }

@@ -178,7 +178,8 @@ impl Fetch<'_> {
     /// stream must go on into the log.
     async fn wait_for_folding(&self) {
         let rows_max = self.node.config.apply.tail_rows_max;
-        while self.replica.live().index().tail_len() > rows_max && !self.replica.is_quarantined() {
+        let is_over = || self.replica.is_quarantined() || self.replica.is_stopping();
+        while self.replica.live().index().tail_len() > rows_max && !is_over() {
             tokio::time::sleep(TAIL_POLL).await;
         }
     }

@@ -315,6 +315,25 @@ async fn p2_a_learner_reports_what_it_logged_on_disk_and_only_of_the_stream_that
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn p8_a_stale_replica_does_not_take_nothing_else_for_all_there_was() {
+    for (state, reaches) in [(ReplicaState::Serving, 90), (ReplicaState::Stale, 20)] {
+        let mut w = wire_with(map_in(1, ReplicaState::Serving)).await;
+        w.t.nothing_else(20).await;
+        w.t.maps.send_replace(std::sync::Arc::new(map_in(2, state)));
+        let (requests, mut responses) = w.open(1).await;
+        next(&mut responses).await;
+        requests.send(nothing_else(90)).await.unwrap();
+        // Whatever is answered to this, what came before it has been taken.
+        requests.send(attach(9, 10)).await.unwrap();
+        while !matches!(next(&mut responses).await, apply_response::Kind::Gap(_)) {}
+        let report = w.t.node.report().partitions.remove(0);
+        let applied = WalPosition::from(report.applied.unwrap());
+        assert_eq!(applied, end(reaches), "{state:?}");
+        w.stop.cancel();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_learner_that_is_not_here_is_answered_with_a_gap_and_the_stream_goes_on() {
     let mut w = wire().await;
     let (requests, mut responses) = w.open(1).await;

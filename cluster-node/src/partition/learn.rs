@@ -15,7 +15,7 @@ use cluster_core::apply::{Admission, StoredVector};
 use cluster_core::learner::{Attached, CopyKey, CopyRun, Learner, Phase};
 use cluster_core::wal_position::WalPosition;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 type Answer = Result<Result<(), String>, Fatal>;
 
@@ -30,6 +30,11 @@ pub(super) fn attach(
     let replica = writer.replica.clone();
     let partition = replica.id.partition;
     if replica.is_quarantined() {
+        gaps.refuse_attach(Gap {
+            partition,
+            watermark: WalPosition::ZERO,
+            previous: from,
+        });
         return Ok(());
     }
     let _commit = replica.commit_lock.lock();
@@ -317,6 +322,17 @@ pub(super) fn is_replaying(writer: &Writer) -> bool {
     phase == Some(Phase::Replaying) && !writer.replica.is_quarantined()
 }
 
+/// Whether a learner that has caught up had better fold first: a search scans the
+/// whole tail, and it would be asked at once. Rows that come faster than they are
+/// folded must not keep it from serving for ever.
+fn must_fold(writer: &Writer, learning: &mut Learning) -> bool {
+    let config = &writer.context.config;
+    let tail = writer.replica.live().index().tail_len();
+    let since = *learning.caught_up_since.get_or_insert_with(Instant::now);
+    tail > config.learner_tail_rows_max
+        && since.elapsed() < Duration::from_millis(config.learner_fold_ms_max)
+}
+
 /// Applies a bounded piece of the log over the copy; behind the last piece the
 /// replica is live.
 pub(super) fn replay(writer: &mut Writer) -> Result<Replayed, Fatal> {
@@ -337,8 +353,15 @@ pub(super) fn replay(writer: &mut Writer) -> Result<Replayed, Fatal> {
         _ => storage.log_behind(partition, writer.replayed, changes_max)?,
     };
     let is_applied = entries.len() as u64 == learning.log.entries;
-    let live_at = learning.learner.goes_live(is_applied);
     let last = entries.last().map(|entry| entry.to);
+    let mut live_at = learning.learner.goes_live(is_applied);
+    if live_at.is_some() && must_fold(writer, &mut learning) {
+        live_at = None;
+        if last.is_none() {
+            replica.set_learning(Some(learning));
+            return Ok(Replayed::Waits);
+        }
+    }
     if last.is_none() && live_at.is_none() {
         assert!(is_applied, "{:?} of a log are missing", learning.log);
         return Ok(Replayed::Nothing);

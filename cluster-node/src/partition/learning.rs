@@ -17,6 +17,8 @@ pub struct Learning {
     pub log: StoredLog,
     /// When this process began to copy.
     pub copying_since: Option<Instant>,
+    /// When it had applied all of its log first.
+    pub caught_up_since: Option<Instant>,
     /// Why it began anew, for whoever looks after the cluster.
     pub note: Option<String>,
 }

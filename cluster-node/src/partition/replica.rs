@@ -303,6 +303,11 @@ impl Replica {
         }
     }
 
+    /// It leaves the node: whoever waits for it must not.
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::SeqCst)
+    }
+
     /// Ends the writer and waits until it has.
     pub async fn stop(&self) {
         self.is_stopping.store(true, Ordering::SeqCst);

@@ -26,3 +26,5 @@ impl Queries {
         }
     }
 }
+#[cfg(test)]
+mod stale_replica_tests;

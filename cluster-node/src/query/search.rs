@@ -39,7 +39,8 @@ pub struct Search {
     pub snapshot_xmin: FullXid,
     pub deadline: Duration,
     pub exact: bool,
-    /// Whether a page without a lease, flagged, is better than none.
+    /// Whether a page without a lease, or of a stale replica, flagged, is better
+    /// than none.
     pub accepts_stale: bool,
     pub partitions: Vec<PageOf>,
 }
@@ -61,7 +62,7 @@ pub struct Page {
     pub applied: WalPosition,
     pub tail_rows: usize,
     pub distances: usize,
-    /// Answered without a lease.
+    /// Answered without a lease, or by a stale replica.
     pub is_stale: bool,
 }
 
@@ -136,9 +137,11 @@ impl Node {
                 .filter_map(|(_, page)| page.as_mut().ok())
             {
                 page.is_stale = true;
-                self.metrics.stale_pages.inc();
             }
         }
+        let pages = answers.iter().filter_map(|(_, page)| page.as_ref().ok());
+        let stale = pages.filter(|page| page.is_stale).count();
+        self.metrics.stale_pages.inc_by(stale as u64);
         Ok(answers)
     }
 
@@ -153,10 +156,11 @@ impl Node {
         standing: Standing,
         deadline: Instant,
     ) -> Result<Page, PagingError> {
-        let replica = self.served_soon(search, of, deadline).await?;
+        let served = self.served_soon(search, of, deadline).await?;
         if let Some(lsn) = search.min_lsn {
-            self.reach(&replica, lsn, standing, deadline).await?;
+            self.reach(&served, lsn, standing, deadline).await?;
         }
+        let Served { replica, is_stale } = served;
         let open = match of.token {
             0 => None,
             token => {
@@ -187,10 +191,12 @@ impl Node {
         }
         // What was computed while the replica left, was given away or began to
         // learn anew is no answer.
-        self.served(search, of)
-            .map(|now| Arc::ptr_eq(&now, &replica))?
-            .then_some(())
-            .ok_or(PageError::Stale("the partition has left this node"))?;
+        let now = self.served(search, of)?;
+        if !Arc::ptr_eq(&now.replica, &replica) {
+            return Err(PageError::Stale("the partition has left this node").into());
+        }
+        // A position that is reached is the whole of what was asked for.
+        page.is_stale = search.min_lsn.is_none() && (is_stale || now.is_stale);
         if !page.exhausted {
             page.token = self.queries.cursors.keep(open);
         }
@@ -204,7 +210,7 @@ impl Node {
         search: &Search,
         of: PageOf,
         deadline: Instant,
-    ) -> Result<Arc<Replica>, PagingError> {
+    ) -> Result<Served, PagingError> {
         let asked_by = (search.epoch, search.map_version);
         let refused = match self.served(search, of) {
             Err(PagingError::Page(PageError::Stale(reason))) => PageError::Stale(reason),
@@ -221,8 +227,8 @@ impl Node {
     }
 
     /// The replica, if the map says that it serves and the caller means this
-    /// assignment of it.
-    fn served(&self, search: &Search, of: PageOf) -> Result<Arc<Replica>, PagingError> {
+    /// assignment of it. A stale one serves whom that suffices.
+    fn served(&self, search: &Search, of: PageOf) -> Result<Served, PagingError> {
         if !self.lease.lets_answer_by(&self.map()) {
             return Err(PageError::Stale("the lease came back under a newer map").into());
         }
@@ -245,9 +251,16 @@ impl Node {
             let message = format!("expected {want} dimensions, not {got}");
             return Err(PagingError::Request(SearchError::Invalid(message)));
         }
-        if self.assigned(of.partition, of.generation) != Some(ReplicaState::Serving) {
-            return Err(PageError::Stale("the map does not let this replica serve").into());
-        }
+        let is_stale = match self.assigned(of.partition, of.generation) {
+            Some(ReplicaState::Serving) => false,
+            Some(ReplicaState::Stale) if search.accepts_stale || search.min_lsn.is_some() => true,
+            Some(ReplicaState::Stale) => {
+                return Err(
+                    PageError::Stale("the replica is stale: the slot has passed it").into(),
+                );
+            }
+            _ => return Err(PageError::Stale("the map does not let this replica serve").into()),
+        };
         if replica.is_learning() {
             return Err(PageError::Stale("the replica has not caught up").into());
         }
@@ -266,15 +279,16 @@ impl Node {
         }
         match replica.problem() {
             Some(problem) => Err(PageError::Corrupt(problem).into()),
-            None => Ok(replica),
+            None => Ok(Served { replica, is_stale }),
         }
     }
 
-    /// Waits until the replica has applied the position. Without a lease nothing
-    /// is applied, so that only what is reached already is answered.
+    /// Waits until the replica has applied the position. Without a lease, or by a
+    /// stale replica, nothing is applied, so that only what is reached already is
+    /// answered.
     async fn reach(
         &self,
-        replica: &Replica,
+        Served { replica, is_stale }: &Served,
         lsn: Lsn,
         standing: Standing,
         deadline: Instant,
@@ -286,6 +300,14 @@ impl Node {
         let mut applied = replica.progress.watch_applied();
         if *applied.borrow() >= target {
             return Ok(());
+        }
+        if *is_stale {
+            let message = format!(
+                "{} is stale at {} and does not get to {target}: REINDEX builds the index anew",
+                replica.id.partition,
+                replica.progress.applied()
+            );
+            return Err(PageError::Lagging(message).into());
         }
         if standing != Standing::Held {
             return Err(PageError::Stale("the node's lease is over").into());
@@ -300,6 +322,13 @@ impl Node {
             }
         }
     }
+}
+
+/// A replica that may answer.
+struct Served {
+    replica: Arc<Replica>,
+    /// It answers what it has, and gets no further.
+    is_stale: bool,
 }
 
 /// What spoils one page, or the whole request.

@@ -493,6 +493,21 @@ impl Service for CoordinatorService {
         answer(v1::ReplicaChangeResponse {})
     }
 
+    async fn mark_stale(
+        &self,
+        request: Request<v1::ReplicaChangeRequest>,
+    ) -> Answer<v1::ReplicaChangeResponse> {
+        let request = request.into_inner();
+        self.done(Command::MarkStale {
+            token: ConsumerEpoch(request.consumer_epoch),
+            partition: PartitionId(request.partition_id),
+            node: NodeId(request.node_id),
+            generation: Generation(request.generation),
+        })
+        .await?;
+        answer(v1::ReplicaChangeResponse {})
+    }
+
     async fn set_draining(
         &self,
         request: Request<v1::SetDrainingRequest>,

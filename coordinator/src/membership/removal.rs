@@ -65,7 +65,7 @@ async fn resign(
 ) -> Result<Status, Status> {
     let mut last = Status::failed_precondition("no other coordinator answers");
     for successor in transfer::by_progress(coordinator, living) {
-        match transfer::transfer(coordinator, successor).await {
+        match transfer::pass_on(coordinator, successor).await {
             Ok((leader, _epoch)) => return Ok(not_leader(Some(found.address(leader)))),
             Err(status) => last = status,
         }

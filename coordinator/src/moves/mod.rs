@@ -7,6 +7,7 @@
 
 pub mod memory;
 mod split;
+mod stuck;
 
 use crate::coordinator::Coordinator;
 use crate::leases::ReignOver;
@@ -37,6 +38,7 @@ pub async fn tend(coordinator: &Coordinator, reign: Reign) {
         return;
     }
     give_up_hopeless(coordinator, reign).await;
+    stuck::give_up(coordinator).await;
     finish_releases(coordinator, reign).await;
     forget_void(coordinator).await;
     begin(coordinator, reign).await;

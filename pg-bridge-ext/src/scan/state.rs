@@ -391,10 +391,16 @@ impl Request {
 fn notice_stale(partitions: u32) {
     SqlError::new(
         SqlState::SUCCESS,
-        format!("{partitions} partitions were answered by nodes that have lost their lease"),
+        format!("{partitions} partitions were answered from data that may be old"),
     )
-    .detail("The nodes reach no coordinator; newer rows may be missing from the result.")
-    .hint("The nodes' setting lease_loss = serve_stale allows this; with refuse the search fails.")
+    .detail(
+        "Their nodes reach no coordinator, or all their replicas are stale; newer rows may be \
+         missing from the result.",
+    )
+    .hint(
+        "Nodes without a lease answer where lease_loss = serve_stale is set. If ruvector ctl \
+         status shows stale partitions, REINDEX builds the index anew.",
+    )
     .notice()
 }
 

@@ -2,10 +2,10 @@
 
 use super::progress::backfill_text;
 use super::table::{Align, Table, bytes};
-use super::{Ctl, Observed, Report};
+use super::{Ctl, Observed, Report, words};
 use crate::failure::Failure;
 use cluster_core::ids::CollectionId;
-use cluster_core::map::Source;
+use cluster_core::map::{Partition, Source};
 use cluster_core::wal_position::Lsn;
 use proto::v1::SourceProgress;
 use serde::Serialize;
@@ -21,6 +21,10 @@ struct SourceLag {
     /// Absent while no consumer reports.
     progress: Option<Progress>,
     problem: String,
+    /// Partitions that the slot has passed on all their replicas.
+    stale_partitions: usize,
+    #[serde(skip)]
+    remark: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -57,6 +61,13 @@ pub async fn lag(ctl: &Ctl) -> Result<Lag, Failure> {
 
 impl SourceLag {
     fn of(seen: &Observed, source: &Source) -> Self {
+        let map = &seen.map;
+        let of_source = |p: &&Partition| {
+            let collection = map.collections.get(&p.collection);
+            collection.is_some_and(|c| c.spec.source == source.id)
+        };
+        let stale = map.partitions.values().filter(of_source);
+        let stale: Vec<&Partition> = stale.filter(|p| p.needs_reconcile()).collect();
         Self {
             source_id: source.id.0,
             name: source.name.clone(),
@@ -64,6 +75,8 @@ impl SourceLag {
                 .source_progress(source.id.0)
                 .map(|progress| Progress::of(seen, progress)),
             problem: source.problem.clone(),
+            stale_partitions: stale.len(),
+            remark: words::needs_reconcile(stale),
         }
     }
 }
@@ -115,6 +128,9 @@ impl Report for Lag {
         ]);
         let mut notes = String::new();
         for source in &self.0 {
+            if let Some(remark) = &source.remark {
+                notes += &format!("\n! {}: {remark}\n", source.name);
+            }
             let Some(progress) = &source.progress else {
                 table.row(
                     [

@@ -18,6 +18,7 @@ impl Observed {
         problems.extend(self.running_splits().iter().map(|split| split.sentence()));
         problems.extend(self.source_problems());
         problems.extend(self.failed_collections());
+        problems.extend(self.stale_collections());
         problems.extend(self.reported_problems());
         problems
     }
@@ -91,6 +92,16 @@ impl Observed {
             _ => None,
         });
         failed.collect()
+    }
+
+    fn stale_collections(&self) -> Vec<String> {
+        let collections = self.map.collections.values();
+        let stale = collections.filter_map(|collection| {
+            let said = words::needs_reconcile(self.map.partitions_of(collection.id))?;
+            let (id, index) = (collection.id.0, &collection.spec.index_name);
+            Some(format!("collection {id} ({index}): {said}"))
+        });
+        stale.collect()
     }
 
     /// What nodes say of their replicas.

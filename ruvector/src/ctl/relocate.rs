@@ -7,7 +7,7 @@ use crate::failure::{Failure, FailureKind};
 use clap::{Args, Subcommand};
 use cluster_core::control::{MoveReason, PlannedMove, RebalanceMode};
 use cluster_core::ids::{NodeId, PartitionId};
-use cluster_core::map::{Partition, ReplicaState};
+use cluster_core::map::Partition;
 use proto::v1::CancelMoveRequest;
 use serde::Serialize;
 
@@ -102,6 +102,12 @@ fn check(
             to.0, to.0
         )));
     }
+    if let Some(stale) = words::needs_reconcile([held]) {
+        return Err(refused(format!(
+            "partition {} has no replica to copy: {stale}",
+            partition.0
+        )));
+    }
     if let Some(there) = held.replica_on(to) {
         return Err(refused(format!(
             "node {} holds partition {} already ({})",
@@ -127,11 +133,10 @@ fn check(
 
 /// Who gives its replica: the one named, or the only one that can.
 fn giver(held: &Partition, named: Option<NodeId>) -> Result<NodeId, Failure> {
-    let gives = |state| matches!(state, ReplicaState::Serving | ReplicaState::Demoted);
     let givers: Vec<NodeId> = held
         .replicas
         .iter()
-        .filter(|replica| gives(replica.state))
+        .filter(|replica| replica.state.gives_its_place())
         .map(|replica| replica.node)
         .collect();
     let ids: Vec<String> = givers.iter().map(|node| node.0.to_string()).collect();
@@ -217,7 +222,7 @@ impl Report for Cancelled {
 mod tests {
     use super::super::testing::{observed, running};
     use super::*;
-    use cluster_core::map::ReplicaState::{Learner, Serving};
+    use cluster_core::map::ReplicaState::{Learner, Serving, Stale};
 
     fn said(outcome: Result<PlannedMove, Failure>) -> String {
         outcome.expect_err("refused").to_string()
@@ -240,6 +245,18 @@ mod tests {
         assert!(said(check(2, 3, None)).contains("on nodes 1, 2: say with --from"));
         assert_eq!(check(2, 3, Some(2)).expect("allowed").from, Some(NodeId(2)));
         assert!(said(check(2, 3, Some(3))).contains("those that have: 1, 2"));
+    }
+
+    #[test]
+    fn what_is_only_stale_is_not_copied_and_what_is_served_beside_may_be_replaced() {
+        let left = [(1, 3, Stale), (2, 4, Stale)];
+        let seen = observed(3, &[&left, &[(1, 5, Serving), (2, 6, Stale)]]);
+        let check = |partition| {
+            let from = Some(NodeId(2));
+            check(&seen, PartitionId(partition), NodeId(3), from)
+        };
+        assert!(said(check(1)).contains("REINDEX"));
+        assert_eq!(check(2).expect("allowed").from, Some(NodeId(2)));
     }
 
     #[test]

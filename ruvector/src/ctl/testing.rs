@@ -121,5 +121,6 @@ pub fn quarter() -> LearnerProgress {
         copying_ms: 4_000,
         log_bytes: 1_200,
         is_copied: false,
+        is_stuck: false,
     }
 }

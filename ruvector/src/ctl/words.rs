@@ -2,7 +2,7 @@
 
 use super::table::count;
 use cluster_core::control::{MoveReason, RebalanceMode};
-use cluster_core::map::ReplicaState;
+use cluster_core::map::{Partition, ReplicaState};
 
 /// Of moves that nobody has to apply.
 pub const BEGINS_BY_ITSELF: &str = "repairs and drains begin by themselves, as there is room";
@@ -19,6 +19,19 @@ pub fn replica_state(state: ReplicaState) -> &'static str {
         ReplicaState::Learner => "learner",
         ReplicaState::Demoted => "demoted",
         ReplicaState::Releasing => "releasing",
+        ReplicaState::Stale => "stale",
+    }
+}
+
+/// Partitions that answer old data only; nothing without any.
+pub fn needs_reconcile<'a>(partitions: impl IntoIterator<Item = &'a Partition>) -> Option<String> {
+    let stale = partitions.into_iter().filter(|p| p.needs_reconcile());
+    match stale.count() {
+        0 => None,
+        1 => Some("1 partition stale: needs reconcile (REINDEX the index)".to_owned()),
+        n => Some(format!(
+            "{n} partitions stale: needs reconcile (REINDEX the index)"
+        )),
     }
 }
 
@@ -55,7 +68,23 @@ pub fn mode_remark(mode: RebalanceMode) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::counted;
+    use super::super::testing::observed;
+    use super::*;
+    use ReplicaState::{Serving, Stale};
+
+    #[test]
+    fn partitions_whose_replicas_are_all_stale_are_counted() {
+        let said = |partitions: &[&[super::super::testing::Held]]| {
+            needs_reconcile(observed(2, partitions).map.partitions.values())
+        };
+        assert_eq!(said(&[&[(1, 1, Serving), (2, 2, Stale)]]), None);
+        let one = said(&[&[(1, 1, Stale)], &[(1, 2, Serving)]]);
+        let text = "1 partition stale: needs reconcile (REINDEX the index)";
+        assert_eq!(one.as_deref(), Some(text));
+        let two = said(&[&[(1, 1, Stale), (2, 2, Stale)], &[(2, 3, Stale)]]);
+        let text = "2 partitions stale: needs reconcile (REINDEX the index)";
+        assert_eq!(two.as_deref(), Some(text));
+    }
 
     #[test]
     fn one_is_singular() {

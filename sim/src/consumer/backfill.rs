@@ -20,6 +20,8 @@ use std::sync::Arc;
 const CHUNK_ROWS: usize = 6;
 const CALL_TIMEOUT_MS: u64 = 700;
 const PENDING_POLL_MS: u64 = 150;
+/// A copy takes a while, and the stream goes on meanwhile.
+const COPY_MS_MAX: u64 = 1_500;
 
 type Target = (PartitionId, NodeId);
 
@@ -57,6 +59,8 @@ pub struct Backfill {
     is_refused: bool,
     /// Another backfill has begun, or a consumer: begin anew.
     is_void: bool,
+    /// When the rows of the snapshot are there.
+    copied_at: u64,
 }
 
 impl Backfill {
@@ -74,6 +78,7 @@ impl Backfill {
             pending: BTreeSet::new(),
             is_refused: false,
             is_void: false,
+            copied_at: 0,
         }
     }
 
@@ -134,7 +139,12 @@ impl Backfill {
         }
     }
 
-    pub fn snapshot_taken(&mut self, of: Ticket, snapshot: &SlotSnapshot) {
+    pub fn snapshot_taken(
+        &mut self,
+        of: Ticket,
+        snapshot: &SlotSnapshot,
+        effects: &mut Effects<'_>,
+    ) {
         match &self.phase {
             Phase::Snapshot {
                 call: Some((call, _)),
@@ -154,6 +164,7 @@ impl Backfill {
                 self.queue_rows(&rows, stamp);
             }
         }
+        self.copied_at = effects.now + effects.rng.below(COPY_MS_MAX);
         self.phase = Phase::Copy;
     }
 
@@ -174,6 +185,9 @@ impl Backfill {
 
     fn send(&mut self, token: ConsumerEpoch, map: &PartitionMap, effects: &mut Effects<'_>) {
         let now = effects.now;
+        if matches!(self.phase, Phase::Copy) && now < self.copied_at {
+            return;
+        }
         self.calls
             .retain(|_, (_, since)| now < *since + CALL_TIMEOUT_MS);
         let busy: BTreeSet<Target> = self.calls.values().map(|(target, _)| *target).collect();

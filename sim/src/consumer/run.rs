@@ -65,6 +65,8 @@ pub struct Run {
     pub token: ConsumerEpoch,
     phase: Phase,
     reports: Vec<(NodeId, Report)>,
+    /// The nodes that have taken the token, and told where they stand.
+    answered: BTreeSet<NodeId>,
     wal: Ticket,
     heard_at: u64,
     pub next_xid: FullXid,
@@ -115,6 +117,7 @@ impl Run {
                 since: effects.now,
             },
             reports: Vec::new(),
+            answered: BTreeSet::new(),
             wal: Ticket::default(),
             heard_at: effects.now,
             next_xid: 0,
@@ -215,8 +218,8 @@ impl Run {
         self.start = confirmed;
         self.complete = confirmed;
         self.tracker = ConfirmTracker::new(INCARNATION, confirmed);
-        for (node, report) in std::mem::take(&mut self.reports) {
-            let state = state_of(map, node, &report);
+        for (node, report) in &self.reports {
+            let state = state_of(map, *node, report);
             let is_behind = report.is_learning || report.durable < end_of(confirmed);
             if state == Some(ReplicaState::Serving) && is_behind && is_ready(map, report.partition)
             {
@@ -228,7 +231,39 @@ impl Run {
         for id in map.collections.keys() {
             self.add_collection(map, *id);
         }
+        if !effects.is_broken(Mutant::CountedForgotten) {
+            self.count_inherited(map, effects);
+        }
         self.follow_map(map, effects);
+    }
+
+    /// Learners that a run before this one, under the same token, may have counted
+    /// and asked to promote: that may still come about, so that the slot waits for
+    /// them from the beginning. One that is being copied or stands below the slot
+    /// was never counted; of one whose node does not answer nobody knows.
+    fn count_inherited(&mut self, map: &PartitionMap, effects: &mut Effects<'_>) {
+        let start = end_of(self.start);
+        for partition in map.partitions.values() {
+            for replica in partition.in_state(ReplicaState::Learner) {
+                let node = replica.node;
+                let inherited = key(partition.id, node, replica.generation);
+                let of = |r: &&(NodeId, Report)| r.0 == node;
+                let mut reports = self.reports.iter().filter(of).map(|(_, report)| report);
+                let is_this =
+                    |r: &&Report| (r.partition, r.generation) == (partition.id, replica.generation);
+                let has_answered = self.answered.contains(&node);
+                let report = reports.find(is_this);
+                let durable = match report {
+                    Some(r) if !r.is_learning && r.durable >= start => r.durable,
+                    None if !has_answered => WalPosition::ZERO,
+                    _ => continue,
+                };
+                effects.note(format!("inherits {inherited:?} at {durable}"));
+                self.counted.insert(inherited);
+                self.tracker.require(inherited);
+                self.tracker.durable(inherited, durable);
+            }
+        }
     }
 
     pub fn add_collection(&mut self, map: &Arc<PartitionMap>, id: CollectionId) {
@@ -633,7 +668,7 @@ impl Run {
             Message::BackfillDone { call, result } => self.backfill_done(call, result),
             Message::Snapshot { call, snapshot } => {
                 for backfill in self.backfills.values_mut() {
-                    backfill.snapshot_taken(call, &snapshot);
+                    backfill.snapshot_taken(call, &snapshot, effects);
                 }
             }
             _ => {}
@@ -656,6 +691,7 @@ impl Run {
         match (result, node) {
             (Err(_), _) => self.end("fenced"),
             (Ok(reports), Some(node)) => {
+                self.answered.insert(node.id);
                 let reports = reports.into_iter().map(|report| (node.id, report));
                 self.reports.extend(reports);
             }

@@ -35,7 +35,7 @@ use writer::{After, Job, Replica};
 
 const TICK_MS: u64 = 100;
 const CALL_TIMEOUT_MS: u64 = 600;
-const MAP_EVERY_MS: u64 = 1_000;
+const MAP_EVERY_MS: u64 = 800;
 const REPORT_EVERY_MS: u64 = 400;
 const HOUSEKEEPING_MS: u64 = 500;
 
@@ -165,7 +165,7 @@ impl Node {
         {
             self.fetching_map = None;
         }
-        if now >= self.map_at || self.floor > self.map_stamp() {
+        if now >= self.map_at {
             self.fetch_map(effects);
         }
         if now >= self.report_at {

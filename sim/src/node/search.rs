@@ -70,7 +70,8 @@ impl Node {
         if self.lease.is_stale_request(epoch, now, self.grace_ms) {
             return self.refuse_search(from, call, stale("the request's epoch is over"), effects);
         }
-        if !is_held && search.min_lsn.is_none() {
+        let is_broken = effects.is_broken(Mutant::AnswerWithoutLease);
+        if !is_held && search.min_lsn.is_none() && !is_broken {
             return self.refuse_search(from, call, stale("the node's lease is over"), effects);
         }
         let patience = search.ask.timeout_ms.saturating_sub(ANSWER_MARGIN_MS);
@@ -228,6 +229,7 @@ impl Node {
             false => self.keep(ask, tail, effects),
         };
         Ok(PartitionPage {
+            is_stale: false,
             hits: rest,
             bound,
             exhausted,

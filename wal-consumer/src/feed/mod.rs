@@ -13,3 +13,5 @@ pub mod stream;
 mod replica_tests;
 #[cfg(test)]
 pub(crate) mod router_tests;
+#[cfg(test)]
+mod split_tests;

@@ -12,6 +12,7 @@ use crate::config::Config;
 use cluster_core::confirm::ReplicaKey;
 use cluster_core::demotion::Observed;
 use cluster_core::ids::{Generation, NodeId, PartitionId};
+use cluster_core::slot_hold::Holder;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use parking_lot::Mutex;
 use proto::v1;
@@ -301,6 +302,7 @@ impl NodeFeed {
     /// for a node that moves (P10).
     pub async fn wait_for_room(&self, id: PartitionId, config: &Config) {
         let mut changed = self.progress.watch();
+        let began = Instant::now();
         loop {
             let give_up_at = {
                 let mut state = self.state.lock();
@@ -325,7 +327,12 @@ impl NodeFeed {
                 if bytes < bytes_max {
                     return;
                 }
-                let give_up_at = moved_at + Duration::from_millis(stall_ms);
+                let since = match is_learner {
+                    // The source waits for a learner no longer than that, however it moves.
+                    true => began.min(moved_at),
+                    false => moved_at,
+                };
+                let give_up_at = since + Duration::from_millis(stall_ms);
                 if !state.is_up || Instant::now() >= give_up_at {
                     return self.give_up(&mut state, is_learner);
                 }
@@ -360,12 +367,13 @@ impl NodeFeed {
         self.progress.release(self.key(id, fed.generation));
     }
 
-    /// The required replicas that the map lists as serving. Of one that has
-    /// reported nothing yet it is not known how far it lags.
-    pub fn observe(&self, routed: Lsn) -> Vec<Observed> {
+    /// The required replicas, counted learners included: those too hold the slot.
+    /// Of one that has reported nothing yet it is not known how far it lags behind
+    /// `newest`.
+    pub fn observe(&self, newest: Lsn) -> Vec<Observed> {
         let state = self.state.lock();
         let required = state.queue.partitions();
-        let required = required.filter(|(_, f)| f.role == Role::Required && !f.is_learner_in_map());
+        let required = required.filter(|(_, fed)| fed.role == Role::Required);
         let observed = required.map(|(id, fed)| Observed {
             replica: self.key(id, fed.generation),
             durable: fed.durable,
@@ -373,10 +381,25 @@ impl NodeFeed {
             has_work: fed.has_work(),
             bytes_behind: match fed.durable {
                 WalPosition::ZERO => 0,
-                at => routed.0.saturating_sub(at.commit_end.0),
+                at => newest.0.saturating_sub(at.commit_end.0),
             },
         });
         observed.collect()
+    }
+
+    /// What the slot keeps for each replica that it waits for. One that has not
+    /// reported in this run lacks at most what the run has sent.
+    pub fn holders(&self, routed: Lsn) -> Vec<Holder> {
+        let start = self.progress.following.start;
+        let state = self.state.lock();
+        let required = state.queue.partitions();
+        let required = required.filter(|(_, fed)| fed.role == Role::Required);
+        let holders = required.map(|(id, fed)| Holder {
+            replica: self.key(id, fed.generation),
+            held_bytes: routed.0.saturating_sub(fed.durable.commit_end.max(start).0),
+            is_serving: !fed.is_learner_in_map(),
+        });
+        holders.collect()
     }
 
     /// Counted learners that the map does not list as serving yet. None of a node

@@ -21,11 +21,11 @@ use tokio::sync::mpsc;
 const P: PartitionId = PartitionId(1);
 const S: SourceId = SourceId(1);
 
-struct World {
-    router: Router,
+pub(super) struct World {
+    pub(super) router: Router,
     progress: Arc<Progress>,
     ends: mpsc::Receiver<RunEnd>,
-    map: PartitionMap,
+    pub(super) map: PartitionMap,
 }
 
 impl World {
@@ -44,7 +44,7 @@ impl World {
     }
 
     /// Both partitions on nodes 1 and 2, which are up and durable up to 10.
-    fn settled() -> Self {
+    pub(super) fn settled() -> Self {
         let world = Self::new(Config::default(), map(true), Promotions::default());
         for node in [1, 2] {
             let held = [(1, 10, false), (2, 10, false)];
@@ -76,7 +76,7 @@ impl World {
         self.feed(node).take_opened(v1::ApplyOpened { partitions })
     }
 
-    fn reports(&self, node: u64, partition: u64, lsn: u64, is_learning: bool) {
+    pub(super) fn reports(&self, node: u64, partition: u64, lsn: u64, is_learning: bool) {
         self.feed(node).report(Report {
             partition: PartitionId(partition),
             generation: Generation(1),
@@ -98,7 +98,7 @@ impl World {
     }
 
     /// A TRUNCATE that commits at `lsn` concerns both partitions.
-    async fn commit(&mut self, lsn: u64) {
+    pub(super) async fn commit(&mut self, lsn: u64) {
         let change = PositionedChange {
             position: WalPosition::new(Incarnation(1), Lsn(lsn), 1),
             xid: 700,
@@ -108,12 +108,12 @@ impl World {
         self.router.flush(Lsn(lsn)).await;
     }
 
-    fn rest(&self, lsn: u64) {
+    pub(super) fn rest(&self, lsn: u64) {
         self.router.nothing_else(Lsn(lsn), None);
     }
 
     /// What has been sent to a node of a partition, and of the rest.
-    fn sent(&self, node: u64, partition: u64) -> Vec<String> {
+    pub(super) fn sent(&self, node: u64, partition: u64) -> Vec<String> {
         let kinds = self.feed(node).drain_for_test();
         let lsn = |p: Option<v1::WalPosition>| WalPosition::from(p.unwrap()).commit_end.0;
         let described = |kind| match kind {
@@ -132,7 +132,7 @@ impl World {
         kinds.into_iter().filter_map(described).collect()
     }
 
-    fn follow(&mut self) -> Result<(), CollectionId> {
+    pub(super) fn follow(&mut self) -> Result<(), CollectionId> {
         self.router.follow_map(&self.map, S)
     }
 
@@ -408,6 +408,67 @@ async fn p2_a_demoted_replica_is_neither_fed_nor_waited_for_and_learns_anew() {
     world.rest(30);
     assert_eq!(world.sent(2, 1), ["attach 7 from 30", "rest 30"]);
     assert!(world.feed(2).counted().is_empty(), "an older generation");
+    assert_eq!(world.ended(), None);
+}
+
+#[tokio::test]
+async fn p11_the_slot_passes_a_stale_replica_which_is_of_no_interest_when_it_is_back() {
+    let mut world = World::settled();
+    world.sent(2, 1);
+    world.commit(20).await;
+    world.rest(20);
+    world.reports(1, 1, 10, false);
+    world.reports(1, 2, 20, false);
+    world.reports(2, 2, 20, false);
+    assert_eq!(world.progress.confirmed(), Lsn(10));
+    let held = |world: &World, node| -> Vec<u64> {
+        let holders = world.feed(node).holders(Lsn(20));
+        holders.iter().map(|holder| holder.held_bytes).collect()
+    };
+    assert_eq!(
+        (held(&world, 1), held(&world, 2)),
+        (vec![10, 0], vec![10, 0])
+    );
+    // The map shows one; of the other the consumer has heard the answer.
+    world.set(1, ReplicaState::Stale);
+    world.follow().unwrap();
+    assert_eq!(
+        world.progress.confirmed(),
+        Lsn(10),
+        "the other still counts"
+    );
+    world.feed(2).retire(P, Generation(1));
+    assert_eq!(world.progress.confirmed(), Lsn(20));
+    world.set(2, ReplicaState::Stale);
+    world.follow().unwrap();
+    assert_eq!((held(&world, 1), held(&world, 2)), (vec![0], vec![0]));
+    world.commit(30).await;
+    world.rest(30);
+    assert_eq!(world.sent(2, 1), ["not 20", "not 30"]);
+    // Their nodes answer again, far behind.
+    world.open(2, &[(1, 5, false), (2, 20, false)]).unwrap();
+    world.reports(2, 1, 5, false);
+    world.all_durable(&[1, 2], 30);
+    assert_eq!(world.progress.confirmed(), Lsn(30));
+    assert!(world.feed(2).below_slot().is_empty());
+    assert_eq!(world.ended(), None);
+}
+
+#[tokio::test]
+async fn p11_a_run_whose_partition_has_only_stale_replicas_feeds_the_others() {
+    let mut begun = map(true);
+    for node in [1, 2] {
+        set_state(&mut begun, P, node, ReplicaState::Stale);
+    }
+    let mut world = World::new(Config::default(), begun, Promotions::default());
+    for node in [1, 2] {
+        world.open(node, &[(1, 5, false), (2, 10, false)]).unwrap();
+    }
+    world.commit(20).await;
+    world.rest(20);
+    assert_eq!(world.sent(1, 1), ["not 20"]);
+    world.all_durable(&[1, 2], 20);
+    assert_eq!(world.progress.confirmed(), Lsn(20));
     assert_eq!(world.ended(), None);
 }
 

@@ -130,7 +130,7 @@ impl Router {
                     }
                     ReplicaState::Learner => feed.add_learner(partition.id, generation),
                     ReplicaState::Releasing => feed.add_releasing(partition.id, generation),
-                    ReplicaState::Demoted => unreachable!("is not fed"),
+                    ReplicaState::Demoted | ReplicaState::Stale => unreachable!("is not fed"),
                 }
             }
             self.partitions.insert(partition.id, routed);
@@ -163,6 +163,19 @@ impl Router {
         self.sent_to.remove(&id);
         for feed in self.feeds.values() {
             feed.remove_partition(id);
+        }
+    }
+
+    /// As `remove_partition`, where nodes may hold it still: on a map that is older
+    /// than ours they would take "nothing else" for it too.
+    fn retire_partition(&mut self, id: PartitionId) {
+        let replicas = self.partitions.remove(&id).map(|routed| routed.replicas);
+        self.buffers.remove(&id);
+        self.sent_to.remove(&id);
+        for replica in replicas.unwrap_or_default() {
+            if let Some(feed) = self.feeds.get(&replica.node) {
+                feed.retire(id, replica.generation);
+            }
         }
     }
 
@@ -234,7 +247,7 @@ impl Router {
                 continue;
             }
             tracing::info!(partition = %parent, "partition was split: its halves have its place");
-            self.remove_partition(parent);
+            self.retire_partition(parent);
             if let Some(collection) = self.collections.get_mut(&id) {
                 collection.ranges.retain(|(_, known)| *known != parent);
                 collection.ranges.extend(halves);

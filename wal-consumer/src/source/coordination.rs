@@ -195,6 +195,7 @@ pub async fn fail_collection(
 pub enum ReplicaChange {
     Promote,
     Demote,
+    MarkStale,
 }
 
 /// What became of one request.
@@ -225,6 +226,7 @@ pub async fn change_replica(
             match change {
                 ReplicaChange::Promote => c.promote_replica(request).await,
                 ReplicaChange::Demote => c.demote_replica(request).await,
+                ReplicaChange::MarkStale => c.mark_stale(request).await,
             }
         })
         .await;

@@ -5,6 +5,7 @@
 //! newer than this position, and the stream will then say so again.
 
 use super::run::Run;
+use super::slot_limit;
 use crate::backfill::reread;
 use crate::feed::progress::RunEnd;
 use cluster_core::change::VectorColumn;
@@ -118,7 +119,7 @@ impl Run {
             self.router.flush_within(partition).await;
         }
         let before = self.router.sent_to(partition);
-        if let Some(value) = self.fetch_row(position, partition, old, before).await {
+        if let Some(value) = self.fetch_row(position, partition, old, before).await? {
             return Ok(Resolved::Known(VectorColumn::Value(value)));
         }
         let Some(spec) = self.router.collections().get(&id).map(|c| c.spec.clone()) else {
@@ -134,15 +135,16 @@ impl Run {
         }
     }
 
-    /// Asks the serving replicas that have applied `before`, waiting until one
-    /// has. Which serve may change meanwhile, though the router has not followed.
+    /// Asks the serving replicas that have applied `before`, waiting until one has,
+    /// or until it is not to be waited for. Which serve may change meanwhile, though
+    /// the router has not followed.
     async fn fetch_row(
         &self,
         position: WalPosition,
         partition: PartitionId,
         key: &RowKey,
         before: WalPosition,
-    ) -> Option<Box<[f32]>> {
+    ) -> Result<Option<Box<[f32]>>, RunEnd> {
         let request = v1::FetchRowRequest {
             partition_id: partition.0,
             key: bytes::Bytes::copy_from_slice(key.as_bytes()),
@@ -151,7 +153,14 @@ impl Run {
         let call_timeout = Duration::from_millis(self.context.config.call_timeout_ms);
         let mut changed = self.progress.watch();
         loop {
-            for node in self.serving(partition) {
+            // Split or dropped meanwhile: the router cannot follow while it waits
+            // here, and nobody else will answer.
+            let Some(serving) = self.serving(partition) else {
+                let detail = format!("{partition} went while a key changed in it");
+                return Err(RunEnd::restart("map_changed", detail));
+            };
+            let has_nobody = serving.is_empty();
+            for node in serving {
                 let Some(feed) = self.router.feed(node) else {
                     continue;
                 };
@@ -165,10 +174,10 @@ impl Run {
                 match tokio::time::timeout(call_timeout, call).await {
                     Ok(Ok(answer)) => {
                         let answer = answer.into_inner();
-                        return match answer.found() {
+                        return Ok(match answer.found() {
                             Found::Value => proto::convert::vector_from_bytes(&answer.vector).ok(),
                             Found::Pending | Found::Nothing | Found::Unspecified => None,
-                        };
+                        });
                     }
                     Ok(Err(status)) => {
                         tracing::warn!(%node, %partition, problem = status.message(), "row before a key change not to be had");
@@ -176,16 +185,24 @@ impl Run {
                     Err(_) => tracing::warn!(%node, %partition, "FetchRow timed out"),
                 }
             }
+            // Waiting here would hold the slot for a replica that is to be passed.
+            if has_nobody || slot_limit::is_exceeded(&self.context) {
+                tracing::warn!(%partition, "no replica has the row before a key change: the table is read instead");
+                return Ok(None);
+            }
             let _ = tokio::time::timeout(REPLICA_POLL, changed.changed()).await;
         }
     }
 
     /// Learners do not hold what came before, and may not know that they do not.
-    fn serving(&self, partition: PartitionId) -> Vec<NodeId> {
+    /// `None`: the partition is no more.
+    fn serving(&self, partition: PartitionId) -> Option<Vec<NodeId>> {
         let map = self.context.client.map();
-        let partition = map.partitions.get(&partition);
-        let serving = partition.map(|p| p.in_state(ReplicaState::Serving));
-        serving.into_iter().flatten().map(|r| r.node).collect()
+        let serving = map
+            .partitions
+            .get(&partition)?
+            .in_state(ReplicaState::Serving);
+        Some(serving.map(|replica| replica.node).collect())
     }
 }
 

@@ -1,7 +1,7 @@
 //! One source: attempts at following it, one after the other, until the lease
 //! ends. In reading order: what must be so before ([`preflight`]), one run
 //! ([`run`]), what a transaction does ([`commit`], [`key_change`]), who comes to
-//! serve and who is left behind ([`replica_changes`]), and the parties: Postgres ([`sql`], [`xmin`], [`publication`]), the coordinators
+//! serve and who is left behind ([`replica_changes`], [`slot_limit`]), and the parties: Postgres ([`sql`], [`xmin`], [`publication`]), the coordinators
 //! ([`coordination`]), the table that lists the collections ([`definitions`]).
 
 pub mod commit;
@@ -12,6 +12,7 @@ pub mod preflight;
 pub mod publication;
 pub mod replica_changes;
 pub mod run;
+pub mod slot_limit;
 pub mod sql;
 pub mod xmin;
 
@@ -73,6 +74,16 @@ pub struct StandingState {
 impl Standing {
     pub fn update(&self, change: impl FnOnce(&mut StandingState)) {
         change(&mut self.state.lock());
+    }
+
+    /// How far the server has written, as it was asked last.
+    pub fn server_flush(&self) -> Lsn {
+        self.state.lock().server_flush
+    }
+
+    /// WAL that the server kept for the slot when it was asked last.
+    pub fn retained_wal_bytes(&self) -> u64 {
+        self.state.lock().retained_wal_bytes
     }
 
     pub fn report(&self, source: SourceId) -> v1::SourceProgress {

@@ -1,5 +1,6 @@
 //! Who serves and who is waited for, as the coordinators are asked to record it:
-//! counted learners are promoted, and replicas that hold the slot are demoted.
+//! counted learners are promoted, and replicas that hold the slot are demoted, or
+//! marked stale at [its limit](super::slot_limit).
 //!
 //! Runs beside the stream, which may itself be waiting for the replica that is to
 //! go. A request whose outcome is not known is made again; a learner stays counted
@@ -8,6 +9,7 @@
 use super::SourceContext;
 use super::coordination::{Asked, ReplicaChange, change_replica};
 use super::preflight::rows_missing;
+use super::slot_limit::{Due, SlotLimit};
 use crate::clock::boot_ms;
 use crate::feed::node::NodeFeed;
 use crate::feed::progress::{Progress, RunEnd};
@@ -31,10 +33,10 @@ const LOOKS_MIN: u64 = 8;
 
 /// What is asked, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Ask {
-    replica: ReplicaKey,
-    change: ReplicaChange,
-    reason: &'static str,
+pub struct Ask {
+    pub replica: ReplicaKey,
+    pub change: ReplicaChange,
+    pub reason: &'static str,
 }
 
 pub struct ReplicaChanges {
@@ -42,6 +44,7 @@ pub struct ReplicaChanges {
     progress: Arc<Progress>,
     feeds: watch::Receiver<Feeds>,
     watch: DemotionWatch,
+    limit: SlotLimit,
     in_flight: BTreeSet<ReplicaKey>,
     asking: JoinSet<(Ask, Asked)>,
     /// Promoted; the map is on its way.
@@ -60,11 +63,13 @@ impl ReplicaChanges {
             after_ms: context.config.demote_after_ms,
             lag_bytes: context.config.demote_lag_bytes,
         };
+        let limit = SlotLimit::new(context.clone());
         Self {
             context,
             progress,
             feeds,
             watch: DemotionWatch::new(limits),
+            limit,
             in_flight: BTreeSet::new(),
             asking: JoinSet::new(),
             promoted: BTreeSet::new(),
@@ -128,7 +133,16 @@ impl ReplicaChanges {
         let mut due: Vec<Ask> = promotions.collect();
         due.extend(self.due_below(feeds, now_ms));
         let routed = self.progress.feedback.reached();
-        let observed: Vec<Observed> = feeds.iter().flat_map(|f| f.observe(routed)).collect();
+        for passed in self.limit.look(feeds, routed, now_ms) {
+            match passed {
+                Due::Ask(ask) => due.push(ask),
+                Due::End(end) => self.progress.end(end),
+            }
+        }
+        // A replica that is slow holds the router back, and with it what was routed:
+        // how far it lags is counted from the server.
+        let newest = self.context.standing.server_flush().max(routed);
+        let observed: Vec<Observed> = feeds.iter().flat_map(|f| f.observe(newest)).collect();
         let late = self.watch.look(now_ms, &observed);
         due.extend(late.into_iter().map(|(replica, reason)| Ask {
             replica,
@@ -199,8 +213,19 @@ impl ReplicaChanges {
                 tracing::warn!(%source, %node, %partition, reason, problem, "replica not demoted: the slot goes on waiting");
                 let now_ms = boot_ms();
                 self.watch.refused(replica, now_ms);
+                self.limit.refused(replica, change);
                 let ask_at_ms = now_ms + self.context.config.demote_after_ms;
                 self.refused_below.insert(replica, ask_at_ms);
+            }
+            (ReplicaChange::MarkStale, Asked::Done) => {
+                self.limit.passed(replica);
+                if let Some(feed) = self.feed(replica) {
+                    feed.retire(partition, replica.generation);
+                }
+            }
+            (ReplicaChange::MarkStale, Asked::Refused(problem)) => {
+                tracing::error!(%source, %node, %partition, reason, problem, "replica not marked stale: the slot goes on waiting past its limit");
+                self.limit.refused(replica, change);
             }
             (_, Asked::Unknown(problem)) => {
                 tracing::warn!(%source, %node, %partition, ?change, reason, problem, "outcome unknown: asked again");

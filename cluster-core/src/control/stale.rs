@@ -1,0 +1,53 @@
+//! Replicas that the slot passes for the sake of the primary's disk.
+//!
+//! The one exception to P2, taken only when the holder of the source's token says
+//! that a limit is reached. A stale replica is not copied from: what it lacks would
+//! be missing in the copy as well. With a peer that serves it learns anew, like one
+//! that was demoted; without one its partition waits until the index is built anew.
+
+use super::collections::is_ready;
+use super::command::Response;
+use super::moves::{conflict, replica_of};
+use super::state::*;
+use crate::ids::*;
+use crate::map::ReplicaState;
+
+impl ClusterState {
+    /// Whoever is only on its way to serve is given up instead: a half with its
+    /// split, a learner with its move.
+    pub(super) fn mark_stale(
+        &mut self,
+        token: ConsumerEpoch,
+        partition: PartitionId,
+        (node, generation): (NodeId, Generation),
+    ) -> Outcome {
+        if let Some(parent) = self.parent_of(partition) {
+            self.check_partition_token(token, parent)?;
+            return self.cancel_split(parent);
+        }
+        self.check_partition_token(token, partition)?;
+        let collection = self.partition(partition)?.collection;
+        if !is_ready(&self.map.collections[&collection]) {
+            return conflict(format!(
+                "{collection} is not complete, so that nothing of it can be served: it fails instead"
+            ));
+        }
+        let record = self.map.partitions.get_mut(&partition).expect("checked");
+        let Some(replica) = replica_of(record, node, generation) else {
+            return Ok((Response::Done, MapChanged::No));
+        };
+        match replica.state {
+            ReplicaState::Serving => replica.state = ReplicaState::Stale,
+            ReplicaState::Learner => return self.cancel_move(partition, generation),
+            // No slot waits for these.
+            ReplicaState::Stale | ReplicaState::Demoted | ReplicaState::Releasing => {
+                return Ok((Response::Done, MapChanged::No));
+            }
+        }
+        if record.needs_reconcile() {
+            // The halves have nobody left to copy from.
+            self.map.splits.remove(&partition);
+        }
+        Ok((Response::Done, MapChanged::Yes))
+    }
+}

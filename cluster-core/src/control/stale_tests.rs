@@ -1,0 +1,159 @@
+//! The slot passes a replica: one script per case.
+
+use super::tests::{Cluster, TOKEN};
+use super::{Command, MoveReason, Response};
+use crate::ids::*;
+use crate::map::ReplicaState::{self, *};
+
+const P: PartitionId = PartitionId(1);
+
+fn start(cluster: &mut Cluster, to: u64, from: Option<u64>) -> Response {
+    cluster.apply(Command::StartMove {
+        partition: P,
+        to: NodeId(to),
+        from: from.map(NodeId),
+        reason: MoveReason::Repair,
+    })
+}
+
+fn generation(cluster: &Cluster, node: u64) -> Generation {
+    let replica = cluster.state.map().partitions[&P].replica_on(NodeId(node));
+    replica.expect("a replica").generation
+}
+
+fn mark(cluster: &mut Cluster, node: u64) -> Response {
+    cluster.apply(Command::MarkStale {
+        token: TOKEN,
+        partition: P,
+        node: NodeId(node),
+        generation: generation(cluster, node),
+    })
+}
+
+fn promote(cluster: &mut Cluster, node: u64) -> Response {
+    cluster.apply(Command::PromoteReplica {
+        token: TOKEN,
+        partition: P,
+        node: NodeId(node),
+        generation: generation(cluster, node),
+    })
+}
+
+fn states(cluster: &Cluster) -> Vec<(u64, ReplicaState)> {
+    let replicas = cluster.state.map().partitions[&P].replicas.iter();
+    let mut states: Vec<_> = replicas.map(|r| (r.node.0, r.state)).collect();
+    states.sort_by_key(|(node, _)| *node);
+    states
+}
+
+fn is_refused(response: &Response) -> bool {
+    matches!(response, Response::Refused(_))
+}
+
+#[test]
+fn p11_the_last_replica_becomes_stale_and_is_copied_by_nobody() {
+    let mut cluster = Cluster::with_collection(3, &[1]);
+    assert_eq!(mark(&mut cluster, 1), Response::Done);
+    assert_eq!(states(&cluster), [(1, Stale)]);
+    let version = cluster.state.map().version;
+    assert_eq!(mark(&mut cluster, 1), Response::Done, "once is as good");
+    assert_eq!(cluster.state.map().version, version);
+    for (to, from) in [(2, Some(1)), (2, None), (1, None)] {
+        assert!(is_refused(&start(&mut cluster, to, from)));
+    }
+    let split = Command::StartSplit {
+        partition: P,
+        at: 7,
+    };
+    assert!(is_refused(&cluster.apply(split)));
+    assert!(is_refused(&promote(&mut cluster, 1)), "it has missed rows");
+    assert_eq!(cluster.state.violation(), None);
+}
+
+#[test]
+fn p5_only_the_current_token_marks() {
+    let mut cluster = Cluster::with_collection(1, &[1]);
+    cluster.hand_over();
+    assert!(is_refused(&mark(&mut cluster, 1)));
+    assert_eq!(states(&cluster), [(1, Serving)]);
+}
+
+#[test]
+fn a_replica_of_an_earlier_assignment_is_not_marked() {
+    let mut cluster = Cluster::with_collection(1, &[1]);
+    let late = Command::MarkStale {
+        token: TOKEN,
+        partition: P,
+        node: NodeId(1),
+        generation: Generation(0),
+    };
+    assert_eq!(cluster.apply(late), Response::Done);
+    assert_eq!(states(&cluster), [(1, Serving)]);
+}
+
+#[test]
+fn p3_a_stale_replica_learns_anew_from_a_peer_that_serves() {
+    let mut cluster = Cluster::with_collection(2, &[1, 2]);
+    let before = generation(&cluster, 2);
+    mark(&mut cluster, 2);
+    assert_eq!(states(&cluster), [(1, Serving), (2, Stale)]);
+    assert_eq!(start(&mut cluster, 2, None), Response::Done);
+    assert_eq!(states(&cluster), [(1, Serving), (2, Learner)]);
+    assert!(generation(&cluster, 2) > before);
+    promote(&mut cluster, 2);
+    assert_eq!(states(&cluster), [(1, Serving), (2, Serving)]);
+}
+
+#[test]
+fn a_stale_replica_is_replaced_elsewhere_and_goes_at_once() {
+    let mut cluster = Cluster::with_collection(3, &[1, 2]);
+    mark(&mut cluster, 2);
+    assert_eq!(start(&mut cluster, 3, Some(2)), Response::Done);
+    promote(&mut cluster, 3);
+    assert_eq!(states(&cluster), [(1, Serving), (3, Serving)]);
+    assert!(cluster.state.moves().is_empty());
+}
+
+#[test]
+fn two_that_hold_the_slot_both_become_stale() {
+    let mut cluster = Cluster::with_collection(2, &[1, 2]);
+    mark(&mut cluster, 1);
+    mark(&mut cluster, 2);
+    assert_eq!(states(&cluster), [(1, Stale), (2, Stale)]);
+    assert!(is_refused(&start(&mut cluster, 1, None)));
+}
+
+#[test]
+fn a_counted_learner_that_holds_the_slot_is_given_up_with_its_move() {
+    let mut cluster = Cluster::with_collection(2, &[1]);
+    start(&mut cluster, 2, Some(1));
+    assert_eq!(mark(&mut cluster, 2), Response::Done);
+    assert_eq!(states(&cluster), [(1, Serving)]);
+    assert!(cluster.state.moves().is_empty());
+}
+
+#[test]
+fn a_split_ends_with_a_half_that_holds_the_slot_and_with_its_last_source() {
+    let mut cluster = Cluster::with_collection(1, &[1]);
+    let at = u64::MAX / 2;
+    cluster.apply(Command::StartSplit { partition: P, at });
+    let low = cluster.state.map().splits[&P].low.clone();
+    let half = Command::MarkStale {
+        token: TOKEN,
+        partition: low.id,
+        node: NodeId(1),
+        generation: low.replicas[0].generation,
+    };
+    assert_eq!(cluster.apply(half), Response::Done);
+    assert!(cluster.state.map().splits.is_empty());
+    assert_eq!(states(&cluster), [(1, Serving)]);
+    cluster.apply(Command::StartSplit { partition: P, at });
+    assert_eq!(mark(&mut cluster, 1), Response::Done);
+    assert!(cluster.state.map().splits.is_empty());
+}
+
+#[test]
+fn a_building_collection_is_never_served_stale() {
+    let mut cluster = Cluster::with_building_collection(1, &[1]);
+    assert!(is_refused(&mark(&mut cluster, 1)));
+}
