@@ -6,7 +6,7 @@ NODES ?= 3
 COORDINATORS ?= 3
 REPLICAS ?= 2
 
-.PHONY: help quickstart up down add start stop status psql dsn ctl logs bench bench-failover build setup test clean
+.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover build setup test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ up: ## a cluster of separate processes: NODES=3 COORDINATORS=3 (or 1) REPLICAS=2
 
 add: ## one more node beside those of make up; replicas move to it by themselves
 	@scripts/cluster.sh add node
+
+remove: ## move everything off a node, forget it, stop it, put its data aside: PROC=node-2
+	@$(if $(PROC),,echo "error: say which: make remove PROC=node-2" >&2; exit 2;) scripts/cluster.sh remove '$(PROC)'
 
 start: ## start one process again on its own data: PROC=node-2 (postgres too)
 	@$(if $(PROC),,echo "error: say which: make start PROC=node-2" >&2; exit 2;) scripts/cluster.sh start '$(PROC)'

@@ -7,6 +7,7 @@
 #   cluster.sh check dev | check up NODES COORDINATORS REPLICAS
 #                                         whether that would be refused, before a build
 #   cluster.sh add node                   one more, beside those of `up`
+#   cluster.sh remove node-2              empties it, forgets it, puts its data aside
 #   cluster.sh start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…
 #
 # TOML lines in COORDINATOR_SETTINGS, NODE_SETTINGS and CONSUMER_SETTINGS go into
@@ -156,7 +157,7 @@ peers = [${peers%, }]
 replication_factor = $replicas
 ${COORDINATOR_SETTINGS-}"
   done
-  for ((i = 1; i <= nodes; i++)); do write_node "node-$i"; done
+  while [ "$(node_count)" -lt "$nodes" ]; do write_node "$(next_node)"; done
   write_process consumer-1 "" "coordinators = [$(quoted_coordinators)]
 ${CONSUMER_SETTINGS-}"
 }
@@ -168,20 +169,62 @@ ${NODE_SETTINGS-}"
 
 quoted_coordinators() { coordinators | sed 's/[^,]*/"&"/g'; }
 
-# add_node: the number after the highest so far; a node that has left keeps its.
+# node_files FOLDER…: of those that are there.
+node_files() { find "$@" -maxdepth 1 -name 'node-*.toml' 2>/dev/null || true; }
+
+node_count() { node_files "$RUN_DIR/cluster/config" | wc -l; }
+
+# next_node: the number after the highest so far; a node that was removed keeps its.
+next_node() {
+  local last
+  last=$(node_files "$(home)/config" "$(home)/removed" |
+    sed 's/.*node-\([0-9]*\)\.toml/\1/' | sort -n | tail -n 1)
+  printf 'node-%d\n' $((${last:-0} + 1))
+}
+
 add_node() {
-  local last name
+  local name
   [ "$(mode)" = cluster ] || die "nodes are added to the processes of 'make up'; there are none here"
-  last=$(processes | sed -n 's/^node-//p' | tail -n 1)
-  name=node-$((${last:-0} + 1))
+  name=$(next_node)
   reserve_ports
   write_node "$name"
   start "$name"
 }
 
+# node_at ADDRESS: the id by which the cluster knows the node there, if it does.
+node_at() {
+  local nodes
+  nodes=$("$BINARY" ctl --coordinators "$(coordinators)" node list --json)
+  awk -v address="\"$1\"" '
+    $1 == "\"id\":" { id = $2; sub(/,/, "", id) }
+    $1 == "\"address\":" { at = $2; sub(/,/, "", at); if (at == address) print id }' <<<"$nodes"
+}
+
+# remove_node NAME: may be repeated after any failure. What it had is put aside
+# and not deleted; `make clean` does that.
+remove_node() {
+  local name=$1 id
+  [[ $name =~ ^node-[0-9]+$ ]] || die "'$name' is no node: make remove PROC=node-2"
+  [ "$(mode)" = cluster ] || die "nodes are removed from the processes of 'make up'; there are none here"
+  check_process "$name"
+  id=$(node_at "$(setting "$name" listen)")
+  if [ -n "$id" ]; then
+    "$BINARY" ctl --coordinators "$(coordinators)" node drain "$id" --wait
+    "$BINARY" ctl --coordinators "$(coordinators)" node remove "$id"
+  else
+    say "  the cluster knows no node at $(setting "$name" listen)"
+  fi
+  stop "$name"
+  mkdir -p "$(home)/removed"
+  if [ -d "$(home)/data/$name" ]; then mv "$(home)/data/$name" "$(home)/removed/$name"; fi
+  mv "$(home)/config/$name.toml" "$(home)/removed/$name.toml"
+  say "  $name is stopped; its configuration and data are in $(home)/removed"
+  say "  from now on: make up NODES=$(node_count)"
+}
+
 # check_topology NODES COORDINATORS REPLICAS: of `make up`, whatever runs now.
 check_topology() {
-  local nodes=$1 coordinators=$2 replicas=$3 had file existing=0
+  local nodes=$1 coordinators=$2 replicas=$3 had existing
   check_number NODES "$nodes" 16
   [ "$coordinators" = 1 ] || [ "$coordinators" = 3 ] ||
     die "COORDINATORS=$coordinators: use 1, or 3 to survive the loss of one"
@@ -192,11 +235,9 @@ check_topology() {
   if [ -n "$had" ] && [ "$had" != "$coordinators $replicas" ]; then
     die "this cluster was made with COORDINATORS=${had% *} REPLICAS=${had#* }; 'make clean' starts a new one (and deletes this one's data)"
   fi
-  for file in "$RUN_DIR"/cluster/config/node-*.toml; do
-    if [ -f "$file" ]; then existing=$((existing + 1)); fi
-  done
+  existing=$(node_count)
   [ "$existing" -le "$nodes" ] ||
-    die "this cluster has $existing nodes already; NODES=$nodes would leave some out. 'make clean' starts a new one (and deletes this one's data)"
+    die "NODES=$nodes is fewer than the $existing nodes that exist: make up NODES=$existing"
 }
 
 start() {
@@ -330,6 +371,7 @@ case ${1:-} in
     [ "${2:-}" = node ] || die "usage: cluster.sh add node"
     add_node
     ;;
+  remove) remove_node "${2:?cluster.sh remove node-2}" ;;
   start)
     check_process "${2:?cluster.sh start PROC}"
     start "$2"
@@ -348,5 +390,5 @@ case ${1:-} in
     shift
     exec "$BINARY" ctl --coordinators "$(coordinators)" "$@"
     ;;
-  *) die "usage: cluster.sh check … | dev | up NODES COORDINATORS REPLICAS | add node | start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…" ;;
+  *) die "usage: cluster.sh check … | dev | up NODES COORDINATORS REPLICAS | add node | remove node-2 | start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…" ;;
 esac

@@ -5,7 +5,7 @@
 //! In reading order: [`transport`], [`config`], the [`client`] with its map
 //! cache, how a newer map is fetched (`map_fetch`) and followed (`map_watch`), what
 //! a failure means ([`error`], `retry`), the distributed [`scan`] and its single
-//! requests (`search`), [`metrics`].
+//! requests (`search`), [`metrics`]; [`setting`] is what all processes refuse to start with.
 
 pub mod client;
 pub mod config;
@@ -17,6 +17,7 @@ pub mod metrics;
 mod retry;
 pub mod scan;
 mod search;
+pub mod setting;
 pub mod transport;
 
 pub use client::ClusterClient;

@@ -1,6 +1,7 @@
 //! Every tunable of the node with its default.
 
 use crate::storage::StorageConfig;
+use cluster_client::setting::{ZeroSetting, check_not_zero};
 use cluster_client::transport::Transport;
 use cluster_core::lease::LeaseTerms;
 use serde::{Deserialize, Serialize};
@@ -133,7 +134,92 @@ impl Default for SearchConfig {
     }
 }
 
+/// A configuration that cannot work, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error(transparent)]
+    Zero(#[from] ZeroSetting),
+    #[error("coordinators is empty: write the host:port of one at least")]
+    NoCoordinators,
+}
+
+impl Config {
+    /// Refuses what would let the node start and then do nothing.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.coordinators.is_empty() {
+            return Err(ConfigError::NoCoordinators);
+        }
+        let (apply, search) = (&self.apply, &self.search);
+        let jobs = u64::try_from(self.storage.background_jobs_max).unwrap_or(0);
+        check_not_zero(&[
+            ("copies_max", self.copies_max as u64),
+            ("checkpoints_max", self.checkpoints_max as u64),
+            (
+                "storage.write_buffer_bytes",
+                self.storage.write_buffer_bytes as u64,
+            ),
+            ("storage.background_jobs_max", jobs),
+            ("apply.tail_rows_max", apply.tail_rows_max as u64),
+            ("apply.queue_max", apply.queue_max as u64),
+            ("apply.waiting_bytes_max", apply.waiting_bytes_max as u64),
+            ("apply.commit_changes_max", apply.commit_changes_max as u64),
+            ("apply.learner_log_bytes_max", apply.learner_log_bytes_max),
+            ("search.queue_max", search.queue_max as u64),
+            ("search.cursors_max", search.cursors_max as u64),
+            ("search.cursor_ttl_ms", search.cursor_ttl_ms),
+            ("search.page_rows_max", search.page_rows_max as u64),
+            ("search.deadline_ms_max", search.deadline_ms_max),
+        ])?;
+        Ok(())
+    }
+}
+
 /// Cores of this machine, at least one.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_that_stops_the_node_is_refused_by_its_name() {
+        assert_eq!(Config::default().check(), Ok(()));
+        let spoil: [(&str, fn(&mut Config)); 5] = [
+            ("copies_max", |c| c.copies_max = 0),
+            ("checkpoints_max", |c| c.checkpoints_max = 0),
+            ("apply.queue_max", |c| c.apply.queue_max = 0),
+            ("search.cursors_max", |c| c.search.cursors_max = 0),
+            ("storage.background_jobs_max", |c| {
+                c.storage.background_jobs_max = -1;
+            }),
+        ];
+        for (name, spoil) in spoil {
+            let mut config = Config::default();
+            spoil(&mut config);
+            let said = config.check().expect_err(name).to_string();
+            assert!(
+                said.starts_with(name) && said.contains("1 or more"),
+                "{said}"
+            );
+        }
+        let alone = Config {
+            coordinators: Vec::new(),
+            ..Config::default()
+        };
+        assert_eq!(alone.check(), Err(ConfigError::NoCoordinators));
+    }
+
+    #[test]
+    fn zero_stays_allowed_where_it_means_something() {
+        let mut config = Config {
+            copy_bytes_per_second_max: 0,
+            epoch_grace_ms: 0,
+            ..Config::default()
+        };
+        config.apply.fold_threads = 0;
+        config.search.threads = 0;
+        assert_eq!(config.check(), Ok(()));
+    }
 }

@@ -3,11 +3,13 @@
 
 use crate::node::Node;
 use crate::storage::Identity;
+use cluster_client::ClientError;
 use cluster_core::ids::NodeId;
 use proto::v1;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
 
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 const RANDOM_UUID: &str = "/proc/sys/kernel/random/uuid";
@@ -26,7 +28,8 @@ pub fn name_disk(node: &Node) -> anyhow::Result<Identity> {
     Ok(identity)
 }
 
-/// Joins, however long the coordinators take to answer. `None` at shutdown.
+/// Joins, however long the coordinators take to answer, unless they refuse for
+/// good. `None` at shutdown.
 pub async fn join(
     node: &Arc<Node>,
     address: &str,
@@ -74,11 +77,40 @@ pub async fn join(
                 tokio::task::spawn_blocking(move || at.set_identity(identity)).await??;
                 return Ok(Some(id));
             }
+            Err(ClientError::Refused(status)) if is_final(&status) => {
+                anyhow::bail!("the coordinators refuse this node: {}", status.message())
+            }
             Err(error) => tracing::warn!(%error, "not joined yet"),
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY_EVERY) => {}
             () = shutdown.cancelled() => return Ok(None),
+        }
+    }
+}
+
+/// Whether a refusal stays one: the node was removed or belongs to another
+/// cluster, or its disk is another. A failed precondition that can come to hold
+/// bears a reason.
+fn is_final(status: &Status) -> bool {
+    status.code() == Code::FailedPrecondition && proto::error::reason(status).is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_refusal_for_good_ends_the_process() {
+        let removed = Status::failed_precondition("n2 is unknown to this cluster");
+        assert!(is_final(&removed));
+        for passing in [
+            proto::error::not_leader(None),
+            proto::error::not_ready("the cluster is not initialised yet"),
+            Status::unavailable("election"),
+            Status::resource_exhausted("limit reached: at most 1000 nodes"),
+        ] {
+            assert!(!is_final(&passing), "{passing}");
         }
     }
 }

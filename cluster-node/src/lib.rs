@@ -49,6 +49,7 @@ pub async fn start(
     registry: &mut Registry,
     shutdown: CancellationToken,
 ) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
+    config.check()?;
     config.transport.check_listen(&config.listen)?;
     let metrics = Arc::new(Metrics::default());
     metrics.register(registry);

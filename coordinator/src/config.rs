@@ -1,5 +1,6 @@
 //! Every tunable of a coordinator, with its default, in one place.
 
+use cluster_client::setting::{ZeroSetting, check_not_zero};
 use cluster_client::transport::Transport;
 use cluster_core::control::CoordinatorMember;
 use cluster_core::lease::LeaseTerms;
@@ -112,24 +113,40 @@ impl Default for RaftTuning {
 /// A configuration that cannot work, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    #[error("coordinator id 0: ids count from 1")]
+    #[error("`id` (or one in `peers`) is 0: number coordinators from 1")]
     ZeroId,
-    #[error("coordinator {0} is not among its own peers")]
+    #[error(
+        "`id` is {0} and `peers` does not name it: add {0}=HOST:PORT to peers, or leave peers \
+         empty to join by `ruvector ctl coordinator add`"
+    )]
     NotAmongPeers(u64),
     #[error(
         "peers name coordinator {id} or its address {address} twice: write each \
          coordinator once, as in 1=127.0.0.1:7401,2=127.0.0.1:7402"
     )]
     PeersRepeat { id: u64, address: String },
-    #[error("{0} must be at least {1}")]
-    TooSmall(&'static str, u64),
-    #[error("lease renewal every {renew} ms cannot keep a lease of {ttl} ms")]
+    #[error(transparent)]
+    Zero(#[from] ZeroSetting),
+    #[error(
+        "leases.renew_every_ms is {renew}: it must be above 0 and below leases.ttl_ms ({ttl}), \
+         best a third of it"
+    )]
     RenewalTooSlow { renew: u64, ttl: u64 },
     #[error(
         "dead_after_ms is {grace}, but a lease may run for {wait_out} ms after its last renewal: \
          want at least that"
     )]
     DeadTooSoon { grace: u64, wait_out: u64 },
+    #[error(
+        "min_required is {min_required} of replication_factor {copies}: no slow replica could \
+         ever be left behind; write 1 to {}", copies - 1
+    )]
+    NothingDemoted { min_required: u32, copies: u32 },
+    #[error(
+        "raft.election_timeout_min_ms is {election} and raft.heartbeat_ms {heartbeat}: one lost \
+         heartbeat would depose a leader; write more than {}", heartbeat.saturating_mul(2)
+    )]
+    ElectionsTooSoon { election: u64, heartbeat: u64 },
 }
 
 impl Config {
@@ -149,7 +166,20 @@ impl Config {
                 });
             }
         }
-        let at_least_one = [
+        self.check_limits()?;
+        self.check_times()?;
+        let (min_required, copies) = (self.min_required, self.replication_factor);
+        if copies > 1 && min_required >= copies {
+            return Err(ConfigError::NothingDemoted {
+                min_required,
+                copies,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_limits(&self) -> Result<(), ZeroSetting> {
+        check_not_zero(&[
             ("replication_factor", u64::from(self.replication_factor)),
             ("min_required", u64::from(self.min_required)),
             ("moves_max", u64::from(self.moves_max)),
@@ -167,10 +197,12 @@ impl Config {
                 self.raft.snapshot_every_entries,
             ),
             ("raft.snapshot_chunk_bytes", self.raft.snapshot_chunk_bytes),
-        ];
-        if let Some((name, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
-            return Err(ConfigError::TooSmall(name, 1));
-        }
+            ("raft.snapshot_timeout_ms", self.raft.snapshot_timeout_ms),
+            ("raft.heartbeat_ms", self.raft.heartbeat_ms),
+        ])
+    }
+
+    fn check_times(&self) -> Result<(), ConfigError> {
         let (renew, ttl) = (self.leases.renew_every_ms, self.leases.ttl_ms);
         if renew == 0 || renew >= ttl {
             return Err(ConfigError::RenewalTooSlow { renew, ttl });
@@ -178,6 +210,13 @@ impl Config {
         let (grace, wait_out) = (self.dead_after_ms, self.leases.wait_out_ms());
         if grace < wait_out {
             return Err(ConfigError::DeadTooSoon { grace, wait_out });
+        }
+        let (election, heartbeat) = (self.raft.election_timeout_min_ms, self.raft.heartbeat_ms);
+        if election <= heartbeat.saturating_mul(2) {
+            return Err(ConfigError::ElectionsTooSoon {
+                election,
+                heartbeat,
+            });
         }
         Ok(())
     }
@@ -266,7 +305,7 @@ mod tests {
         };
         assert_eq!(
             zero.check(),
-            Err(ConfigError::TooSmall("replication_factor", 1))
+            Err(ConfigError::Zero(ZeroSetting("replication_factor")))
         );
         let hasty = Config {
             dead_after_ms: 10_999,
@@ -283,8 +322,71 @@ mod tests {
         };
         assert_eq!(
             stuck.check(),
-            Err(ConfigError::TooSmall("moves_per_node_max", 1))
+            Err(ConfigError::Zero(ZeroSetting("moves_per_node_max")))
         );
+    }
+
+    fn refused(config: Config) -> String {
+        config.check().expect_err("it cannot work").to_string()
+    }
+
+    #[test]
+    fn a_refusal_names_the_setting_and_says_what_to_write() {
+        let unnamed = refused(Config {
+            id: 4,
+            peers: vec![peer(1, 1)],
+            ..Config::default()
+        });
+        assert!(unnamed.contains("add 4=HOST:PORT to peers"), "{unnamed}");
+        let zero = refused(Config {
+            id: 0,
+            ..Config::default()
+        });
+        assert!(zero.contains("number coordinators from 1"), "{zero}");
+        let slow = refused(Config {
+            leases: LeaseTerms {
+                renew_every_ms: 10_000,
+                ..LeaseTerms::default()
+            },
+            ..Config::default()
+        });
+        assert!(
+            slow.starts_with("leases.renew_every_ms is 10000") && slow.contains("(10000)"),
+            "{slow}"
+        );
+    }
+
+    #[test]
+    fn some_replica_can_always_be_demoted_unless_there_is_one_alone() {
+        let with = |replication_factor, min_required| Config {
+            replication_factor,
+            min_required,
+            ..Config::default()
+        };
+        assert_eq!(with(1, 1).check(), Ok(()));
+        assert_eq!(with(3, 2).check(), Ok(()));
+        for (copies, min_required) in [(2, 2), (3, 4)] {
+            let said = refused(with(copies, min_required));
+            let write = format!("write 1 to {}", copies - 1);
+            assert!(
+                said.contains("min_required") && said.contains(&write),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_lost_heartbeat_is_no_election() {
+        let with = |election_timeout_min_ms| Config {
+            raft: RaftTuning {
+                election_timeout_min_ms,
+                ..RaftTuning::default()
+            },
+            ..Config::default()
+        };
+        assert_eq!(with(301).check(), Ok(()));
+        let said = refused(with(300));
+        assert!(said.contains("write more than 300"), "{said}");
     }
 
     #[test]

@@ -302,6 +302,31 @@ async fn a_demoted_replica_learns_anew_once_its_node_renews() {
     assert_eq!(replicas_in(&done, 2, v1::ReplicaState::Serving), 4);
 }
 
+/// An operator who drains a node asks the leader where its replicas go, and what
+/// is in the way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_says_where_a_draining_nodes_replicas_go() {
+    let fixture = Fixture::start(3).await;
+    fixture.set_mode(v1::RebalanceMode::Paused).await;
+    for node in &fixture.nodes {
+        fixture.renew(*node, Newest).await;
+    }
+    fixture.drain(1).await;
+    let plan = lead!(fixture.client, plan_moves, v1::PlanMovesRequest {}).unwrap();
+    assert_eq!(plan.conflicts, Vec::<String>::new());
+    let held = replicas_in(&fixture.status().await, 1, v1::ReplicaState::Serving);
+    assert_eq!((plan.moves.len(), held), (4, 4));
+    for planned in &plan.moves {
+        let found = (planned.from_node_id, planned.reason());
+        assert_eq!(found, (Some(1), v1::MoveReason::Drain));
+    }
+
+    fixture.drain(2).await;
+    let plan = lead!(fixture.client, plan_moves, v1::PlanMovesRequest {}).unwrap();
+    let said = plan.conflicts.join("; ");
+    assert!(said.contains("or lower replication_factor"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_applies_a_plan_and_a_drain_of_its_target_ends_it() {
     let mut fixture = Fixture::start(3).await;
@@ -315,7 +340,9 @@ async fn an_operator_applies_a_plan_and_a_drain_of_its_target_ends_it() {
     let plan = lead!(fixture.client, plan_moves, v1::PlanMovesRequest {}).unwrap();
     assert_eq!(plan.conflicts, Vec::<String>::new());
     assert_eq!(plan.moves.len(), 3, "a fourth of twelve replicas");
+    let balances = |m: &v1::PlannedMove| m.reason() == v1::MoveReason::Balance;
     assert!(plan.moves.iter().all(|m| m.to_node_id == joined));
+    assert!(plan.moves.iter().all(balances), "{:?}", plan.moves);
 
     let twice = v1::ApplyMovesRequest {
         moves: vec![plan.moves[0], plan.moves[0]],

@@ -1,6 +1,7 @@
 //! Everything that can be set, with every default in one place.
 
 use cluster_client::ClientConfig;
+use cluster_client::setting::{ZeroSetting, check_not_zero};
 use cluster_client::transport::Transport;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -112,7 +113,60 @@ impl Default for Config {
     }
 }
 
+/// A configuration that cannot work, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error(transparent)]
+    Zero(#[from] ZeroSetting),
+    #[error("coordinators is empty: write the host:port of one at least")]
+    NoCoordinators,
+    #[error("retry_max_ms is {max}: write {min} (retry_min_ms) or more")]
+    RetriesCross { min: u64, max: u64 },
+}
+
 impl Config {
+    /// Refuses what would let the consumer start and then do nothing.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.coordinators.is_empty() {
+            return Err(ConfigError::NoCoordinators);
+        }
+        check_not_zero(&[
+            ("receive_buffer_bytes", self.receive_buffer_bytes as u64),
+            ("node_queue_bytes", self.node_queue_bytes as u64),
+            ("learner_queue_bytes", self.learner_queue_bytes as u64),
+            ("batch_bytes_max", self.batch_bytes_max as u64),
+            ("batch_changes_max", self.batch_changes_max as u64),
+            ("status_every_ms", self.status_every_ms),
+            ("wanted_every_ms", self.wanted_every_ms),
+            ("oldest_xmin_every_ms", self.oldest_xmin_every_ms),
+            ("node_stall_ms", self.node_stall_ms),
+            ("learner_stall_ms", self.learner_stall_ms),
+            ("count_hold_ms", self.count_hold_ms),
+            ("demote_after_ms", self.demote_after_ms),
+            ("demote_lag_bytes", self.demote_lag_bytes),
+            ("replicas_every_ms", self.replicas_every_ms),
+            ("backfill_chunk_rows", self.backfill_chunk_rows as u64),
+            ("backfill_chunk_bytes", self.backfill_chunk_bytes as u64),
+            (
+                "backfill_in_flight_bytes",
+                self.backfill_in_flight_bytes as u64,
+            ),
+            ("backfills_max", self.backfills_max as u64),
+            ("retry_min_ms", self.retry_min_ms),
+            ("preflight_every_ms", self.preflight_every_ms),
+            ("call_timeout_ms", self.call_timeout_ms),
+            (
+                "key_change_memory_bytes",
+                self.key_change_memory_bytes as u64,
+            ),
+        ])?;
+        let (min, max) = (self.retry_min_ms, self.retry_max_ms);
+        if max < min {
+            return Err(ConfigError::RetriesCross { min, max });
+        }
+        Ok(())
+    }
+
     pub fn client(&self) -> ClientConfig {
         ClientConfig {
             coordinators: self.coordinators.clone(),
@@ -125,5 +179,33 @@ impl Config {
         self.advertise
             .clone()
             .unwrap_or_else(|| self.listen.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_that_stops_the_consumer_is_refused_by_its_name() {
+        assert_eq!(Config::default().check(), Ok(()));
+        let spoil: [(&str, fn(&mut Config)); 5] = [
+            ("demote_after_ms", |c| c.demote_after_ms = 0),
+            ("replicas_every_ms", |c| c.replicas_every_ms = 0),
+            ("node_queue_bytes", |c| c.node_queue_bytes = 0),
+            ("backfills_max", |c| c.backfills_max = 0),
+            ("retry_max_ms", |c| c.retry_max_ms = c.retry_min_ms - 1),
+        ];
+        for (name, spoil) in spoil {
+            let mut config = Config::default();
+            spoil(&mut config);
+            let said = config.check().expect_err(name).to_string();
+            assert!(said.starts_with(name) && said.contains("or more"), "{said}");
+        }
+        let alone = Config {
+            coordinators: Vec::new(),
+            ..Config::default()
+        };
+        assert_eq!(alone.check(), Err(ConfigError::NoCoordinators));
     }
 }

@@ -45,6 +45,7 @@ pub async fn start(
     registry: &mut Registry,
     shutdown: CancellationToken,
 ) -> anyhow::Result<JoinHandle<anyhow::Result<()>>> {
+    config.check()?;
     config.transport.check_listen(&config.listen)?;
     let listener = TcpListener::bind(&config.listen)
         .await

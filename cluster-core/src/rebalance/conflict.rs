@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 pub enum Conflict {
     #[error(
-        "{wanted} copies of each partition are wanted and {nodes} nodes can hold them: add nodes"
+        "{wanted} copies of each partition are wanted and {nodes} nodes can hold them: add nodes, \
+         or lower replication_factor"
     )]
     TooFewNodes { wanted: usize, nodes: usize },
     #[error(

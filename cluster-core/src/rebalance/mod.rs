@@ -33,7 +33,7 @@ mod world;
 pub use conflict::Conflict;
 pub use nodes::{Liveness, NodeView};
 pub use split::{hopeless_splits, splits};
-pub use tend::{Release, cancellations, is_void, releases};
+pub use tend::{Cancellation, Hopeless, Release, cancellations, is_void, releases};
 pub use throttle::{Throttle, admit, wanted};
 
 use crate::control::{Move, PlannedMove};

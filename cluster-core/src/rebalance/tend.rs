@@ -15,29 +15,58 @@ pub struct Release {
     pub generation: Generation,
 }
 
-/// Moves to give up: the learner's node is dead or to be emptied, nobody is left to
-/// copy from, or the collection is not to be copied. Nothing is lost with a learner.
+/// A move to give up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cancellation {
+    pub partition: PartitionId,
+    pub generation: Generation,
+    pub reason: Hopeless,
+}
+
+/// Why a move will not end well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Hopeless {
+    #[error("the node that it goes to is dead")]
+    Dead,
+    #[error("the node that it goes to is draining, or was removed")]
+    Leaving,
+    #[error("nobody is left to copy from")]
+    NoSource,
+    #[error("its collection is not ready any more")]
+    NotReady,
+}
+
+/// Moves to give up. Nothing is lost with a learner.
 pub fn cancellations(
     map: &PartitionMap,
     moves: &BTreeMap<PartitionId, Move>,
     nodes: &Liveness,
     dead_after_ms: u64,
-) -> Vec<(PartitionId, Generation)> {
-    let is_hopeless = |id: &PartitionId, running: &Move| {
-        let Some(partition) = map.partitions.get(id) else {
-            return false;
-        };
-        let replica = partition.replica_on(running.to);
-        let learns = replica.is_some_and(|r| r.state == ReplicaState::Learner);
-        let is_draining = map.nodes.get(&running.to).is_none_or(|n| n.is_draining);
-        let is_dead = nodes.is_dead(running.to, dead_after_ms);
-        learns && (is_draining || is_dead || !partition.is_served() || !is_ready(map, partition))
+) -> Vec<Cancellation> {
+    let hopeless = |id: &PartitionId, running: &Move| {
+        let partition = map.partitions.get(id)?;
+        let replica = partition.replica_on(running.to)?;
+        let is_leaving = map.nodes.get(&running.to).is_none_or(|n| n.is_draining);
+        if replica.state != ReplicaState::Learner {
+            None
+        } else if nodes.is_dead(running.to, dead_after_ms) {
+            Some(Hopeless::Dead)
+        } else if is_leaving {
+            Some(Hopeless::Leaving)
+        } else if !partition.is_served() {
+            Some(Hopeless::NoSource)
+        } else {
+            (!is_ready(map, partition)).then_some(Hopeless::NotReady)
+        }
     };
-    moves
-        .iter()
-        .filter(|(id, running)| is_hopeless(id, running))
-        .map(|(id, running)| (*id, running.generation))
-        .collect()
+    let cancelled = |(id, running): (&PartitionId, &Move)| {
+        Some(Cancellation {
+            partition: *id,
+            generation: running.generation,
+            reason: hopeless(id, running)?,
+        })
+    };
+    moves.iter().filter_map(cancelled).collect()
 }
 
 /// Every replica that is being released; it belongs to a move.

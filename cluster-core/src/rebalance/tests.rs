@@ -315,12 +315,25 @@ fn a_move_to_a_dead_or_draining_node_is_given_up_while_it_learns() {
         |world: &World| cancellations(&world.map, &world.moves, &world.nodes, DEAD_AFTER_MS);
     world.silence(n(2), DEAD_AFTER_MS);
     assert_eq!(given_up(&world), []);
-    let generation = world.moves[&P].generation;
+    let because = |reason| Cancellation {
+        partition: P,
+        generation: world.moves[&P].generation,
+        reason,
+    };
+    let [dead, leaving, not_ready] =
+        [Hopeless::Dead, Hopeless::Leaving, Hopeless::NotReady].map(because);
     world.silence(n(2), DEAD_AFTER_MS + 1);
-    assert_eq!(given_up(&world), [(P, generation)]);
+    assert_eq!(given_up(&world), [dead]);
     world.silence(n(2), 0);
+    let building = CollectionState::Building {
+        backfill: BackfillId(1),
+    };
+    let collection = world.map.collections.values_mut().next().unwrap();
+    let ready = std::mem::replace(&mut collection.state, building);
+    assert_eq!(given_up(&world), [not_ready]);
+    world.map.collections.values_mut().next().unwrap().state = ready;
     world.drain(n(2));
-    assert_eq!(given_up(&world), [(P, generation)]);
+    assert_eq!(given_up(&world), [leaving]);
     world.set_state(P, n(2), Serving);
     assert_eq!(given_up(&world), [], "it serves");
 }

@@ -8,7 +8,7 @@ use super::watch::{map_at_least, maps};
 use crate::coordinator::Coordinator;
 use crate::leases::ReignOver;
 use crate::metrics::{CONSUMER, HolderLabel, NODE};
-use crate::moves::{balance_plan, liveness};
+use crate::moves::{liveness, plan_now};
 use cluster_core::control::{Command, Refusal, Response as Applied};
 use cluster_core::ids::*;
 use cluster_core::lease::grantable;
@@ -551,7 +551,7 @@ impl Service for CoordinatorService {
         _request: Request<v1::PlanMovesRequest>,
     ) -> Answer<v1::PlanMovesResponse> {
         let (reign, _) = self.coordinator.reigning()?;
-        let plan = balance_plan(&self.coordinator, reign).await?;
+        let plan = plan_now(&self.coordinator, reign).await?;
         answer(v1::PlanMovesResponse {
             moves: plan.moves.into_iter().map(Into::into).collect(),
             conflicts: plan.conflicts.iter().map(ToString::to_string).collect(),

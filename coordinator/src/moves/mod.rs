@@ -54,12 +54,12 @@ pub fn liveness(coordinator: &Coordinator, reign: Reign) -> Result<Liveness, Sta
     seen.map_err(|ReignOver| not_leader(None))
 }
 
-/// What would move now for balance alone, with the conflicts of the whole plan.
-pub async fn balance_plan(coordinator: &Coordinator, reign: Reign) -> Result<Plan, Status> {
+/// What would move now, and what the plan could not have. Repairs and drains
+/// begin by themselves, whoever asks.
+pub async fn plan_now(coordinator: &Coordinator, reign: Reign) -> Result<Plan, Status> {
     let nodes = liveness(coordinator, reign)?;
     let state = coordinator.state.read(ClusterState::clone);
-    let (_, mut plan) = plan_apart(coordinator, state, nodes).await?;
-    plan.moves.retain(|m| m.reason == MoveReason::Balance);
+    let (_, plan) = plan_apart(coordinator, state, nodes).await?;
     Ok(plan)
 }
 
@@ -97,13 +97,14 @@ async fn give_up_hopeless(coordinator: &Coordinator, reign: Reign) {
     let hopeless = coordinator
         .state
         .read(|state| cancellations(state.map(), state.moves(), &nodes, dead_after_ms));
-    for (partition, generation) in hopeless {
+    for given_up in hopeless {
+        let (partition, reason) = (given_up.partition, given_up.reason);
         let command = Command::CancelMove {
             partition,
-            generation,
+            generation: given_up.generation,
         };
         match coordinator.propose(command).await {
-            Ok(_) => tracing::info!(%partition, "move given up: its node is dead or draining"),
+            Ok(_) => tracing::info!(%partition, %reason, "move given up"),
             Err(status) => tracing::warn!(%partition, %status, "move not given up yet"),
         }
     }

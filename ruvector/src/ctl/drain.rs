@@ -2,8 +2,9 @@
 
 use super::moves::{MoveLine, RunningMove, index_of};
 use super::node::set_draining;
+use super::plan::{Plan, plan, remarks};
 use super::table::{Align, Table, count, or_dash};
-use super::{Ctl, Observed, Report, rebalance, words};
+use super::{Ctl, Observed, Report, words};
 use crate::failure::{Failure, FailureKind};
 use clap::Args;
 use cluster_core::control::RebalanceMode;
@@ -33,6 +34,8 @@ pub struct Drained {
     /// Of the other nodes, how many may take replicas.
     takers: usize,
     mode: RebalanceMode,
+    /// What stands in the way, each in a sentence.
+    conflicts: Vec<String>,
     is_empty: bool,
 }
 
@@ -54,8 +57,8 @@ pub async fn drain(ctl: &Ctl, args: DrainArgs) -> Result<Drained, Failure> {
     }
     set_draining(ctl, node, true).await?;
     // The leader may not have made up its mind yet; the node drains anyway.
-    let plan = rebalance::plan(ctl, &seen).await.unwrap_or_default();
-    let mut report = Drained::of(&seen, node, &plan);
+    let planned = plan(ctl, &seen).await.unwrap_or_default();
+    let mut report = Drained::of(&seen, node, planned);
     if let Some(limit) = args.wait {
         eprint!("{}", report.text());
         follow(ctl, node, report.replicas.len(), limit).await?;
@@ -79,22 +82,26 @@ async fn follow(ctl: &Ctl, node: NodeId, of: usize, limit: Option<u64>) -> Resul
             return Ok(());
         }
         if !known.is_draining {
-            let message = format!(
-                "node {} is not to drain any more; {left} replicas are left",
-                node.0
-            );
+            let left = words::counted(left, "replica");
+            let message = format!("node {} is not to drain any more, and holds {left}", node.0);
             return Err(Failure::new(FailureKind::Failed, message));
         }
-        let line = progress(node, left, of, &seen.running_moves(), seen.rebalance_mode());
+        let mut line = progress(node, left, of, &seen.running_moves(), seen.rebalance_mode());
+        // Only said: the moves themselves are followed in the status.
+        let planned = plan(ctl, &seen).await.unwrap_or_default();
+        for conflict in &planned.conflicts {
+            line += &format!("\n! {conflict}");
+        }
         if line != last {
             eprintln!("{line}");
             last = line;
         }
         if give_up.is_some_and(|give_up| Instant::now() >= give_up) {
             let message = format!(
-                "node {} still holds {left} of {of} replicas; it goes on draining: \
+                "node {} still holds {left} of {}; it goes on draining: \
                  ruvector ctl rebalance status",
-                node.0
+                node.0,
+                words::counted(of.max(left), "replica")
             );
             return Err(Failure::new(FailureKind::Failed, message));
         }
@@ -123,17 +130,17 @@ fn progress(
         (true, _) => "none is moving".to_owned(),
     };
     format!(
-        "node {}: {left} of {} replicas left; {doing}",
+        "node {}: {left} of {} left; {doing}",
         node.0,
-        of.max(left)
+        words::counted(of.max(left), "replica")
     )
 }
 
 impl Drained {
-    fn of(seen: &Observed, node: NodeId, plan: &[MoveLine]) -> Self {
+    fn of(seen: &Observed, node: NodeId, plan: Plan) -> Self {
         let running = seen.running_moves();
         let begun = running.iter().map(|running| &running.planned);
-        let moves: Vec<&MoveLine> = begun.chain(plan).collect();
+        let moves: Vec<&MoveLine> = begun.chain(&plan.moves).collect();
         let destination = |partition: PartitionId| {
             let mut moves = moves.iter();
             let found = moves.find(|m| (m.partition, m.from) == (partition.0, Some(node.0)));
@@ -161,6 +168,7 @@ impl Drained {
                 .filter(|other| !other.is_draining && seen.is_alive(other.id))
                 .count(),
             mode: seen.rebalance_mode(),
+            conflicts: plan.conflicts,
         }
     }
 }
@@ -190,8 +198,8 @@ impl Report for Drained {
             ]);
         }
         let mut text = format!(
-            "Node {node} drains: {} replicas go to other nodes, and it gets nothing new\n\n{}",
-            self.replicas.len(),
+            "Node {node} drains: {} to go to other nodes, and it gets nothing new\n\n{}",
+            words::counted(self.replicas.len(), "replica"),
             table.render("")
         );
         if self.takers == 0 {
@@ -201,15 +209,16 @@ impl Report for Drained {
             let remark = words::mode_remark(self.mode).unwrap_or_default();
             text += &format!("\n! {remark}\n");
         }
-        text
+        text + &remarks(&self.conflicts)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{observed, quarter, running};
+    use super::super::testing::{observed, planned, quarter, running};
     use super::*;
     use cluster_core::map::ReplicaState::{Learner, Serving};
+    use proto::v1::PlanMovesResponse;
 
     /// Node 1 holds three partitions; the first is on its way to node 2.
     fn draining() -> Observed {
@@ -228,20 +237,18 @@ mod tests {
     #[test]
     fn draining_says_what_moves_and_where_as_far_as_that_is_known() {
         let seen = draining();
-        let planned = MoveLine {
-            partition: 2,
-            index: String::new(),
-            from: Some(1),
-            to: 2,
-            reason: cluster_core::control::MoveReason::Drain,
+        let answered = PlanMovesResponse {
+            moves: vec![planned(2, Some(1), 2, proto::v1::MoveReason::Drain)],
+            conflicts: Vec::new(),
         };
-        let report = Drained::of(&seen, NodeId(1), &[planned]);
+        let plan = Plan::of(&seen, answered).expect("it decodes");
+        let report = Drained::of(&seen, NodeId(1), plan);
         let to: Vec<_> = report.replicas.iter().map(|line| line.to).collect();
         assert_eq!(to, [Some(2), Some(2), None]);
         assert_eq!(report.takers, 1);
         let text = report.text();
         assert!(
-            text.contains("3 replicas go") && !text.contains('!'),
+            text.contains("3 replicas to go") && !text.contains('!'),
             "{text}"
         );
     }
@@ -255,10 +262,15 @@ mod tests {
             .expect("a node")
             .is_draining = true;
         seen.status.set_rebalance(proto::v1::RebalanceMode::Paused);
-        let text = Drained::of(&seen, NodeId(1), &[]).text();
+        let plan = Plan {
+            conflicts: vec!["node 1 cannot be emptied".to_owned()],
+            ..Plan::default()
+        };
+        let text = Drained::of(&seen, NodeId(1), plan).text();
+        assert!(text.contains("\n! node 1 cannot be emptied\n"), "{text}");
         assert!(text.contains("no other node is there"), "{text}");
         assert!(text.contains("rebalance resume"), "{text}");
-        let empty = Drained::of(&observed(2, &[]), NodeId(1), &[]).text();
+        let empty = Drained::of(&observed(2, &[]), NodeId(1), Plan::default()).text();
         assert!(empty.contains("node remove 1"), "{empty}");
     }
 

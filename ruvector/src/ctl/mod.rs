@@ -12,10 +12,13 @@ mod moves;
 mod node;
 mod nodes;
 mod pace;
+mod plan;
+mod problems;
 mod progress;
 mod rebalance;
 mod relocate;
 mod source;
+mod splits;
 mod status;
 pub mod table;
 #[cfg(test)]

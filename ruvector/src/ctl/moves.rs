@@ -106,8 +106,7 @@ fn rate(bytes_per_second: u64) -> String {
     format!("{}/s", bytes(bytes_per_second))
 }
 
-/// A move without its progress. What `rebalance plan --json` prints,
-/// `rebalance apply --plan` reads.
+/// A move without its progress.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveLine {
     pub partition: u64,

@@ -2,7 +2,7 @@
 
 use super::drain::{self, DrainArgs};
 use super::table::{Align, Table, ago, bytes, count, or_dash, span};
-use super::{Ctl, Observed, Report, show, usage};
+use super::{Ctl, Observed, Report, show, usage, words};
 use crate::failure::{Failure, FailureKind};
 use clap::Subcommand;
 use cluster_core::ids::{NodeId, PartitionId};
@@ -122,10 +122,10 @@ fn check_removable(seen: &Observed, node: NodeId) -> Result<(), Failure> {
             named.push("…".to_owned());
         }
         return refused(format!(
-            "node {} still holds {} replicas (of partitions {}), and is not removed with them:\n\
-             ruvector ctl node drain {} --wait moves them elsewhere; then remove it",
+            "node {} still holds {} (of partition {}), and is not removed with that:\n\
+             ruvector ctl node drain {} --wait moves it elsewhere; then remove the node",
             node.0,
-            held.len(),
+            words::counted(held.len(), "replica"),
             named.join(", "),
             node.0
         ));
@@ -142,7 +142,7 @@ fn check_removable(seen: &Observed, node: NodeId) -> Result<(), Failure> {
 
 impl Observed {
     /// How long a node has been silent, once that is longer than a lease.
-    fn silent_ms(&self, node: NodeId) -> Option<u64> {
+    pub fn silent_ms(&self, node: NodeId) -> Option<u64> {
         let ttl = match self.status.lease_ttl_ms {
             0 => LEASE_TTL_MS,
             told => told,
@@ -224,32 +224,40 @@ impl NodeLine {
 }
 
 impl Report for Nodes {
+    /// Zones only where nodes have any, so that a row fits a terminal.
     fn text(&self) -> String {
-        let mut table = Table::new(&[
+        let has_zones = self.0.iter().any(|line| !line.zone.is_empty());
+        let mut columns = vec![
             ("node", Align::Right),
             ("address", Align::Left),
             ("zone", Align::Left),
             ("state", Align::Left),
-            ("serving", Align::Right),
-            ("learning", Align::Right),
+            ("serve", Align::Right),
+            ("learn", Align::Right),
+            ("demoted", Align::Right),
+            ("release", Align::Right),
             ("rows", Align::Right),
             ("memory", Align::Right),
             ("disk", Align::Right),
             ("lease", Align::Right),
-        ]);
+        ];
+        columns.retain(|(name, _)| has_zones || *name != "zone");
+        let mut table = Table::new(&columns);
         for line in &self.0 {
-            table.row([
-                line.id.to_string(),
-                line.address.clone(),
-                or_dash(&line.zone),
+            let zone = has_zones.then(|| or_dash(&line.zone));
+            let standing = [line.id.to_string(), line.address.clone()];
+            let figures = [
                 line.state.clone(),
                 line.serving.to_string(),
                 line.learning.to_string(),
+                line.demoted.to_string(),
+                line.releasing.to_string(),
                 count(line.rows),
                 bytes(line.memory_bytes),
                 bytes(line.disk_bytes),
                 ago(line.renewed_ms_ago),
-            ]);
+            ];
+            table.row(standing.into_iter().chain(zone).chain(figures));
         }
         table.render("no node has joined: start one with ruvector node --coordinators …")
     }
@@ -343,6 +351,13 @@ mod tests {
             text.contains("60,000") && text.contains("1.2 s ago"),
             "{text}"
         );
+        let row: Vec<_> = text.lines().nth(1).expect("a row").split("  ").collect();
+        let cells: Vec<_> = row
+            .iter()
+            .map(|c| c.trim())
+            .filter(|c| !c.is_empty())
+            .collect();
+        assert_eq!(cells[2..7], ["active", "1", "0", "1", "1"], "{text}");
         assert!(
             text.lines().all(|line| line.chars().count() <= 100),
             "{text}"
@@ -357,7 +372,7 @@ mod tests {
             outcome.map_err(|failure| failure.to_string())
         };
         let full = said(&seen, 1).expect_err("it holds one");
-        assert!(full.contains("1 replicas") && full.contains("node drain 1 --wait"));
+        assert!(full.contains("1 replica (") && full.contains("node drain 1 --wait"));
         let alive = said(&seen, 2).expect_err("it may be given one");
         assert!(alive.contains("node drain 2"), "{alive}");
         seen.map

@@ -1,19 +1,21 @@
 //! `ctl rebalance`: what moves by itself, what moves now, what would move.
 
-use super::moves::{MoveLine, RunningMove, move_lines, planned_table, running_table};
-use super::{Ctl, Observed, Report, show, usage, words};
+use super::moves::{MoveLine, RunningMove, planned_table, running_table};
+use super::plan::{Plan, plan, remarks};
+use super::splits::RunningSplit;
+use super::{Ctl, Observed, Report, show, words};
 use crate::failure::Failure;
 use clap::Subcommand;
 use cluster_core::control::RebalanceMode;
-use proto::v1::{ApplyMovesRequest, PlanMovesRequest, SetRebalanceRequest};
+use proto::v1::{ApplyMovesRequest, SetRebalanceRequest};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub enum RebalanceCommand {
-    /// What the leader would move now; changes nothing
+    /// What the leader would move now, and why; changes nothing
     Plan,
-    /// Move exactly that, in place of what was planned before
+    /// Move what balances in it, in place of what was planned before
     Apply {
         /// A plan that `rebalance plan --json` printed; the leader's by default
         #[arg(long, value_name = "FILE")]
@@ -30,12 +32,11 @@ pub enum RebalanceCommand {
 }
 
 #[derive(Serialize)]
-#[serde(transparent)]
-struct Plan(Vec<MoveLine>);
-
-#[derive(Serialize)]
 struct Applied {
     moves: Vec<MoveLine>,
+    /// Repairs and drains of the plan, which the leader begins by itself.
+    left_out: usize,
+    conflicts: Vec<String>,
     mode: RebalanceMode,
 }
 
@@ -49,41 +50,43 @@ struct RebalanceStatus {
     mode: RebalanceMode,
     running: Vec<RunningMove>,
     planned: Vec<MoveLine>,
+    splits: Vec<RunningSplit>,
+    /// What a plan could not have now, each in a sentence.
+    conflicts: Vec<String>,
 }
 
 pub async fn run(ctl: &Ctl, command: RebalanceCommand, json: bool) -> Result<String, Failure> {
     match command {
         RebalanceCommand::Plan => {
             let seen = ctl.leader_status().await?;
-            show(&Plan(plan(ctl, &seen).await?), json)
+            show(&plan(ctl, &seen).await?, json)
         }
         RebalanceCommand::Apply { plan } => show(&apply(ctl, plan.as_deref()).await?, json),
         RebalanceCommand::Pause => show(&set_mode(ctl, RebalanceMode::Paused).await?, json),
         RebalanceCommand::Resume => show(&set_mode(ctl, RebalanceMode::Auto).await?, json),
         RebalanceCommand::Manual => show(&set_mode(ctl, RebalanceMode::Manual).await?, json),
-        RebalanceCommand::Status => show(&status(&ctl.leader_status().await?)?, json),
+        RebalanceCommand::Status => {
+            let seen = ctl.leader_status().await?;
+            let conflicts = plan(ctl, &seen).await?.conflicts;
+            show(&status(&seen, conflicts)?, json)
+        }
     }
-}
-
-/// What the leader would move now.
-pub async fn plan(ctl: &Ctl, seen: &Observed) -> Result<Vec<MoveLine>, Failure> {
-    let planned = ctl
-        .lead(|mut leader| async move { leader.plan_moves(PlanMovesRequest {}).await })
-        .await?;
-    move_lines(&seen.map, &planned.moves)
 }
 
 async fn apply(ctl: &Ctl, file: Option<&Path>) -> Result<Applied, Failure> {
     let seen = ctl.leader_status().await?;
-    let moves = match file {
-        Some(file) => read_plan(file)?,
+    let mut plan = match file {
+        Some(file) => Plan::read(file)?,
         None => plan(ctl, &seen).await?,
     };
-    if !moves.is_empty() {
-        replace_plan(ctl, &moves).await?;
+    let left_out = plan.keep_applicable();
+    if !plan.moves.is_empty() {
+        replace_plan(ctl, &plan.moves).await?;
     }
     Ok(Applied {
-        moves,
+        moves: plan.moves,
+        left_out,
+        conflicts: plan.conflicts,
         mode: seen.rebalance_mode(),
     })
 }
@@ -101,17 +104,6 @@ pub async fn replace_plan(ctl: &Ctl, moves: &[MoveLine]) -> Result<(), Failure> 
     Ok(())
 }
 
-fn read_plan(file: &Path) -> Result<Vec<MoveLine>, Failure> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| usage(format!("cannot read {}: {error}", file.display())))?;
-    serde_json::from_str(&text).map_err(|error| {
-        usage(format!(
-            "{} is not a plan of `ruvector ctl rebalance plan --json`: {error}",
-            file.display()
-        ))
-    })
-}
-
 async fn set_mode(ctl: &Ctl, mode: RebalanceMode) -> Result<ModeSet, Failure> {
     let request = SetRebalanceRequest {
         mode: proto::v1::RebalanceMode::from(mode).into(),
@@ -121,37 +113,39 @@ async fn set_mode(ctl: &Ctl, mode: RebalanceMode) -> Result<ModeSet, Failure> {
     Ok(ModeSet { mode })
 }
 
-fn status(seen: &Observed) -> Result<RebalanceStatus, Failure> {
+fn status(seen: &Observed, conflicts: Vec<String>) -> Result<RebalanceStatus, Failure> {
     Ok(RebalanceStatus {
         mode: seen.rebalance_mode(),
         running: seen.running_moves(),
         planned: seen.planned_moves()?,
+        splits: seen.running_splits(),
+        conflicts,
     })
-}
-
-impl Report for Plan {
-    fn text(&self) -> String {
-        let text = planned_table(&self.0, "nothing to move: the cluster is balanced");
-        match self.0.is_empty() {
-            true => text,
-            false => format!("{text}\nnothing has been changed: ruvector ctl rebalance apply\n"),
-        }
-    }
 }
 
 impl Report for Applied {
     fn text(&self) -> String {
-        if self.moves.is_empty() {
-            return "nothing to move: the cluster is balanced\n".to_owned();
-        }
-        let mut text = planned_table(&self.moves, "");
-        text += match self.mode {
-            RebalanceMode::Paused => {
-                "\nplanned, and waiting: rebalancing is paused until ruvector ctl rebalance resume\n"
-            }
-            _ => "\nmoving, as there is room; follow it with ruvector ctl rebalance status\n",
+        let mut text = match (self.moves.is_empty(), self.conflicts.is_empty()) {
+            (false, _) => planned_table(&self.moves, ""),
+            (true, true) => "nothing to balance\n".to_owned(),
+            (true, false) => "no balancing move would help\n".to_owned(),
         };
-        text
+        if !self.moves.is_empty() {
+            text += match self.mode {
+                RebalanceMode::Paused => {
+                    "\nplanned, and waiting: rebalancing is paused until ruvector ctl rebalance resume\n"
+                }
+                _ => "\nmoving, as there is room; follow it with ruvector ctl rebalance status\n",
+            };
+        }
+        if self.left_out > 0 {
+            let moves = words::counted(self.left_out, "move");
+            text += &format!(
+                "\n{moves} of the plan left out: {}\n",
+                words::BEGINS_BY_ITSELF
+            );
+        }
+        text + &remarks(&self.conflicts)
     }
 }
 
@@ -174,22 +168,25 @@ impl Report for RebalanceStatus {
         );
         text += &running_table(&self.running);
         text += &format!("\n{}", planned_table(&self.planned, "no move is planned"));
+        for split in &self.splits {
+            text += &format!("\n{}\n", split.sentence());
+        }
         if let Some(remark) = words::mode_remark(self.mode) {
             text += &format!("\n! {remark}\n");
         }
-        text
+        text + &remarks(&self.conflicts)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{observed, quarter, running};
+    use super::super::testing::{observed, quarter, running, split};
     use super::*;
     use cluster_core::map::ReplicaState::{Learner, Serving};
 
     #[test]
     fn the_status_says_that_nothing_runs_when_nothing_runs() {
-        let report = status(&observed(2, &[&[(1, 3, Serving)]])).expect("a status");
+        let report = status(&observed(2, &[&[(1, 3, Serving)]]), Vec::new()).expect("a status");
         let text = report.text();
         assert!(text.starts_with("rebalancing auto   running 0   planned 0\n"));
         assert!(text.contains("no move is running") && text.contains("no move is planned"));
@@ -206,33 +203,42 @@ mod tests {
         let planned = running(2, Some(1), 3, None);
         seen.status.planned = planned.r#move.into_iter().collect();
         seen.status.set_rebalance(proto::v1::RebalanceMode::Paused);
-        let report = status(&seen).expect("a status");
+        split(&mut seen, 2, &[1, 3]);
+        let report = status(&seen, vec!["add nodes".to_owned()]).expect("a status");
         let text = report.text();
         let at = |what: &str| {
             text.find(what)
                 .unwrap_or_else(|| panic!("{what} in {text}"))
         };
-        assert!(at("1 → 2") < at("1 → 3") && at("1 → 3") < at("! rebalancing is paused"));
+        assert!(
+            at("1 → 2") < at("1 → 3") && at("1 → 3") < at("partition 2 is being split: 1 of 4")
+        );
+        assert!(at("being split") < at("! rebalancing is paused"));
+        assert!(at("! rebalancing is paused") < at("! add nodes"));
 
         let json = serde_json::to_value(&report).expect("encodes");
         assert_eq!(json["mode"], "paused");
         assert_eq!(json["running"][0]["phase"], "copying");
         assert_eq!(json["running"][0]["left_ms"], 12_000);
         assert_eq!(json["planned"][0]["to"], 3);
+        assert_eq!(json["splits"][0]["replicas"], 4);
+        assert_eq!(json["conflicts"][0], "add nodes");
     }
 
     #[test]
-    fn a_plan_that_does_not_parse_names_its_file() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("plan.json");
-        std::fs::write(&file, "{}").expect("writes");
-        let problem = read_plan(&file).expect_err("no plan").to_string();
-        assert!(problem.contains("plan.json"), "{problem}");
-        std::fs::write(
-            &file,
-            "[{\"partition\":1,\"from\":1,\"to\":2,\"reason\":\"operator\"}]",
-        )
-        .expect("writes");
-        assert_eq!(read_plan(&file).expect("a plan").len(), 1);
+    fn applying_says_what_is_left_out_and_what_is_in_the_way() {
+        let report = Applied {
+            moves: Vec::new(),
+            left_out: 1,
+            conflicts: vec!["add nodes".to_owned()],
+            mode: RebalanceMode::Auto,
+        };
+        let text = report.text();
+        assert!(text.starts_with("no balancing move would help\n"), "{text}");
+        assert!(
+            text.contains("1 move of the plan left out: repairs and drains begin by themselves"),
+            "{text}"
+        );
+        assert!(text.ends_with("\n! add nodes\n"), "{text}");
     }
 }

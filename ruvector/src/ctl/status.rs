@@ -141,41 +141,7 @@ impl Status {
                 "no node has joined: start one with ruvector node --coordinators …".to_owned(),
             );
         }
-        for source in self
-            .sources
-            .iter()
-            .filter(|source| !source.problem.is_empty())
-        {
-            problems.push(format!(
-                "source {} ({}): {}",
-                source.id, source.name, source.problem
-            ));
-        }
-        for collection in seen.map.collections.values() {
-            if let cluster_core::collection::CollectionState::Failed { reason } = &collection.state
-            {
-                problems.push(format!(
-                    "collection {} ({}): {reason}",
-                    collection.id.0, collection.spec.index_name
-                ));
-            }
-            if let Some(stale) = words::needs_reconcile(seen.map.partitions_of(collection.id)) {
-                problems.push(format!(
-                    "collection {} ({}): {stale}",
-                    collection.id.0, collection.spec.index_name
-                ));
-            }
-        }
-        for partition in seen.map.partitions.values() {
-            for (node, report) in seen.replica_reports(partition.id) {
-                if !report.problem.is_empty() {
-                    problems.push(format!(
-                        "partition {} on node {node}: {}",
-                        partition.id.0, report.problem
-                    ));
-                }
-            }
-        }
+        problems.extend(seen.problems());
         problems
     }
 }
@@ -347,8 +313,8 @@ impl Report for Status {
             text += &format!("\n{}", running_table(&self.moves));
         }
         for node in self.nodes.iter().filter(|node| node.is_draining) {
-            let (id, replicas) = (node.id, node.replicas_left);
-            text += &format!("\n! node {id} drains: {replicas} replicas are left\n");
+            let left = words::counted(node.replicas_left, "replica");
+            text += &format!("\n! node {} drains: {left} left\n", node.id);
         }
         if let Some(remark) = words::mode_remark(self.rebalance) {
             text += &format!("\n! {remark}\n");

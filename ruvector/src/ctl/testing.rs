@@ -69,6 +69,35 @@ pub fn alive(node_id: u64, renewed_ms_ago: u64, rows: &[(u64, u64)]) -> NodeStat
     }
 }
 
+pub fn planned(partition: u64, from: Option<u64>, to: u64, reason: MoveReason) -> PlannedMove {
+    PlannedMove {
+        partition_id: partition,
+        to_node_id: to,
+        from_node_id: from,
+        reason: reason.into(),
+    }
+}
+
+/// Partition `of` is being split on `nodes`: of its halves only the first
+/// replica of the lower serves yet.
+pub fn split(seen: &mut Observed, of: u64, nodes: &[u64]) {
+    let replica = |node: &u64| Replica {
+        node: NodeId(*node),
+        generation: Generation(50),
+        state: ReplicaState::Learner,
+    };
+    let half = |id: u64, range: HashRange| Partition {
+        id: PartitionId(id),
+        collection: CollectionId(1),
+        range,
+        replicas: nodes.iter().map(replica).collect(),
+    };
+    let ranges = HashRange::tile(2);
+    let (mut low, high) = (half(101, ranges[0]), half(102, ranges[1]));
+    low.replicas[0].state = ReplicaState::Serving;
+    seen.map.splits.insert(PartitionId(of), Split { low, high });
+}
+
 pub fn running(
     partition: u64,
     from: Option<u64>,
@@ -76,12 +105,7 @@ pub fn running(
     learner: Option<LearnerProgress>,
 ) -> MoveStatus {
     MoveStatus {
-        r#move: Some(PlannedMove {
-            partition_id: partition,
-            to_node_id: to,
-            from_node_id: from,
-            reason: MoveReason::Drain.into(),
-        }),
+        r#move: Some(planned(partition, from, to, MoveReason::Drain)),
         generation: 9,
         running_ms: 6_000,
         learner,

@@ -1,7 +1,17 @@
 //! One word for one idea, in every table and every JSON answer.
 
+use super::table::count;
 use cluster_core::control::{MoveReason, RebalanceMode};
 use cluster_core::map::{Partition, ReplicaState};
+
+/// Of moves that nobody has to apply.
+pub const BEGINS_BY_ITSELF: &str = "repairs and drains begin by themselves, as there is room";
+
+/// `1 replica`, `2 replicas`, `1,000 replicas`.
+pub fn counted(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", count(number as u64))
+}
 
 pub fn replica_state(state: ReplicaState) -> &'static str {
     match state {
@@ -74,5 +84,14 @@ mod tests {
         let two = said(&[&[(1, 1, Stale), (2, 2, Stale)], &[(2, 3, Stale)]]);
         let text = "2 partitions stale: needs reconcile (REINDEX the index)";
         assert_eq!(two.as_deref(), Some(text));
+    }
+
+    #[test]
+    fn one_is_singular() {
+        let said = [0, 1, 2, 1_000].map(|number| counted(number, "replica"));
+        assert_eq!(
+            said,
+            ["0 replicas", "1 replica", "2 replicas", "1,000 replicas"]
+        );
     }
 }
