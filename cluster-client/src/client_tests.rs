@@ -1,4 +1,5 @@
 use super::*;
+use cluster_core::ids::{LeaseEpoch, MapVersion};
 
 fn client(configured: &[&str]) -> ClusterClient {
     ClusterClient::new(ClientConfig {
