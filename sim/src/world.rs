@@ -25,6 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 const HEARTBEAT_MS: u64 = 150;
 const POSTGRES_TICK_MS: u64 = 20;
+/// When an operator acts on a node that was cut off.
+const EMPTIED_AFTER_MS: [u64; 3] = [200, 900, 2_000];
 
 enum Event {
     Deliver(Proc, Proc, Message),
@@ -36,6 +38,8 @@ enum Event {
     Fault,
     Undo(Fault),
     Move,
+    /// Somebody takes a node for lost, and empties it.
+    Empty(Proc),
     Look,
 }
 
@@ -199,7 +203,8 @@ impl World {
             Event::Postgres => self.work(),
             Event::Fault => self.fault(),
             Event::Undo(fault) => self.undo(fault),
-            Event::Move => self.begin_move(),
+            Event::Move => self.move_something(),
+            Event::Empty(process) => self.begin_move(Some(process)),
             Event::Look => self.look(),
         }
     }
@@ -517,6 +522,11 @@ impl World {
                 for (from, to) in links {
                     self.network.cut(*from, *to);
                 }
+                if let Some((node @ Proc::Node(_), _)) = links.first() {
+                    for after in EMPTIED_AFTER_MS {
+                        self.schedule(after, Event::Empty(*node));
+                    }
+                }
             }
             Fault::SlowDisk(node) => self.disks[*node].slow_until(self.now + lasts),
         }
@@ -576,14 +586,19 @@ impl World {
         }
     }
 
+    fn move_something(&mut self) {
+        let next = self.rng.between(200, self.scenario.move_every_ms);
+        self.schedule(next, Event::Move);
+        self.begin_move(None);
+    }
+
     /// An operator, or the leader's planning, wants a partition elsewhere.
-    fn begin_move(&mut self) {
+    fn begin_move(&mut self, from: Option<Proc>) {
         if self.is_calm {
             return;
         }
-        let next = self.rng.between(200, self.scenario.move_every_ms);
-        self.schedule(next, Event::Move);
-        let Some(command) = self.scenario.a_move(&self.state, &mut self.rng) else {
+        let command = self.scenario.a_move(&self.state, from, &mut self.rng);
+        let Some(command) = command else {
             return;
         };
         for member in 0..raft::MEMBERS {
