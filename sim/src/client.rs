@@ -44,6 +44,7 @@ struct Scan {
     keys: BTreeSet<RowKey>,
 }
 
+#[derive(Default)]
 pub struct Client {
     map: Arc<PartitionMap>,
     fetching_map: Option<(Ticket, u64)>,
@@ -59,19 +60,6 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new() -> Self {
-        Self {
-            map: Arc::default(),
-            fetching_map: None,
-            map_at: 0,
-            committed: Lsn(0),
-            held: None,
-            scan: None,
-            next_at: 0,
-            is_final: false,
-        }
-    }
-
     pub fn tick(&mut self, postgres: &mut Postgres, effects: &mut Effects<'_>) {
         let now = effects.now;
         if self
@@ -166,7 +154,7 @@ impl Client {
             hedge_after_ms: effects.rng.chance(500).then_some(120),
             ..ScanLimits::default()
         };
-        let seed = effects.rng.next();
+        let seed = effects.rng.draw();
         self.scan = Some(Scan {
             scan: DistributedScan::new(collection, &self.map, limits, [], seed),
             collection,

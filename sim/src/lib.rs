@@ -13,7 +13,7 @@
 //! In reading order: chance and time ([`random`], [`clock`]), what exists
 //! ([`process`], [`message`], [`network`], [`disk`], [`raft`], [`postgres`],
 //! [`oracle`]), who acts ([`coordinator`], [`node`], [`consumer`], [`client`]),
-//! what happens ([`scenario`], [`faults`], [`world`]), and what must hold
+//! what happens ([`scenario`], [`faults`], [`events`], [`world`]), and what must hold
 //! ([`checks`], [`settle`], [`mutant`]).
 //!
 //! # What is asserted
@@ -50,6 +50,7 @@ pub mod consumer;
 pub mod coordinator;
 pub mod disk;
 pub mod duties;
+pub mod events;
 pub mod faults;
 pub mod leases;
 pub mod message;

@@ -4,6 +4,7 @@ use crate::checks::serving_when_ready;
 use crate::clock::WorldMs;
 use crate::faults::Cast;
 use crate::network::NetworkProfile;
+use crate::process::Proc;
 use crate::random::Rng;
 use cluster_core::control::{ClusterState, Command, MoveReason};
 use cluster_core::ids::NodeId;
@@ -79,14 +80,26 @@ impl Scenario {
     }
 
     /// Another copy of a partition, mostly in the place of one.
-    pub fn a_move(&self, state: &ClusterState, rng: &mut Rng) -> Option<Command> {
-        let serving: Vec<_> = serving_when_ready(state.map()).collect();
+    pub fn a_move(
+        &self,
+        state: &ClusterState,
+        from: Option<Proc>,
+        rng: &mut Rng,
+    ) -> Option<Command> {
+        let at = |node: &NodeId| {
+            let known = state.map().nodes.get(node);
+            known.and_then(|known| Proc::at(&known.address))
+        };
+        let serving = serving_when_ready(state.map());
+        let is_meant = |node: &NodeId| from.is_none() || at(node) == from;
+        let serving: Vec<_> = serving.filter(|(_, node, _)| is_meant(node)).collect();
+        let is_emptied = from.is_some();
         let (partition, from, _) = *rng.pick(&serving)?;
         let record = state.map().partitions.get(&partition)?;
         let free = state.map().nodes.keys().copied();
         let free: Vec<NodeId> = free.filter(|n| record.replica_on(*n).is_none()).collect();
         let to = *rng.pick(&free)?;
-        let adds = record.replicas.len() < REPLICAS_MAX && rng.chance(250);
+        let adds = !is_emptied && record.replicas.len() < REPLICAS_MAX && rng.chance(250);
         Some(Command::StartMove {
             partition,
             to,

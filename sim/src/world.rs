@@ -8,7 +8,7 @@ use crate::clock::{Clock, WorldMs};
 use crate::consumer::Consumer;
 use crate::coordinator::Coordinator;
 use crate::disk::Disk;
-use crate::faults::{self, Cast, Fault};
+use crate::faults::{Cast, Fault};
 use crate::message::Message;
 use crate::mutant::Mutant;
 use crate::network::Network;
@@ -20,13 +20,11 @@ use crate::random::Rng;
 use crate::scenario::Scenario;
 use crate::trace::Trace;
 use cluster_core::control::{ClusterState, Command, CoordinatorMember};
-use cluster_core::wal_position::Lsn;
 use std::collections::{BTreeMap, BTreeSet};
 
 const HEARTBEAT_MS: u64 = 150;
-const POSTGRES_TICK_MS: u64 = 20;
 
-enum Event {
+pub(crate) enum Event {
     Deliver(Proc, Proc, Message),
     Timer(Proc, u64, Timer),
     Synced(usize, u64, Ticket),
@@ -36,11 +34,13 @@ enum Event {
     Fault,
     Undo(Fault),
     Move,
+    /// Somebody takes a node for lost, and empties it.
+    Empty(Proc),
     Look,
 }
 
 /// What a process is handed.
-enum Input {
+pub(crate) enum Input {
     Restart,
     Message(Proc, Message),
     Timer(Timer),
@@ -69,13 +69,13 @@ pub struct World {
     queue: BTreeMap<(WorldMs, u64), Event>,
     queued: u64,
     mutant: Option<Mutant>,
-    tickets: u64,
+    pub(crate) tickets: u64,
     clocks: BTreeMap<Proc, Clock>,
     /// Counts starts, so that a crash voids what was under way.
-    starts: BTreeMap<Proc, u64>,
-    down: BTreeSet<Proc>,
-    paused: BTreeMap<Proc, WorldMs>,
-    raft: Raft,
+    pub(crate) starts: BTreeMap<Proc, u64>,
+    pub(crate) down: BTreeSet<Proc>,
+    pub(crate) paused: BTreeMap<Proc, WorldMs>,
+    pub(crate) raft: Raft,
     committed: usize,
     coordinators: Vec<Coordinator>,
     nodes: Vec<Node>,
@@ -110,7 +110,7 @@ impl World {
             now: 0,
             postgres: Postgres::new(scenario.keys, &mut rng),
             disks: (0..cast.nodes).map(|_| Disk::default()).collect(),
-            clients: (0..cast.clients).map(|_| Client::new()).collect(),
+            clients: (0..cast.clients).map(|_| Client::default()).collect(),
             state: ClusterState::default(),
             checks: Checks::default(),
             trace: Trace::new(prints),
@@ -151,7 +151,7 @@ impl World {
         world
     }
 
-    fn schedule(&mut self, after: WorldMs, event: Event) {
+    pub(crate) fn schedule(&mut self, after: WorldMs, event: Event) {
         self.queued += 1;
         self.queue.insert((self.now + after, self.queued), event);
     }
@@ -199,7 +199,8 @@ impl World {
             Event::Postgres => self.work(),
             Event::Fault => self.fault(),
             Event::Undo(fault) => self.undo(fault),
-            Event::Move => self.begin_move(),
+            Event::Move => self.move_something(),
+            Event::Empty(process) => self.begin_move(Some(process)),
             Event::Look => self.look(),
         }
     }
@@ -225,7 +226,7 @@ impl World {
         !self.down.contains(&process) && self.start_of(process) == start
     }
 
-    fn input(&mut self, process: Proc, input: Input) {
+    pub(crate) fn input(&mut self, process: Proc, input: Input) {
         let now = self.clocks[&process].read(self.now);
         let mutant = self.mutant;
         let mut effects = Effects::new(process, now, &mut self.rng, mutant, &mut self.tickets);
@@ -318,7 +319,7 @@ impl World {
         }
     }
 
-    fn send(
+    pub(crate) fn send(
         &mut self,
         (from, to): (Proc, Proc),
         channel: crate::process::Channel,
@@ -457,142 +458,6 @@ impl World {
             for (follower, index) in heard {
                 self.input(Proc::Coordinator(follower), Input::Heard(leader, index));
             }
-        }
-    }
-
-    /// Sessions write, and the walsender sends.
-    fn work(&mut self) {
-        self.schedule(POSTGRES_TICK_MS, Event::Postgres);
-        if !self.is_calm {
-            self.write();
-        }
-        self.input(Proc::Postgres, Input::Timer(Timer::Tick));
-    }
-
-    fn write(&mut self) {
-        let open = self.postgres.open_transactions().to_vec();
-        if open.len() < 4 && self.rng.chance(self.scenario.writes_per_mille) {
-            self.postgres.begin();
-        }
-        if let Some(xid) = self.rng.pick(&open).copied()
-            && self.rng.chance(200)
-        {
-            let end = self.postgres.commit(xid, &mut self.rng);
-            self.committed_by_somebody(end);
-        }
-        let redefines =
-            self.postgres.end() > Lsn(1_000) && self.rng.chance(self.scenario.defines(self.now));
-        if redefines {
-            self.scenario.definitions += 1;
-            self.postgres.define(self.scenario.definitions);
-        }
-    }
-
-    pub(crate) fn committed_by_somebody(&mut self, end: Lsn) {
-        let last = self.postgres.last();
-        self.trace.line(self.now, format_args!("commit {last:?}"));
-        let session = self.rng.below(self.clients.len() as u64) as usize;
-        if let Some(session) = self.clients.get_mut(session) {
-            session.committed = end;
-        }
-    }
-
-    fn fault(&mut self) {
-        if self.is_calm {
-            return;
-        }
-        let next = faults::next_in(&mut self.rng);
-        self.schedule(next, Event::Fault);
-        let leader = (0..raft::MEMBERS).find(|m| self.raft.leads(*m).is_some());
-        let (fault, lasts) = faults::draw(self.scenario.cast, leader, &mut self.rng);
-        self.trace
-            .line(self.now, format_args!("fault for {lasts}: {fault:?}"));
-        match &fault {
-            Fault::Crash(process) => self.crash(*process),
-            Fault::Pause(process) => {
-                let until = self.paused.entry(*process).or_default();
-                *until = (self.now + lasts).max(*until);
-            }
-            Fault::Cut(links) => {
-                for (from, to) in links {
-                    self.network.cut(*from, *to);
-                }
-            }
-            Fault::SlowDisk(node) => self.disks[*node].slow_until(self.now + lasts),
-        }
-        self.schedule(lasts, Event::Undo(fault));
-    }
-
-    fn crash(&mut self, process: Proc) {
-        if !self.down.insert(process) {
-            return;
-        }
-        *self.starts.entry(process).or_default() += 1;
-        match process {
-            Proc::Node(node) => self.disks[node].crash(&mut self.rng),
-            Proc::Coordinator(member) => self.raft.crash(member),
-            _ => {}
-        }
-    }
-
-    fn undo(&mut self, fault: Fault) {
-        match fault {
-            Fault::Crash(process) => self.start(process),
-            Fault::Cut(links) if !self.is_calm => {
-                for (from, to) in links {
-                    self.network.mend(from, to);
-                }
-            }
-            Fault::Cut(_) | Fault::Pause(_) | Fault::SlowDisk(_) => {}
-        }
-    }
-
-    fn start(&mut self, process: Proc) {
-        if !self.down.remove(&process) {
-            return;
-        }
-        self.trace.line(self.now, format_args!("{process} starts"));
-        if let Proc::Coordinator(member) = process {
-            self.raft.restart(member);
-        }
-        self.input(process, Input::Restart);
-    }
-
-    /// Undoes every fault; nothing fails from here on. A pause runs out, since what
-    /// it holds back must not be overtaken.
-    pub fn calm(&mut self) {
-        self.is_calm = true;
-        self.network.calm();
-        for disk in &mut self.disks {
-            disk.slow_until(0);
-        }
-        for process in std::mem::take(&mut self.down) {
-            self.down.insert(process);
-            self.start(process);
-        }
-        for xid in self.postgres.open_transactions().to_vec() {
-            let end = self.postgres.commit(xid, &mut self.rng);
-            self.committed_by_somebody(end);
-        }
-    }
-
-    /// An operator, or the leader's planning, wants a partition elsewhere.
-    fn begin_move(&mut self) {
-        if self.is_calm {
-            return;
-        }
-        let next = self.rng.between(200, self.scenario.move_every_ms);
-        self.schedule(next, Event::Move);
-        let Some(command) = self.scenario.a_move(&self.state, &mut self.rng) else {
-            return;
-        };
-        for member in 0..raft::MEMBERS {
-            self.tickets += 1;
-            let call = Ticket(self.tickets);
-            let command = command.clone();
-            let message = Message::Propose { call, command };
-            let link = (Proc::Client(0), Proc::Coordinator(member));
-            self.send(link, crate::process::Channel::Call, message);
         }
     }
 

@@ -6,9 +6,9 @@ use sim::mutant::Mutant;
 use sim::{Options, Report, run};
 
 /// About twenty seconds of a release build on two busy cores.
-const SEEDS: u64 = 250;
+const SEEDS: u64 = 200;
 /// Some seed of these sees each mutant.
-const MUTANT_SEEDS: u64 = 80;
+const MUTANT_SEEDS: u64 = 120;
 
 fn hold(seeds: impl Iterator<Item = u64>) -> Vec<Report> {
     let reports: Vec<Report> = seeds.map(|seed| run(Options::seed(seed))).collect();

@@ -269,12 +269,12 @@ impl Run {
             Phase::Open if is_idle => {
                 backfill.phase = Phase::Snapshot { call: None };
             }
-            Phase::Snapshot { call } => {
-                if call.is_none_or(|(_, since)| now >= since + CALL_TIMEOUT_MS) {
-                    let ticket = effects.ticket();
-                    *call = Some((ticket, now));
-                    effects.call(Proc::Postgres, Message::TakeSnapshot { call: ticket });
-                }
+            Phase::Snapshot { call }
+                if call.is_none_or(|(_, since)| now >= since + CALL_TIMEOUT_MS) =>
+            {
+                let ticket = effects.ticket();
+                *call = Some((ticket, now));
+                effects.call(Proc::Postgres, Message::TakeSnapshot { call: ticket });
             }
             Phase::Copy if is_idle => {
                 backfill.phase = Phase::Settle {

@@ -6,6 +6,8 @@ mod asks;
 mod backfill;
 mod commit;
 mod feed;
+mod replicas;
+mod router;
 mod run;
 
 use crate::checks::Fact;

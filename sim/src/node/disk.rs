@@ -10,6 +10,8 @@ use cluster_core::xid::FullXid;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub type Former = (FullXid, Box<[f32]>);
+
 /// The records of one replica.
 #[derive(Clone, Debug, Default)]
 pub struct ReplicaData {
@@ -18,7 +20,8 @@ pub struct ReplicaData {
     pub watermark: WalPosition,
     pub rows: BTreeMap<RowKey, StoredRow>,
     pub tombstones: BTreeMap<RowKey, Tombstone>,
-    pub formers: BTreeMap<(RowKey, WalPosition), (FullXid, Box<[f32]>)>,
+    /// By key and end: who ended the version, and its vector.
+    pub formers: BTreeMap<(RowKey, WalPosition), Former>,
     pub truncated: WalPosition,
     /// The highest stamp of a backfill's rows.
     pub stamp_high: WalPosition,

@@ -4,25 +4,24 @@
 //! calling the core is decided here by calling the core.
 
 pub mod checkpoint;
+mod copy;
 pub mod disk;
 pub mod learner;
 mod search;
 mod stage;
+mod stream;
 mod writer;
 
 use crate::checks::Fact;
 use crate::coordinator::SOURCE;
-use crate::message::{Fenced, Message, Report};
-use crate::mutant::Mutant;
+use crate::message::Message;
 use crate::process::{Effects, Proc, Ticket, Timer};
 use crate::raft;
 use cluster_core::collection::CollectionState;
 use cluster_core::control::{Command, Response};
 use cluster_core::ids::*;
-use cluster_core::learner::choose_peer;
 use cluster_core::lease::HeldLease;
 use cluster_core::map::{PartitionMap, ReplicaState};
-use cluster_core::row_key::RowKey;
 use cluster_core::scan::MapStamp;
 use cluster_core::wal_position::WalPosition;
 use cluster_core::xid::FullXid;
@@ -313,93 +312,6 @@ impl Node {
         }
     }
 
-    fn install(&mut self, token: ConsumerEpoch, then: Then, effects: &mut Effects<'_>) {
-        if token <= self.token {
-            return self.installed(token, then, effects);
-        }
-        let ticket = effects.write(NodeWrite::Token(token));
-        self.writes.insert(ticket, Written::Token(token, then));
-    }
-
-    /// The token is on disk, or one at least as high was.
-    fn installed(&mut self, token: ConsumerEpoch, then: Then, effects: &mut Effects<'_>) {
-        let is_fenced = token < self.token;
-        self.token = token.max(self.token);
-        match then {
-            Then::Installed(to, call) => {
-                let result = match is_fenced {
-                    true => Err(Fenced),
-                    false => Ok(self.reports()),
-                };
-                effects.call(to, Message::Installed { call, result });
-            }
-            Then::Open(consumer, ticket) if is_fenced => {
-                effects.stream(consumer, ticket, Message::Refused { stream: ticket });
-            }
-            Then::Open(consumer, ticket) => {
-                self.stream = Some(Stream {
-                    ticket,
-                    consumer,
-                    token,
-                });
-                let reports = self.reports();
-                let opened = Message::Opened {
-                    stream: ticket,
-                    reports,
-                };
-                effects.stream(consumer, ticket, opened);
-            }
-        }
-    }
-
-    fn reports(&self) -> Vec<Report> {
-        let replicas = self.replicas.iter();
-        replicas.map(|(id, replica)| report(*id, replica)).collect()
-    }
-
-    /// Tells the consumer where one replica stands, or all.
-    fn report(&self, only: Option<PartitionId>, effects: &mut Effects<'_>) {
-        let Some(stream) = self.stream else { return };
-        let told = self.replicas.iter();
-        let told = told.filter(|(id, _)| only.is_none_or(|only| only == **id));
-        let watermarks = Message::Watermarks {
-            stream: stream.ticket,
-            reports: told.map(|(id, replica)| report(*id, replica)).collect(),
-        };
-        effects.stream(stream.consumer, stream.ticket, watermarks);
-    }
-
-    fn gap(&self, stream: Ticket, partition: PartitionId, effects: &mut Effects<'_>) {
-        let current = self.stream.filter(|s| s.ticket == stream);
-        if let Some(current) = current {
-            let gap = Message::Gap { stream, partition };
-            effects.stream(current.consumer, stream, gap);
-        }
-    }
-
-    /// The stream, if it is the present one and may feed.
-    fn feeding(&mut self, ticket: Ticket, effects: &mut Effects<'_>) -> Option<Stream> {
-        let stream = self.stream.filter(|s| s.ticket == ticket)?;
-        if stream.token < self.token || !self.lease.is_held(effects.now) {
-            self.refuse(effects);
-            return None;
-        }
-        effects.tell(Fact::Fed {
-            token: stream.token,
-            installed: self.token,
-        });
-        Some(stream)
-    }
-
-    fn refuse(&mut self, effects: &mut Effects<'_>) {
-        if let Some(Stream {
-            ticket, consumer, ..
-        }) = self.stream.take()
-        {
-            effects.stream(consumer, ticket, Message::Refused { stream: ticket });
-        }
-    }
-
     pub fn on(&mut self, from: Proc, message: Message, effects: &mut Effects<'_>) {
         match message {
             Message::Granted {
@@ -408,12 +320,10 @@ impl Node {
                 ttl_ms,
                 ..
             } => self.granted(call, known, ttl_ms, effects),
-            Message::NotLeader { call, hint } => {
-                if self.renewing.is_some_and(|(c, _)| c == call) {
-                    self.renewing = None;
-                    self.leader = hint.unwrap_or((self.leader + 1) % raft::MEMBERS);
-                    self.renew_at = effects.now + CALL_TIMEOUT_MS / 4;
-                }
+            Message::NotLeader { call, hint } if self.renewing.is_some_and(|(c, _)| c == call) => {
+                self.renewing = None;
+                self.leader = hint.unwrap_or((self.leader + 1) % raft::MEMBERS);
+                self.renew_at = effects.now + CALL_TIMEOUT_MS / 4;
             }
             Message::Answer {
                 call,
@@ -512,178 +422,5 @@ impl Node {
             before,
             after: self.lease.epoch(),
         });
-    }
-
-    fn feed(&mut self, message: Message, effects: &mut Effects<'_>) {
-        match message {
-            Message::Attach {
-                stream,
-                partition,
-                generation,
-                from,
-            } => {
-                if self.feeding(stream, effects).is_none() {
-                    return;
-                }
-                let held = self.replicas.get(&partition).map(|r| r.data.generation);
-                let is_serving =
-                    self.assigned(partition, generation) == Some(ReplicaState::Serving);
-                // One that is not here yet is attached again later.
-                if held == Some(generation) && !is_serving {
-                    effects.note(format!("{partition} is attached at {from}"));
-                    // What follows on the stream is queued behind the attachment.
-                    if let Some(replica) = self.replicas.get_mut(&partition) {
-                        replica.attached = Some(stream);
-                    }
-                    self.queue(partition, Job::Attach(from), effects);
-                }
-            }
-            Message::Apply { stream, batch } => {
-                if self.feeding(stream, effects).is_none() {
-                    return;
-                }
-                let partition = batch.partition;
-                match self.is_fed(partition, batch.generation, stream) {
-                    Some(true) => self.queue(partition, Job::Batch(stream, batch), effects),
-                    Some(false) => {}
-                    None => {
-                        // A newer map may assign it.
-                        self.map_at = effects.now;
-                        self.refuse(effects);
-                    }
-                }
-            }
-            Message::NothingElse {
-                stream,
-                to,
-                fed,
-                oldest_xmin,
-                confirmed,
-            } => {
-                if self.feeding(stream, effects).is_none() {
-                    return;
-                }
-                self.retention = (oldest_xmin, confirmed);
-                for partition in self.partitions() {
-                    let generation = self.replicas[&partition].data.generation;
-                    let is_named = fed.contains(&(partition, generation))
-                        && self.is_fed(partition, generation, stream) == Some(true);
-                    if is_named || effects.is_broken(Mutant::NothingElseToUnfed) {
-                        self.queue(partition, Job::NothingElse(stream, to), effects);
-                    }
-                }
-                self.look_at_searches(effects);
-            }
-            _ => {}
-        }
-    }
-
-    /// Whether the stream feeds a replica of this generation: a learner only from
-    /// its attachment on. `None`: the stream takes for granted what is not so here.
-    fn is_fed(
-        &self,
-        partition: PartitionId,
-        generation: Generation,
-        stream: Ticket,
-    ) -> Option<bool> {
-        let replica = self.replicas.get(&partition);
-        let replica = replica.filter(|r| r.data.generation == generation);
-        let is_learner = self.assigned(partition, generation) == Some(ReplicaState::Learner);
-        let Some(replica) = replica else {
-            // A learner that is not here yet is attached again later.
-            return is_learner.then_some(false);
-        };
-        let is_learning = replica.data.learning.is_some();
-        if replica.attached == Some(stream) || !(is_learner || is_learning) {
-            return Some(true);
-        }
-        // One that is live may be taken for serving already, on a newer map:
-        // what is left out of its feed would be missing.
-        is_learning.then_some(false)
-    }
-
-    fn checkpoint(
-        &self,
-        partition: PartitionId,
-        at_least: WalPosition,
-        after: Option<&RowKey>,
-    ) -> Option<checkpoint::CheckpointPage> {
-        let replica = self.replicas.get(&partition)?;
-        let state = self.assigned(partition, replica.data.generation);
-        let serves = state == Some(ReplicaState::Serving)
-            && replica.data.learning.is_none()
-            && replica.data.open_backfill.is_none()
-            && replica.applied >= at_least;
-        serves.then(|| checkpoint::page(&replica.data, replica.applied, after))
-    }
-
-    /// Asks serving peers for the next pages of what is being copied.
-    fn fetch_checkpoints(&mut self, effects: &mut Effects<'_>) {
-        for (partition, replica) in &mut self.replicas {
-            let Some(learning) = &replica.data.learning else {
-                continue;
-            };
-            let waits = |(_, at): (Ticket, u64)| effects.now < at + CALL_TIMEOUT_MS;
-            let Some(wanted) = learning.wants() else {
-                continue;
-            };
-            if replica.is_busy || replica.fetching.is_some_and(waits) {
-                continue;
-            }
-            let Some(record) = self.map.partitions.get(partition) else {
-                continue;
-            };
-            let Some(member) = self.member else { continue };
-            // Turns stand for failures in a row: any peer may be the next.
-            let turn = effects.rng.below(8) as u32;
-            let peer = choose_peer(record, member, turn);
-            let peer = peer.and_then(|r| Proc::at(&self.map.nodes.get(&r.node)?.address));
-            let Some(peer) = peer else { continue };
-            let call = effects.ticket();
-            replica.fetching = Some((call, effects.now));
-            let fetch = Message::FetchCheckpoint {
-                call,
-                partition: *partition,
-                at_least: wanted.at_least,
-                after: RowKey::from_bytes(wanted.after.0).ok(),
-            };
-            effects.call(peer, fetch);
-        }
-    }
-
-    fn copied(
-        &mut self,
-        call: Ticket,
-        page: Option<checkpoint::CheckpointPage>,
-        effects: &mut Effects<'_>,
-    ) {
-        let asked = |r: &Replica| r.fetching.is_some_and(|(c, _)| c == call);
-        let found = self.replicas.iter_mut().find(|(_, r)| asked(r));
-        let Some((partition, replica)) = found else {
-            return;
-        };
-        let partition = *partition;
-        match page {
-            Some(page) => {
-                replica.fetching = None;
-                self.queue(partition, Job::Copy(page), effects);
-            }
-            // Asked again, of whom chance names, when the call is over.
-            None => {}
-        }
-    }
-}
-
-fn report(partition: PartitionId, replica: &Replica) -> Report {
-    let learning = replica.data.learning.as_ref();
-    Report {
-        partition,
-        generation: replica.data.generation,
-        is_learning: learning.is_some(),
-        applied: match learning {
-            Some(_) => WalPosition::ZERO,
-            None => replica.applied,
-        },
-        durable: learning.map_or(replica.durable, |l| l.learner.durable()),
     }
 }

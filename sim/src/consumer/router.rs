@@ -1,0 +1,188 @@
+//! Which change goes to which partition, and when a partition's batch leaves.
+
+use super::backfill::Backfill;
+use super::feed::{Feed, Retention};
+use super::replicas::{is_fed, key};
+use super::run::{Run, end_of};
+use crate::process::{Effects, Proc};
+use cluster_core::change::{Change, PositionedChange};
+use cluster_core::collection::CollectionState;
+use cluster_core::confirm::ReplicaKey;
+use cluster_core::ids::*;
+use cluster_core::map::{PartitionMap, ReplicaState};
+use cluster_core::wal_position::WalPosition;
+use std::sync::Arc;
+
+/// Changes of a partition that are sent together.
+const BATCH_CHANGES_MAX: usize = 4;
+
+impl Run {
+    pub fn add_collection(&mut self, map: &Arc<PartitionMap>, id: CollectionId) {
+        let Some(collection) = map.collections.get(&id) else {
+            return;
+        };
+        if self.collections.contains_key(&id) || !is_fed(map, id) {
+            return;
+        }
+        let is_complete = matches!(collection.state, CollectionState::Ready { .. });
+        let from = match is_complete {
+            true => end_of(self.start),
+            false => WalPosition::ZERO,
+        };
+        let mut ranges = Vec::new();
+        for partition in map.partitions_of(id) {
+            ranges.push((partition.range, partition.id));
+            // One that is released may lie below the slot by now: it is left alone.
+            for replica in partition.in_state(ReplicaState::Serving) {
+                let Some(feed) = self.feed(map, replica.node) else {
+                    continue;
+                };
+                feed.add(partition.id, replica.generation, from, is_complete);
+                self.require(key(partition.id, replica.node, replica.generation));
+            }
+        }
+        self.collections.insert(id, ranges);
+        if !is_complete {
+            self.backfills.insert(id, Backfill::new(id));
+        }
+    }
+
+    pub(super) fn feed(&mut self, map: &PartitionMap, node: NodeId) -> Option<&mut Feed> {
+        let process = Proc::at(&map.nodes.get(&node)?.address)?;
+        let (token, start) = (self.token, end_of(self.start));
+        let feed = self.feeds.entry(node);
+        Some(feed.or_insert_with(|| Feed::new(process, token, start)))
+    }
+
+    pub fn drop_gone(&mut self, map: &PartitionMap) {
+        let gone = self.collections.keys().filter(|id| !is_fed(map, **id));
+        for id in gone.copied().collect::<Vec<_>>() {
+            for (_, partition) in self.collections.remove(&id).unwrap_or_default() {
+                self.buffers.remove(&partition);
+                self.sent_to.remove(&partition);
+                for feed in self.feeds.values_mut() {
+                    feed.remove(partition);
+                }
+            }
+            self.backfills.remove(&id);
+        }
+        let fed = &self.collections;
+        let is_fed = |id: PartitionId| fed.values().flatten().any(|(_, p)| *p == id);
+        self.tracker.retain(|replica| is_fed(replica.partition));
+    }
+
+    pub fn partition_for(&self, id: CollectionId, hash: u64) -> Option<PartitionId> {
+        let ranges = self.collections.get(&id)?.iter();
+        let mut found = ranges.filter(|(range, _)| range.contains(hash));
+        found.next().map(|(_, partition)| *partition)
+    }
+
+    pub fn routes_partition(&self, id: PartitionId) -> bool {
+        self.collections.values().flatten().any(|(_, p)| *p == id)
+    }
+
+    /// A node whose serving replica has applied a position.
+    pub fn replica_at(
+        &self,
+        id: PartitionId,
+        at: WalPosition,
+        effects: &mut Effects<'_>,
+    ) -> Option<Proc> {
+        let has = |feed: &&Feed| {
+            let fed = feed.partitions.get(&id);
+            feed.is_up() && fed.is_some_and(|f| !f.is_learner && f.applied >= at)
+        };
+        let nodes: Vec<Proc> = self.feeds.values().filter(has).map(Feed::process).collect();
+        effects.rng.pick(&nodes).copied()
+    }
+
+    pub fn route(&mut self, id: CollectionId, change: PositionedChange, effects: &mut Effects<'_>) {
+        let targets: Vec<PartitionId> = match &change.change {
+            Change::Upsert { key, .. } | Change::Delete { key } => {
+                let target = self.partition_for(id, key.placement_hash());
+                target.into_iter().collect()
+            }
+            Change::Truncate => {
+                let ranges = self.collections.get(&id).into_iter().flatten();
+                ranges.map(|(_, partition)| *partition).collect()
+            }
+        };
+        for partition in targets {
+            let buffer = self.buffers.entry(partition).or_default();
+            // Both halves of a key change bear one position.
+            if let Some(last) = buffer.last().map(|c| c.position)
+                && buffer.len() >= BATCH_CHANGES_MAX
+                && last < change.position
+            {
+                self.flush_partition(partition, last, effects);
+            }
+            self.buffers
+                .entry(partition)
+                .or_default()
+                .push(change.clone());
+        }
+    }
+
+    pub fn flush_within(&mut self, partition: PartitionId, effects: &mut Effects<'_>) {
+        let last = self.buffers.get(&partition).and_then(|b| b.last());
+        if let Some(last) = last.map(|change| change.position) {
+            self.flush_partition(partition, last, effects);
+        }
+    }
+
+    pub fn sent_to(&self, partition: PartitionId) -> WalPosition {
+        let sent = self.sent_to.get(&partition).copied();
+        sent.unwrap_or(WalPosition::ZERO)
+    }
+
+    pub(super) fn flush(&mut self, effects: &mut Effects<'_>) {
+        let to = end_of(self.complete);
+        for partition in self.buffers.keys().copied().collect::<Vec<_>>() {
+            self.flush_partition(partition, to, effects);
+        }
+    }
+
+    fn flush_partition(
+        &mut self,
+        partition: PartitionId,
+        to: WalPosition,
+        effects: &mut Effects<'_>,
+    ) {
+        let changes = self.buffers.remove(&partition).unwrap_or_default();
+        if changes.is_empty() {
+            return;
+        }
+        self.sent_to.insert(partition, to);
+        for feed in self.feeds.values_mut() {
+            feed.push_batch(partition, to, &changes, effects);
+        }
+    }
+
+    /// Sends what is buffered, then "nothing else".
+    pub fn tell(&mut self, effects: &mut Effects<'_>) {
+        self.told.1 = effects.now;
+        let retention = Retention {
+            oldest_xmin: self.oldest_xmin,
+            confirmed: end_of(self.tracker.confirmed()),
+        };
+        self.flush(effects);
+        let is_news = self.complete > self.told.0;
+        for feed in self.feeds.values_mut() {
+            feed.retention = retention;
+            if is_news {
+                feed.push_nothing_else(end_of(self.complete), effects);
+            }
+        }
+        if is_news {
+            self.told.0 = self.complete;
+            self.tracker.sent(self.complete);
+        }
+    }
+
+    pub fn is_durable(&self, at: WalPosition, collection: CollectionId) -> bool {
+        let ranges = self.collections.get(&collection);
+        let is_of =
+            |r: &ReplicaKey| ranges.is_some_and(|p| p.iter().any(|(_, p)| *p == r.partition));
+        self.tracker.is_durable(at, is_of)
+    }
+}
