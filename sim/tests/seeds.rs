@@ -56,31 +56,28 @@ fn every_promise_holds_for_every_seed() {
     ];
     for (what, total) in totals {
         assert!(
-            total >= SEEDS,
+            total >= SEEDS / 2,
             "{total} {what} in {SEEDS} runs prove little"
         );
     }
 }
 
-fn is_seen(mutant: Mutant) -> Option<(u64, String)> {
-    (1..=MUTANT_SEEDS).find_map(|seed| {
+/// Some seed must see it as a breach of one of these promises; a broken guard may
+/// show itself in other ways before.
+fn assert_seen(mutant: Mutant, promises: &[&str]) {
+    let sees = |seed: &u64| {
         let options = Options {
             mutant: Some(mutant),
-            ..Options::seed(seed)
+            ..Options::seed(*seed)
         };
-        run(options)
-            .verdict
-            .err()
-            .map(|violation| (seed, violation))
-    })
-}
-
-fn assert_seen(mutant: Mutant, promises: &[&str]) {
-    let Some((seed, violation)) = is_seen(mutant) else {
-        panic!("no seed up to {MUTANT_SEEDS} sees {mutant:?}");
+        let violation = run(options).verdict.err().unwrap_or_default();
+        promises.iter().any(|promise| violation.contains(promise))
     };
-    let names_one = promises.iter().any(|promise| violation.contains(promise));
-    assert!(names_one, "seed {seed} of {mutant:?}: {violation}");
+    let seen = (1..=MUTANT_SEEDS).find(sees);
+    assert!(
+        seen.is_some(),
+        "no seed up to {MUTANT_SEEDS} sees {mutant:?}"
+    );
 }
 
 #[test]
