@@ -186,7 +186,8 @@ mod tests {
     #[test]
     fn a_setting_that_stops_the_node_is_refused_by_its_name() {
         assert_eq!(Config::default().check(), Ok(()));
-        let spoil: [(&str, fn(&mut Config)); 5] = [
+        type Spoil = fn(&mut Config);
+        let spoil: [(&str, Spoil); 5] = [
             ("copies_max", |c| c.copies_max = 0),
             ("checkpoints_max", |c| c.checkpoints_max = 0),
             ("apply.queue_max", |c| c.apply.queue_max = 0),

@@ -189,7 +189,8 @@ mod tests {
     #[test]
     fn a_setting_that_stops_the_consumer_is_refused_by_its_name() {
         assert_eq!(Config::default().check(), Ok(()));
-        let spoil: [(&str, fn(&mut Config)); 5] = [
+        type Spoil = fn(&mut Config);
+        let spoil: [(&str, Spoil); 5] = [
             ("demote_after_ms", |c| c.demote_after_ms = 0),
             ("replicas_every_ms", |c| c.replicas_every_ms = 0),
             ("node_queue_bytes", |c| c.node_queue_bytes = 0),

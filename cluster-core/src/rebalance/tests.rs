@@ -156,7 +156,7 @@ fn what_is_only_stale_is_reported_and_moved_by_nobody() {
         partitions: 1,
         first: P,
     };
-    assert_eq!(world.plan().conflicts, [stale.clone()]);
+    assert_eq!(world.plan().conflicts, std::slice::from_ref(&stale));
     world.drain(n(1));
     world.silence(n(2), DEAD_AFTER_MS + 1);
     let plan = world.plan();
