@@ -5,6 +5,7 @@ SHELL := /bin/bash
 NODES ?= 3
 COORDINATORS ?= 3
 REPLICAS ?= 2
+SEEDS ?= 1..500
 
 .PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover build setup test clean
 
@@ -53,6 +54,9 @@ logs: ## follow all logs
 
 bench: ## freshness and SQL overhead, at the running quickstart
 	@scripts/bench.sh
+
+sim: ## a whole cluster from one seed, for many seeds: SEEDS=1..2000
+	@scripts/sim.sh '$(SEEDS)'
 
 bench-failover: ## leader kill, node kill and a move under load, in a cluster of its own
 	@scripts/bench-failover.sh
