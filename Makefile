@@ -7,7 +7,7 @@ COORDINATORS ?= 3
 REPLICAS ?= 2
 SEEDS ?= 1..500
 
-.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover build setup test clean
+.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover sim build setup test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
