@@ -36,7 +36,7 @@ pub unsafe fn register(definition: &Definition, key: &RowKeyIndex) -> Registered
             sweep(client);
             let known = known_generation(client, definition.index_oid, &fingerprint);
             let may_stay = |generation: &u64| {
-                !hooks::in_alter_table() && !has_failed(definition.index_oid, *generation)
+                !hooks::in_alter_table() && !wants_building(definition.index_oid, *generation)
             };
             match known.filter(may_stay) {
                 Some(generation) => {
@@ -202,13 +202,13 @@ fn sweep(client: &mut SpiClient<'_>) {
     }
 }
 
-/// Whether the cluster has given the collection up: building the index again is
-/// how the user asks for a new one.
-fn has_failed(index_oid: pg_sys::Oid, generation: u64) -> bool {
+/// Whether the cluster has given the collection up, or lacks rows of it for good:
+/// building the index again is how the user asks for a new one.
+fn wants_building(index_oid: pg_sys::Oid, generation: u64) -> bool {
     // SAFETY: set once when the backend starts.
     let database_oid = unsafe { pg_sys::MyDatabaseId }.to_u32();
     let view = worker::index_view(database_oid, index_oid.to_u32(), generation);
-    view.state == ViewState::Failed
+    view.state == ViewState::Failed || view.stale_partitions > 0
 }
 
 fn known_generation(

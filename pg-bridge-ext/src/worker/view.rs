@@ -46,6 +46,8 @@ pub struct IndexView {
     pub collection: CollectionId,
     pub source: SourceId,
     pub partitions: u32,
+    /// Those of which no replica has everything any more.
+    pub stale_partitions: u32,
     pub snapshot: BackfillSnapshot,
     pub reason: String,
 }
@@ -57,6 +59,7 @@ impl IndexView {
             collection: CollectionId(0),
             source: SourceId(0),
             partitions: 0,
+            stale_partitions: 0,
             snapshot: BackfillSnapshot::default(),
             reason: reason.into(),
         }
@@ -104,6 +107,7 @@ struct Key {
 struct Entry {
     state: u32,
     partitions: u32,
+    stale_partitions: u32,
     collection: u64,
     source: u64,
     xmax: u64,
@@ -291,6 +295,7 @@ impl Copied {
             collection: CollectionId(entry.collection),
             source: SourceId(entry.source),
             partitions: entry.partitions,
+            stale_partitions: entry.stale_partitions,
             snapshot: BackfillSnapshot {
                 xmax: entry.xmax,
                 running: entry.running[..running].to_vec(),
@@ -322,9 +327,12 @@ fn flatten(map: &PartitionMap, system_identifier: u64) -> (Vec<Database>, Vec<(K
                 index_oid: collection.spec.index_oid,
                 definition_generation: collection.spec.definition_generation,
             };
+            let partitions = map.partitions_of(collection.id);
+            let stale = partitions.iter().filter(|p| p.needs_reconcile()).count() as u32;
             let mut entry = Entry {
                 state: BUILDING,
-                partitions: map.partitions_of(collection.id).len() as u32,
+                partitions: partitions.len() as u32,
+                stale_partitions: stale,
                 collection: collection.id.0,
                 source: source.id.0,
                 xmax: 0,
@@ -340,6 +348,11 @@ fn flatten(map: &PartitionMap, system_identifier: u64) -> (Vec<Database>, Vec<(K
                 }
                 CollectionState::Ready { snapshot } => {
                     entry.state = READY;
+                    if stale > 0 {
+                        entry.reason = Text::new(&format!(
+                            "{stale} partitions are stale: REINDEX builds the index anew"
+                        ));
+                    }
                     entry.xmax = snapshot.xmax;
                     if snapshot.running.len() > RUNNING_MAX {
                         // No snapshot covers this one.
