@@ -28,7 +28,7 @@ pub(crate) type PartitionNo = usize;
 pub(crate) enum Standing {
     /// Takes partitions.
     Open,
-    /// Takes none for now, but stays: it counts in the mean.
+    /// Takes none while it is silent, but stays: it counts in the mean.
     Waiting,
     /// Takes none, and what it holds will go.
     Leaving,
