@@ -72,6 +72,9 @@ async fn voters(cluster: &Cluster) -> (Vec<u64>, Vec<String>) {
     (ids, seen.map.unwrap().coordinators)
 }
 
+/// Between two joins: a cluster takes 1024 nodes, which a fast disk reaches within a test.
+const WORK_PAUSE: Duration = Duration::from_millis(50);
+
 /// Joins nodes, one after the other, and renews the lease of the first.
 struct Work {
     stop: Arc<AtomicBool>,
@@ -93,6 +96,7 @@ impl Work {
                 assert_eq!(node, joined, "each is joined once");
                 renew(&client, 1, "disk-0").await.unwrap();
                 counted.store(joined, Ordering::Release);
+                tokio::time::sleep(WORK_PAUSE).await;
             }
             joined
         });
