@@ -155,13 +155,6 @@ impl NodeFeed {
         state.learners.insert(id, Learner::NEW);
     }
 
-    /// One that gives its place to another when the run begins.
-    pub fn add_releasing(&self, id: PartitionId, generation: Generation) {
-        let from = self.start();
-        let queue = &mut self.state.lock().queue;
-        queue.add_partition(id, generation, Role::Releasing, from);
-    }
-
     fn start(&self) -> WalPosition {
         let following = &self.progress.following;
         following.end_of(following.start)

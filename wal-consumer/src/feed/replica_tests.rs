@@ -595,6 +595,31 @@ async fn p2_a_replica_below_the_slot_is_left_out_and_the_others_go_on() {
 }
 
 #[tokio::test]
+async fn p2_a_replica_that_gives_its_place_when_the_run_begins_is_told_nothing() {
+    // The slot has passed it, perhaps: "nothing else" would call it complete, and
+    // whoever copies from it would miss rows.
+    let mut map = map(true);
+    set_state(&mut map, P, 1, ReplicaState::Releasing);
+    let mut world = World::new(Config::default(), map, Promotions::default());
+    world.open(1, &[(1, 5, false), (2, 10, false)]).unwrap();
+    world.commit(20).await;
+    world.rest(20);
+    assert_eq!(world.sent(1, 1), ["not 20"]);
+    world.open(1, &[(1, 5, false), (2, 10, false)]).unwrap();
+    assert_eq!(world.sent(1, 2), ["10..20", "rest 20"]);
+    // As little as one that was left behind before it gave its place.
+    world.set(2, ReplicaState::Demoted);
+    world.follow().unwrap();
+    world.set(2, ReplicaState::Releasing);
+    world.follow().unwrap();
+    world.open(2, &[(1, 10, false), (2, 10, false)]).unwrap();
+    world.commit(30).await;
+    world.rest(30);
+    assert!(world.sent(2, 1).iter().all(|sent| sent.starts_with("not ")));
+    assert_eq!(world.ended(), None);
+}
+
+#[tokio::test]
 async fn p10_a_full_queue_of_a_node_that_is_away_is_given_up_until_it_answers() {
     let config = Config {
         node_queue_bytes: 4_000,

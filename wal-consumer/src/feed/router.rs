@@ -115,24 +115,31 @@ impl Router {
         let is_complete = matches!(collection.state, CollectionState::Ready { .. });
         let halves = self.take_halves(map, id);
         for partition in map.partitions_of(id).into_iter().chain(halves) {
-            let fed = partition.replicas.iter().filter(|r| r.state.is_fed());
-            let routed = RoutedPartition {
-                id: partition.id,
-                collection: id,
-                replicas: fed.cloned().collect(),
-            };
-            for replica in &routed.replicas {
-                let feed = self.feed_of(replica.node);
+            let mut replicas = Vec::new();
+            for replica in &partition.replicas {
                 let generation = replica.generation;
                 match replica.state {
                     ReplicaState::Serving => {
+                        let feed = self.feed_of(replica.node);
                         feed.add_serving(partition.id, generation, is_complete);
                     }
-                    ReplicaState::Learner => feed.add_learner(partition.id, generation),
-                    ReplicaState::Releasing => feed.add_releasing(partition.id, generation),
-                    ReplicaState::Demoted | ReplicaState::Stale => unreachable!("is not fed"),
+                    ReplicaState::Learner => {
+                        let feed = self.feed_of(replica.node);
+                        feed.add_learner(partition.id, generation);
+                    }
+                    // The slot has not waited for them: where the stream begins they
+                    // may lack rows.
+                    ReplicaState::Releasing | ReplicaState::Demoted | ReplicaState::Stale => {
+                        continue;
+                    }
                 }
+                replicas.push(replica.clone());
             }
+            let routed = RoutedPartition {
+                id: partition.id,
+                collection: id,
+                replicas,
+            };
             self.partitions.insert(partition.id, routed);
         }
         let routed = Routed {
