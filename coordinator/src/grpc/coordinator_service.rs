@@ -2,26 +2,24 @@
 
 use super::initialise::initialise;
 use super::membership;
-use super::refusal::{bad_message, refused};
+use super::refusal::{bad_message, refuse};
+use super::renewals::{renew_consumer, renew_node, renew_tokens};
 use super::status::status_of;
 use super::watch::{map_at_least, maps};
 use crate::coordinator::Coordinator;
-use crate::leases::ReignOver;
 use crate::metrics::{CONSUMER, HolderLabel, NODE};
 use crate::moves::{liveness, plan_now};
 use cluster_core::control::{Command, Refusal, Response as Applied};
 use cluster_core::ids::*;
-use cluster_core::lease::grantable;
 use cluster_core::placement::place_among;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use proto::error::not_leader;
 use proto::v1;
 use proto::v1::coordinator_server::Coordinator as Service;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 /// Names, addresses and connection strings are no longer than this.
 const TEXT_BYTES_MAX: usize = 8 << 10;
@@ -49,6 +47,18 @@ fn check_text(what: &str, text: &str) -> Result<(), Status> {
     Ok(())
 }
 
+/// Who asks, and for which replica.
+fn named_replica(
+    request: &v1::ReplicaChangeRequest,
+) -> (ConsumerEpoch, PartitionId, NodeId, Generation) {
+    (
+        ConsumerEpoch(request.consumer_epoch),
+        PartitionId(request.partition_id),
+        NodeId(request.node_id),
+        Generation(request.generation),
+    )
+}
+
 impl CoordinatorService {
     pub fn new(coordinator: Arc<Coordinator>, shutdown: CancellationToken) -> Self {
         Self {
@@ -64,129 +74,19 @@ impl CoordinatorService {
         }
     }
 
-    fn refuse(&self, refusal: Refusal) -> Status {
-        self.coordinator
-            .state
-            .read(|state| refused(&refusal, state.map()))
-    }
-
     fn cluster_id(&self) -> String {
         self.coordinator
             .state
             .read(|state| state.map().cluster_id.clone())
     }
 
-    fn counted<T>(&self, holder: &HolderLabel, outcome: Answer<T>) -> Answer<T> {
+    fn counted<T>(&self, holder: &HolderLabel, outcome: Result<T, Status>) -> Answer<T> {
         let metrics = &self.coordinator.metrics;
         match &outcome {
             Ok(_) => metrics.lease_renewals.get_or_create(holder).inc(),
             Err(_) => metrics.lease_refusals.get_or_create(holder).inc(),
         };
-        outcome
-    }
-
-    async fn renew_node(
-        &self,
-        request: v1::RenewNodeLeaseRequest,
-    ) -> Answer<v1::RenewNodeLeaseResponse> {
-        let received = Instant::now();
-        let node = NodeId(request.node_id);
-        let (reign, epoch) = self.coordinator.confirm_reign().await?;
-        let known = self.coordinator.state.read(|state| {
-            let known = state.map().nodes.get(&node);
-            known.map(|node| node.disk_uuid.clone())
-        });
-        let known = known.ok_or_else(|| self.refuse(Refusal::UnknownNode { node }))?;
-        if known != request.disk_uuid {
-            let given = request.disk_uuid;
-            let explanation = "two processes claim one id, or a disk was swapped".to_owned();
-            let refusal = Refusal::DiskMismatch {
-                node,
-                known,
-                given,
-                explanation,
-            };
-            return Err(self.refuse(refusal));
-        }
-        let report = request.report.unwrap_or_default();
-        let leases = &self.coordinator.leases;
-        leases
-            .renew_node(reign, node, received, report)
-            .map_err(|ReignOver| not_leader(None))?;
-        // Recorded first, read second: a release that did not see this renewal
-        // belongs to a map that is at most as new as the one named here.
-        let version = self.coordinator.state.read(|state| state.map().version);
-        let terms = leases.terms();
-        answer(v1::RenewNodeLeaseResponse {
-            epoch: epoch.0,
-            ttl_ms: terms.ttl_ms,
-            renew_every_ms: terms.renew_every_ms,
-            map_version: version.0,
-        })
-    }
-
-    /// A process that starts has forgotten what it asked for under its tokens. With
-    /// other tokens, whatever of that is still on its way is refused: a promotion
-    /// that comes late would let a learner serve that nobody counts any more (P2).
-    async fn renew_tokens(&self, consumer: ConsumerId) -> Result<(), Status> {
-        let held: Vec<_> = self.coordinator.state.read(|state| {
-            let held = state.held_by(consumer);
-            held.map(|source| (source.id, source.consumer_epoch))
-                .collect()
-        });
-        for (source, expected) in held {
-            let assign = Command::AssignSource {
-                source,
-                consumer,
-                expected,
-            };
-            match self.coordinator.propose(assign).await {
-                Ok(_) => {}
-                // Removed, or given to another meanwhile.
-                Err(status) if matches!(status.code(), Code::Aborted | Code::NotFound) => {}
-                Err(status) => return Err(status),
-            }
-        }
-        Ok(())
-    }
-
-    async fn renew_consumer(
-        &self,
-        request: v1::RenewConsumerLeaseRequest,
-    ) -> Answer<v1::RenewConsumerLeaseResponse> {
-        let received = Instant::now();
-        let consumer = ConsumerId(request.consumer_id);
-        let (reign, epoch) = self.coordinator.confirm_reign().await?;
-        if !self
-            .coordinator
-            .state
-            .read(|state| state.consumers().contains_key(&consumer))
-        {
-            return Err(self.refuse(Refusal::UnknownConsumer { consumer }));
-        }
-        let leases = &self.coordinator.leases;
-        // Recorded first, read second: what is taken from here on was silent
-        // for a whole lease after this renewal.
-        let handing_over = leases
-            .renew_consumer(reign, consumer, received, Some(request))
-            .map_err(|ReignOver| not_leader(None))?;
-        let (assignments, version) = self.coordinator.state.read(|state| {
-            let assignments = grantable(state, consumer, &handing_over)
-                .map(|(source, token)| v1::ConsumerAssignment {
-                    source_id: source.0,
-                    consumer_epoch: token.0,
-                })
-                .collect();
-            (assignments, state.map().version)
-        });
-        let terms = leases.terms();
-        answer(v1::RenewConsumerLeaseResponse {
-            epoch: epoch.0,
-            ttl_ms: terms.ttl_ms,
-            renew_every_ms: terms.renew_every_ms,
-            assignments,
-            map_version: version.0,
-        })
+        outcome.map(Response::new)
     }
 }
 
@@ -235,7 +135,10 @@ impl Service for CoordinatorService {
         &self,
         request: Request<v1::RenewNodeLeaseRequest>,
     ) -> Answer<v1::RenewNodeLeaseResponse> {
-        self.counted(&NODE, self.renew_node(request.into_inner()).await)
+        self.counted(
+            &NODE,
+            renew_node(&self.coordinator, request.into_inner()).await,
+        )
     }
 
     async fn join_consumer(
@@ -254,7 +157,7 @@ impl Service for CoordinatorService {
         match self.coordinator.propose(command).await? {
             Applied::ConsumerJoined { consumer } => {
                 // Before it counts as living, and may be given more.
-                self.renew_tokens(consumer).await?;
+                renew_tokens(&self.coordinator, consumer).await?;
                 // It lives, so it can be given sources; the commit was a quorum's
                 // word. Should the reign be over, the next leader will see.
                 let _alive = self
@@ -276,7 +179,10 @@ impl Service for CoordinatorService {
         &self,
         request: Request<v1::RenewConsumerLeaseRequest>,
     ) -> Answer<v1::RenewConsumerLeaseResponse> {
-        self.counted(&CONSUMER, self.renew_consumer(request.into_inner()).await)
+        self.counted(
+            &CONSUMER,
+            renew_consumer(&self.coordinator, request.into_inner()).await,
+        )
     }
 
     async fn get_map(&self, request: Request<v1::GetMapRequest>) -> Answer<v1::PartitionMap> {
@@ -335,7 +241,8 @@ impl Service for CoordinatorService {
             .coordinator
             .state
             .read(|state| state.dsn(source).map(str::to_owned));
-        let dsn = dsn.ok_or_else(|| self.refuse(Refusal::UnknownSource { of: source }))?;
+        let dsn =
+            dsn.ok_or_else(|| refuse(&self.coordinator, Refusal::UnknownSource { of: source }))?;
         answer(v1::GetSourceCredentialsResponse { dsn })
     }
 
@@ -466,12 +373,12 @@ impl Service for CoordinatorService {
         &self,
         request: Request<v1::ReplicaChangeRequest>,
     ) -> Answer<v1::ReplicaChangeResponse> {
-        let request = request.into_inner();
+        let (token, partition, node, generation) = named_replica(request.get_ref());
         self.done(Command::PromoteReplica {
-            token: ConsumerEpoch(request.consumer_epoch),
-            partition: PartitionId(request.partition_id),
-            node: NodeId(request.node_id),
-            generation: Generation(request.generation),
+            token,
+            partition,
+            node,
+            generation,
         })
         .await?;
         answer(v1::ReplicaChangeResponse {})
@@ -481,12 +388,12 @@ impl Service for CoordinatorService {
         &self,
         request: Request<v1::ReplicaChangeRequest>,
     ) -> Answer<v1::ReplicaChangeResponse> {
-        let request = request.into_inner();
+        let (token, partition, node, generation) = named_replica(request.get_ref());
         self.done(Command::DemoteReplica {
-            token: ConsumerEpoch(request.consumer_epoch),
-            partition: PartitionId(request.partition_id),
-            node: NodeId(request.node_id),
-            generation: Generation(request.generation),
+            token,
+            partition,
+            node,
+            generation,
             min_required: self.coordinator.config.min_required,
         })
         .await?;
@@ -497,12 +404,12 @@ impl Service for CoordinatorService {
         &self,
         request: Request<v1::ReplicaChangeRequest>,
     ) -> Answer<v1::ReplicaChangeResponse> {
-        let request = request.into_inner();
+        let (token, partition, node, generation) = named_replica(request.get_ref());
         self.done(Command::MarkStale {
-            token: ConsumerEpoch(request.consumer_epoch),
-            partition: PartitionId(request.partition_id),
-            node: NodeId(request.node_id),
-            generation: Generation(request.generation),
+            token,
+            partition,
+            node,
+            generation,
         })
         .await?;
         answer(v1::ReplicaChangeResponse {})

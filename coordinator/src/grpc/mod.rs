@@ -4,5 +4,6 @@ pub mod coordinator_service;
 mod initialise;
 mod membership;
 pub mod refusal;
+mod renewals;
 mod status;
 mod watch;

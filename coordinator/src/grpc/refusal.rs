@@ -1,10 +1,18 @@
 //! Refusals as gRPC errors: the code says what the caller does next.
 
+use crate::coordinator::Coordinator;
 use cluster_core::control::Refusal;
 use cluster_core::map::PartitionMap;
 use proto::convert::BadMessage;
 use proto::error::{estale, not_ready};
 use tonic::Status;
+
+/// By the map as it stands.
+pub fn refuse(coordinator: &Coordinator, refusal: Refusal) -> Status {
+    coordinator
+        .state
+        .read(|state| refused(&refusal, state.map()))
+}
 
 pub fn refused(refusal: &Refusal, map: &PartitionMap) -> Status {
     let message = refusal.to_string();
