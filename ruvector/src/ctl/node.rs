@@ -224,9 +224,11 @@ impl NodeLine {
 }
 
 impl Report for Nodes {
-    /// Zones only where nodes have any, so that a row fits a terminal.
+    /// Zones and stale replicas only where there are any, so that a row fits a
+    /// terminal.
     fn text(&self) -> String {
         let has_zones = self.0.iter().any(|line| !line.zone.is_empty());
+        let has_stale = self.0.iter().any(|line| line.stale > 0);
         let mut columns = vec![
             ("node", Align::Right),
             ("address", Align::Left),
@@ -235,29 +237,38 @@ impl Report for Nodes {
             ("serve", Align::Right),
             ("learn", Align::Right),
             ("demoted", Align::Right),
+            ("stale", Align::Right),
             ("release", Align::Right),
             ("rows", Align::Right),
             ("memory", Align::Right),
             ("disk", Align::Right),
             ("lease", Align::Right),
         ];
-        columns.retain(|(name, _)| has_zones || *name != "zone");
+        columns.retain(|(name, _)| match *name {
+            "zone" => has_zones,
+            "stale" => has_stale,
+            _ => true,
+        });
         let mut table = Table::new(&columns);
         for line in &self.0 {
             let zone = has_zones.then(|| or_dash(&line.zone));
             let standing = [line.id.to_string(), line.address.clone()];
-            let figures = [
+            let replicas = [
                 line.state.clone(),
                 line.serving.to_string(),
                 line.learning.to_string(),
                 line.demoted.to_string(),
+            ];
+            let stale = has_stale.then(|| line.stale.to_string());
+            let figures = [
                 line.releasing.to_string(),
                 count(line.rows),
                 bytes(line.memory_bytes),
                 bytes(line.disk_bytes),
                 ago(line.renewed_ms_ago),
             ];
-            table.row(standing.into_iter().chain(zone).chain(figures));
+            let row = standing.into_iter().chain(zone).chain(replicas);
+            table.row(row.chain(stale).chain(figures));
         }
         table.render("no node has joined: start one with ruvector node --coordinators …")
     }
@@ -283,7 +294,7 @@ impl Report for Removed {
 mod tests {
     use super::super::testing::{TTL_MS, alive, observed};
     use super::*;
-    use cluster_core::map::ReplicaState::{Demoted, Learner, Releasing, Serving};
+    use cluster_core::map::ReplicaState::{Demoted, Learner, Releasing, Serving, Stale};
 
     #[test]
     fn a_node_is_active_draining_or_silent() {
@@ -362,6 +373,10 @@ mod tests {
             text.lines().all(|line| line.chars().count() <= 100),
             "{text}"
         );
+        assert!(!text.contains("stale"), "{text}");
+        let seen = observed(1, &[&[(1, 1, Stale)]]);
+        let text = list(&seen).text();
+        assert!(text.contains("stale"), "{text}");
     }
 
     #[test]
