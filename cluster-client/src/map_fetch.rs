@@ -8,8 +8,8 @@
 use crate::client::ClusterClient;
 use crate::error::ClientError;
 use crate::retry;
+use cluster_core::ids::MapStamp;
 use cluster_core::map::PartitionMap;
-use cluster_core::scan::MapStamp;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;

@@ -8,10 +8,10 @@
 use crate::client::ClusterClient;
 use crate::search::{self, SearchTemplate};
 use bytes::Bytes;
-use cluster_core::ids::{CollectionId, NodeId, SourceId};
+use cluster_core::ids::{CollectionId, MapStamp, NodeId, SourceId};
 use cluster_core::scan::{
-    Command, DistributedScan, Event, Failure, FailureKind, Hit, MapStamp, MergedPage, Millis,
-    PageStats, ScanLimits,
+    Command, DistributedScan, Event, Failure, FailureKind, Hit, MergedPage, Millis, PageStats,
+    ScanLimits,
 };
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};

@@ -27,6 +27,9 @@ macro_rules! number {
     };
 }
 
+/// How new a map is: pairs only rise at every observer (P6).
+pub type MapStamp = (LeaseEpoch, MapVersion);
+
 number!(
     /// One Postgres database that the cluster follows.
     SourceId, "source-");

@@ -85,7 +85,8 @@ pub enum ReplicaState {
 }
 
 impl ReplicaState {
-    /// Whether the consumer sends it the stream.
+    /// Whether the consumer sends it the stream; a releasing one only if it was
+    /// sent everything before.
     pub fn is_fed(self) -> bool {
         !self.is_left_behind()
     }

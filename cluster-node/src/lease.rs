@@ -3,9 +3,9 @@
 use crate::clock::boot_ms;
 use crate::node::Node;
 use cluster_client::ClusterClient;
-use cluster_core::ids::{LeaseEpoch, MapVersion};
+use cluster_core::ids::{LeaseEpoch, MapStamp, MapVersion};
 pub use cluster_core::lease::Standing;
-use cluster_core::lease::{BootMs, Granted, HeldLease};
+use cluster_core::lease::{BootMs, HeldLease};
 use cluster_core::map::PartitionMap;
 use parking_lot::Mutex;
 use proto::v1;
@@ -23,9 +23,7 @@ const URGENT_EVERY: Duration = Duration::from_millis(50);
 pub struct Lease {
     held: Mutex<HeldLease>,
     /// The newest map that a renewal spoke of.
-    map_floor: Mutex<(LeaseEpoch, MapVersion)>,
-    /// The map of the grant that ended the last gap in the lease.
-    regained_under: Mutex<(LeaseEpoch, MapVersion)>,
+    map_floor: Mutex<MapStamp>,
     urgent: Notify,
     epoch_grace_ms: u64,
 }
@@ -35,7 +33,6 @@ impl Lease {
         Self {
             held: Mutex::default(),
             map_floor: Mutex::new((LeaseEpoch(0), MapVersion(0))),
-            regained_under: Mutex::new((LeaseEpoch(0), MapVersion(0))),
             urgent: Notify::new(),
             epoch_grace_ms,
         }
@@ -51,28 +48,24 @@ impl Lease {
 
     /// An older map than this may still assign what has long moved, or lack
     /// what came since: nothing is deleted on its word.
-    pub fn map_floor(&self) -> (LeaseEpoch, MapVersion) {
+    pub fn map_floor(&self) -> MapStamp {
         *self.map_floor.lock()
     }
 
     /// `map` is the map that the leader had when it granted. The floor rises
     /// first, so that nobody finds the lease held above a floor of before.
-    pub fn granted(&self, map: (LeaseEpoch, MapVersion), sent_at: BootMs, ttl_ms: u64) {
+    pub fn granted(&self, map: MapStamp, sent_at: BootMs, ttl_ms: u64) {
         {
             let mut floor = self.map_floor.lock();
             *floor = map.max(*floor);
         }
         let mut held = self.held.lock();
-        if held.granted(map.0, sent_at, ttl_ms, boot_ms()) == Granted::Regained {
-            *self.regained_under.lock() = map;
-        }
+        held.granted_under(map, sent_at, ttl_ms, boot_ms());
     }
 
-    /// Whether replicas may be answered from by this map. What the node had may
-    /// have been given away in a gap of its lease: an older map than the one that
-    /// it came back under proves nothing.
+    /// See [`HeldLease::lets_answer_by`].
     pub fn lets_answer_by(&self, map: &PartitionMap) -> bool {
-        (map.epoch, map.version) >= *self.regained_under.lock()
+        self.held.lock().lets_answer_by((map.epoch, map.version))
     }
 
     /// Judges a request. One that bears a newer epoch makes the node renew at
@@ -164,7 +157,7 @@ async fn renew(node: &Node) -> Duration {
 
 /// The leader knows a newer map: a stream of maps from a coordinator that is cut
 /// off from the others stays open and brings nothing.
-fn catch_up(node: &Node, client: &ClusterClient, map: (LeaseEpoch, MapVersion)) {
+fn catch_up(node: &Node, client: &ClusterClient, map: MapStamp) {
     let known = node.map();
     if (known.epoch, known.version) >= map {
         return;
@@ -175,30 +168,4 @@ fn catch_up(node: &Node, client: &ClusterClient, map: (LeaseEpoch, MapVersion)) 
             tracing::warn!(%problem, "the leader's map could not be fetched");
         }
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn map(version: u64) -> PartitionMap {
-        PartitionMap {
-            epoch: LeaseEpoch(1),
-            version: MapVersion(version),
-            ..PartitionMap::default()
-        }
-    }
-
-    #[test]
-    fn p5_a_lease_that_was_lost_lets_no_older_map_answer() {
-        let lease = Lease::new(0);
-        let grant = |version, ttl_ms| {
-            lease.granted((LeaseEpoch(1), MapVersion(version)), boot_ms(), ttl_ms);
-        };
-        grant(3, 60_000);
-        assert!(!lease.lets_answer_by(&map(2)));
-        assert!(lease.lets_answer_by(&map(3)));
-        grant(9, 60_000);
-        assert!(lease.lets_answer_by(&map(3)), "no gap, nothing given away");
-    }
 }

@@ -7,9 +7,11 @@
 
 use crate::moves::memory::MoveMemory;
 use cluster_core::control::Reign;
-use cluster_core::ids::{ConsumerEpoch, ConsumerId, LeaseEpoch, MapVersion, NodeId, SourceId};
+use cluster_core::ids::{
+    ConsumerEpoch, ConsumerId, LeaseEpoch, MapStamp, MapVersion, NodeId, SourceId,
+};
 pub use cluster_core::lease::Handovers;
-use cluster_core::lease::{Grantor, LeaseTerms, MapStamp, ReignMs};
+use cluster_core::lease::{Grantor, LeaseTerms, ReignMs};
 use cluster_core::rebalance::{Liveness, NodeView};
 use parking_lot::Mutex;
 use proto::v1;
@@ -192,27 +194,17 @@ impl Leases {
         Some((Duration::from_millis(silence), report))
     }
 
-    /// What is known of these nodes: one that has not renewed in this reign
-    /// has been silent since it began, and may hold a lease of the last one.
+    /// What is known of these nodes.
     pub fn liveness(
         &self,
         reign: Reign,
         nodes: impl IntoIterator<Item = NodeId>,
         now: Instant,
     ) -> Result<Liveness, ReignOver> {
-        let wait_out_ms = self.terms.wait_out_ms();
         self.within(reign, |current| {
             let now = current.ms(now);
-            let view = |node: NodeId| {
-                let silent_ms = current.grantor.node_silence_ms(node, now);
-                let map = current.grantor.node_knows(node);
-                NodeView {
-                    silent_ms,
-                    is_live: map.is_some() && silent_ms <= wait_out_ms,
-                    map,
-                }
-            };
-            Liveness(nodes.into_iter().map(|node| (node, view(node))).collect())
+            let view = |node: NodeId| (node, NodeView::of(node, &current.grantor, now));
+            Liveness(nodes.into_iter().map(view).collect())
         })
     }
 

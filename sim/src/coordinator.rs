@@ -15,7 +15,6 @@ use cluster_core::ids::*;
 use cluster_core::lease::{BootMs, LeaseTerms};
 use cluster_core::map::PartitionMap;
 use cluster_core::placement::{PlacementPolicy, place_collection};
-use cluster_core::scan::MapStamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

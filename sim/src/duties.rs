@@ -11,7 +11,6 @@ use crate::process::Effects;
 use cluster_core::control::{ClusterState, Command, MoveReason};
 use cluster_core::ids::*;
 use cluster_core::map::{Partition, PartitionMap, Replica, ReplicaState};
-use cluster_core::scan::MapStamp;
 use std::collections::BTreeMap;
 
 /// A node that is silent for longer does not come back, as far as moves go.

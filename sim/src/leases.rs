@@ -6,7 +6,6 @@ use crate::process::Ticket;
 use cluster_core::control::Reign;
 use cluster_core::ids::*;
 use cluster_core::lease::{BootMs, LeaseTerms};
-use cluster_core::scan::MapStamp;
 use std::collections::BTreeMap;
 
 pub struct Reigning {

@@ -9,7 +9,7 @@ use cluster_core::control::{Command, Response};
 use cluster_core::ids::*;
 use cluster_core::map::PartitionMap;
 use cluster_core::row_key::RowKey;
-use cluster_core::scan::{Ask, Failure, MapStamp, PartitionPage};
+use cluster_core::scan::{Ask, Failure, PartitionPage};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
 use std::sync::Arc;

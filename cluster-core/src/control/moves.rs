@@ -126,13 +126,9 @@ impl ClusterState {
         let given = running
             .from
             .and_then(|from| record.replicas.iter_mut().find(|r| r.node == from));
-        match given.map(|given| (given.node, &mut given.state)) {
-            Some((_, state @ ReplicaState::Serving)) => *state = ReplicaState::Releasing,
-            // Nobody waits for it: it goes at once.
-            Some((from, state)) if state.is_left_behind() => {
-                record.replicas.retain(|r| r.node != from);
-                self.moves.remove(&partition);
-            }
+        match given {
+            // One that was left behind as well: by an older map its node may answer.
+            Some(given) if given.state.gives_its_place() => given.state = ReplicaState::Releasing,
             _ => drop(self.moves.remove(&partition)),
         }
         Ok((Response::Done, MapChanged::Yes))

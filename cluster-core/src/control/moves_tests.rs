@@ -180,11 +180,15 @@ fn p3_a_demoted_replica_comes_back_as_a_learner_of_a_new_generation() {
 }
 
 #[test]
-fn a_demoted_replica_is_replaced_elsewhere_and_goes_at_once() {
+fn p5_a_demoted_replica_is_replaced_elsewhere_and_waited_out() {
     let mut cluster = Cluster::with_collection(3, &[1, 2]);
     demote(&mut cluster, 2, 1);
     start(&mut cluster, 3, Some(2));
     promote(&mut cluster, 3);
+    let waited_for = [(1, Serving), (2, Releasing), (3, Serving)];
+    assert_eq!(states(&cluster), waited_for, "by an older map it answers");
+    let old = generation(&cluster, 2);
+    assert_eq!(release(&mut cluster, 2, old), Response::Done);
     assert_eq!(states(&cluster), [(1, Serving), (3, Serving)]);
     assert!(cluster.state.moves().is_empty());
 }

@@ -105,11 +105,18 @@ fn p3_a_stale_replica_learns_anew_from_a_peer_that_serves() {
 }
 
 #[test]
-fn a_stale_replica_is_replaced_elsewhere_and_goes_at_once() {
+fn p5_a_stale_replica_is_replaced_elsewhere_and_waited_out() {
     let mut cluster = Cluster::with_collection(3, &[1, 2]);
     mark(&mut cluster, 2);
     assert_eq!(start(&mut cluster, 3, Some(2)), Response::Done);
     promote(&mut cluster, 3);
+    let waited_for = [(1, Serving), (2, Releasing), (3, Serving)];
+    assert_eq!(states(&cluster), waited_for, "by an older map it answers");
+    cluster.apply(Command::FinishRelease {
+        partition: P,
+        node: NodeId(2),
+        generation: generation(&cluster, 2),
+    });
     assert_eq!(states(&cluster), [(1, Serving), (3, Serving)]);
     assert!(cluster.state.moves().is_empty());
 }

@@ -9,15 +9,12 @@
 
 use super::terms::LeaseTerms;
 use crate::control::{ClusterState, Reign};
-use crate::ids::{ConsumerEpoch, ConsumerId, LeaseEpoch, MapVersion, NodeId, SourceId};
+use crate::ids::{ConsumerEpoch, ConsumerId, LeaseEpoch, MapStamp, NodeId, SourceId};
 use std::collections::BTreeMap;
 
 /// Milliseconds since the reign began, cut off rather than rounded. Waits are
 /// compared strictly, so that the cut never makes one shorter.
 pub type ReignMs = u64;
-
-/// Which map somebody knows.
-pub type MapStamp = (LeaseEpoch, MapVersion);
 
 /// Sources about to be given away, with the token that is taken: a renewal no
 /// longer includes a source under that token, whatever the applied map says.
@@ -60,6 +57,10 @@ impl Grantor {
             consumers: BTreeMap::new(),
             handing_over: Handovers::new(),
         }
+    }
+
+    pub fn terms(&self) -> LeaseTerms {
+        self.terms
     }
 
     pub fn reign(&self) -> Reign {
@@ -129,8 +130,10 @@ impl Grantor {
         token: ConsumerEpoch,
         now: ReignMs,
     ) -> bool {
-        let free =
-            holder.is_none_or(|holder| self.is_waited_out(self.consumer_silence_ms(holder, now)));
+        let free = holder.is_none_or(|holder| {
+            let silent_ms = self.consumer_silence_ms(holder, now);
+            self.terms.is_waited_out(silent_ms)
+        });
         if free {
             self.handing_over.insert(source, token);
         }
@@ -166,20 +169,8 @@ impl Grantor {
         self.nodes.get(&node).map(|record| record.knows)
     }
 
-    /// Whether a node answers no more as a map older than `since` told it to: it
-    /// knows that map or a newer one, or its lease is over.
-    pub fn has_let_go(&self, node: NodeId, since: MapStamp, now: ReignMs) -> bool {
-        let record = self.nodes.get(&node);
-        record.is_some_and(|record| record.knows >= since)
-            || self.is_waited_out(self.node_silence_ms(node, now))
-    }
-
     pub fn forget_consumer(&mut self, consumer: ConsumerId) {
         self.consumers.remove(&consumer);
-    }
-
-    fn is_waited_out(&self, silence_ms: u64) -> bool {
-        silence_ms > self.terms.wait_out_ms()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The holder's side: until when it may answer, and under which epoch.
 
-use crate::ids::LeaseEpoch;
+use crate::ids::{LeaseEpoch, MapStamp};
 
 /// Milliseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps.
 pub type BootMs = u64;
@@ -40,6 +40,8 @@ pub struct HeldLease {
     epoch: LeaseEpoch,
     expires_at: BootMs,
     epoch_since: BootMs,
+    /// The map of the grant that ended the last gap.
+    regained_under: MapStamp,
 }
 
 impl HeldLease {
@@ -65,6 +67,29 @@ impl HeldLease {
             true => Granted::Renewed,
             false => Granted::Regained,
         }
+    }
+
+    /// As [`HeldLease::granted`], for a node: `map` is the map that the leader had
+    /// when it granted.
+    pub fn granted_under(
+        &mut self,
+        map: MapStamp,
+        sent_at: BootMs,
+        ttl_ms: u64,
+        now: BootMs,
+    ) -> Granted {
+        let granted = self.granted(map.0, sent_at, ttl_ms, now);
+        if granted == Granted::Regained {
+            self.regained_under = map.max(self.regained_under);
+        }
+        granted
+    }
+
+    /// Whether replicas may be answered from by this map. What the node had may
+    /// have been given away in a gap of its lease: an older map than the one that
+    /// it came back under proves nothing.
+    pub fn lets_answer_by(&self, map: MapStamp) -> bool {
+        map >= self.regained_under
     }
 
     pub fn epoch(&self) -> LeaseEpoch {
@@ -100,6 +125,7 @@ impl HeldLease {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::MapVersion;
 
     #[test]
     fn p5_a_lease_counts_from_the_sending_of_its_renewal() {
@@ -137,5 +163,18 @@ mod tests {
         assert_eq!(grant(2, 8, 9), Granted::Renewed);
         assert_eq!(grant(3, 17, 18), Granted::Regained, "it ended at 18");
         assert_eq!(grant(2, 20, 21), Granted::Void);
+    }
+
+    #[test]
+    fn p5_a_lease_that_was_lost_lets_no_older_map_answer() {
+        let mut lease = HeldLease::default();
+        let map = |version| (LeaseEpoch(1), MapVersion(version));
+        lease.granted_under(map(3), 0, 10, 1);
+        assert!(!lease.lets_answer_by(map(2)));
+        assert!(lease.lets_answer_by(map(3)));
+        lease.granted_under(map(9), 8, 10, 9);
+        assert!(lease.lets_answer_by(map(3)), "no gap, nothing given away");
+        lease.granted_under(map(9), 30, 10, 31);
+        assert!(!lease.lets_answer_by(map(8)));
     }
 }

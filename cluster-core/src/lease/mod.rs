@@ -13,6 +13,6 @@ mod holder;
 mod terms;
 
 pub use fence::{Offer, TokenFence};
-pub use grantor::{Grantor, Handovers, MapStamp, ReignMs, Unconfirmed, grantable};
+pub use grantor::{Grantor, Handovers, ReignMs, Unconfirmed, grantable};
 pub use holder::{Admission, BootMs, Granted, HeldLease, Standing};
 pub use terms::LeaseTerms;

@@ -1,5 +1,6 @@
 //! What holders and grantor agree on.
 
+use crate::ids::MapStamp;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -26,6 +27,18 @@ impl LeaseTerms {
     /// How long the grantor waits before it gives away what a silent holder had.
     pub fn wait_out_ms(&self) -> u64 {
         self.ttl_ms + self.ttl_ms * self.drift_percent / 100
+    }
+
+    /// Whether a lease that was renewed so long ago is over for certain.
+    pub fn is_waited_out(&self, silent_ms: u64) -> bool {
+        silent_ms > self.wait_out_ms()
+    }
+
+    /// Whether a node answers no more as a map older than `since` told it to: the
+    /// map that it knows (`None`: it has not said) is that one or a newer, or its
+    /// lease is over.
+    pub fn has_let_go(&self, knows: Option<MapStamp>, silent_ms: u64, since: MapStamp) -> bool {
+        knows.is_some_and(|map| map >= since) || self.is_waited_out(silent_ms)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the leader knows of the nodes; handed in, for only it hears them.
 
-use crate::ids::{LeaseEpoch, MapVersion, NodeId};
+use crate::ids::{MapStamp, NodeId};
+use crate::lease::{Grantor, ReignMs};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -10,7 +11,21 @@ pub struct NodeView {
     /// It has renewed in this reign, and its lease may still run.
     pub is_live: bool,
     /// The map that it answered by when it renewed last.
-    pub map: Option<(LeaseEpoch, MapVersion)>,
+    pub map: Option<MapStamp>,
+}
+
+impl NodeView {
+    /// A node that has not renewed in this reign has been silent since it began,
+    /// and may hold a lease of the last one.
+    pub fn of(node: NodeId, grantor: &Grantor, now: ReignMs) -> Self {
+        let silent_ms = grantor.node_silence_ms(node, now);
+        let map = grantor.node_knows(node);
+        Self {
+            silent_ms,
+            is_live: map.is_some() && !grantor.terms().is_waited_out(silent_ms),
+            map,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

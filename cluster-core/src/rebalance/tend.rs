@@ -3,7 +3,8 @@
 use super::nodes::Liveness;
 use super::planner::is_ready;
 use crate::control::{Move, PlannedMove};
-use crate::ids::{Generation, LeaseEpoch, MapVersion, NodeId, PartitionId};
+use crate::ids::{Generation, MapStamp, NodeId, PartitionId};
+use crate::lease::LeaseTerms;
 use crate::map::{PartitionMap, Replica, ReplicaState};
 use std::collections::BTreeMap;
 
@@ -89,15 +90,13 @@ pub fn releasing<'a>(
 /// lease has run out for certain. `made_by` is the map, or a newer one, that made
 /// the replica releasing.
 pub fn releases(
-    releasing: &BTreeMap<Release, (LeaseEpoch, MapVersion)>,
+    releasing: &BTreeMap<Release, MapStamp>,
     nodes: &Liveness,
-    wait_out_ms: u64,
+    terms: LeaseTerms,
 ) -> Vec<Release> {
-    let is_over = |release: &Release, made_by: &(LeaseEpoch, MapVersion)| {
+    let is_over = |release: &Release, made_by: &MapStamp| {
         let view = nodes.0.get(&release.node);
-        view.is_some_and(|view| {
-            view.map.is_some_and(|map| map >= *made_by) || view.silent_ms > wait_out_ms
-        })
+        view.is_some_and(|view| terms.has_let_go(view.map, view.silent_ms, *made_by))
     };
     releasing
         .iter()

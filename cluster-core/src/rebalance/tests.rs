@@ -5,6 +5,7 @@ use super::*;
 use crate::collection::CollectionState;
 use crate::control::{MoveReason, RebalanceMode};
 use crate::ids::*;
+use crate::lease::LeaseTerms;
 use crate::map::ReplicaState::*;
 
 fn n(node: u64) -> NodeId {
@@ -355,7 +356,7 @@ fn p5_a_release_is_over_by_the_nodes_word_or_its_leases_end() {
             map: map.map(|(epoch, version)| (LeaseEpoch(epoch), MapVersion(version))),
         };
         let nodes = Liveness([(n(1), view)].into());
-        !releases(&known, &nodes, 11_000).is_empty()
+        !releases(&known, &nodes, LeaseTerms::default()).is_empty()
     };
     assert!(!is_over(0, None));
     assert!(!is_over(0, Some((3, 39))));

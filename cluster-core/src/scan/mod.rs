@@ -36,8 +36,8 @@ mod state;
 pub use failure::{Failure, FailureKind};
 pub use merge::Hit;
 pub use protocol::{
-    Ask, AttemptId, Command, Event, MapStamp, MergedPage, Millis, PageStats, PartitionAsk,
-    PartitionPage, ScanLimits,
+    Ask, AttemptId, Command, Event, MergedPage, Millis, PageStats, PartitionAsk, PartitionPage,
+    ScanLimits,
 };
 pub use staleness::StaleReason;
 pub use state::DistributedScan;

@@ -7,6 +7,7 @@ use super::failure::{Failure, FailureKind};
 use super::partition::PartitionScan;
 use super::protocol::*;
 use super::state::DistributedScan;
+use crate::ids::MapStamp;
 use crate::map::{PartitionMap, tiles_whole_space};
 use std::hash::Hash;
 

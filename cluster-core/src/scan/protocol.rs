@@ -9,9 +9,6 @@ use std::sync::Arc;
 /// Milliseconds of the caller's monotonic clock.
 pub type Millis = u64;
 
-/// How new a map is.
-pub type MapStamp = (LeaseEpoch, MapVersion);
-
 /// Every limit of a scan (P10).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanLimits {

@@ -1,7 +1,7 @@
 //! Why a replica answered ESTALE, told from what the asker and the node knew. It
 //! says whose turn it is to learn something, which is what an operator counts.
 
-use super::protocol::MapStamp;
+use crate::ids::MapStamp;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StaleReason {

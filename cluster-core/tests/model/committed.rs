@@ -7,7 +7,6 @@
 use cluster_core::control::{ClusterState, Command, Response};
 use cluster_core::ids::*;
 use cluster_core::invariants::{Violation, check_map, check_successor};
-use cluster_core::lease::MapStamp;
 use cluster_core::map::{Partition, ReplicaState, Source};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;

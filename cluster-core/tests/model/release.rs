@@ -13,6 +13,8 @@ use cluster_core::ids::*;
 use cluster_core::invariants::{Violation, check_answer, check_successor};
 use cluster_core::lease::*;
 use cluster_core::map::ReplicaState;
+use cluster_core::rebalance::tend::{Release, releases};
+use cluster_core::rebalance::{Liveness, NodeView};
 use std::collections::BTreeSet;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,7 +30,7 @@ enum Broken {
     TakesAnyMap,
 }
 
-struct Release {
+struct Releasing {
     broken: Broken,
     elections: u8,
     renewals: u8,
@@ -65,8 +67,6 @@ struct Reigning {
 #[derive(Clone, Default, Hash)]
 struct Node {
     lease: HeldLease,
-    /// Answers wait for a map as new as this.
-    must_know: MapStamp,
     /// The map that it answers by, of the history.
     map: Option<usize>,
     awaits: Option<BootMs>,
@@ -87,7 +87,6 @@ enum Message {
     },
     Grant {
         sent: BootMs,
-        epoch: LeaseEpoch,
         map: MapStamp,
     },
 }
@@ -131,15 +130,23 @@ impl World {
         let (Some(since), Some(leading)) = (self.released, &self.coordinators[self.leader]) else {
             return false;
         };
-        let is_there = self.committed().replica(GIVES).is_some();
-        let waited = leading
-            .grantor
-            .has_let_go(GIVES, since, self.now - leading.since);
-        is_there && (waited || broken == Broken::WaitsForNobody)
+        let Some((generation, _)) = self.committed().replica(GIVES) else {
+            return false;
+        };
+        let release = Release {
+            partition: PARTITION,
+            node: GIVES,
+            generation,
+        };
+        let grantor = &leading.grantor;
+        let view = NodeView::of(GIVES, grantor, self.now - leading.since);
+        let nodes = Liveness([(GIVES, view)].into());
+        let over = releases(&[(release, since)].into(), &nodes, grantor.terms());
+        over == [release] || broken == Broken::WaitsForNobody
     }
 }
 
-impl Release {
+impl Releasing {
     fn elect(&self, world: &mut World, leader: usize) -> Result<(), Violation> {
         let reign = Reign {
             term: world.committed().state().reign().map_or(0, |r| r.term) + 1,
@@ -190,23 +197,22 @@ impl Release {
         if reigning.grantor.renew_node(GIVES, received, knows).is_ok() {
             world.network.insert(Message::Grant {
                 sent,
-                epoch: reigning.grantor.epoch(),
                 map: reigning.view.stamp(),
             });
         }
     }
 
     fn take(&self, world: &mut World, grant: Message) {
-        let Message::Grant { sent, epoch, map } = grant else {
+        let Message::Grant { sent, map } = grant else {
             unreachable!("only grants are taken")
         };
         let now = world.boot_ms();
         let node = &mut world.node;
         node.awaits = None;
-        let granted = node.lease.granted(epoch, sent, TERMS.ttl_ms, now);
-        if granted == Granted::Regained && self.broken != Broken::AnswersByOldMap {
-            node.must_know = map.max(node.must_know);
-        }
+        match self.broken {
+            Broken::AnswersByOldMap => node.lease.granted(map.0, sent, TERMS.ttl_ms, now),
+            _ => node.lease.granted_under(map, sent, TERMS.ttl_ms, now),
+        };
     }
 
     /// Whether the node would answer a search from the replica now.
@@ -217,7 +223,8 @@ impl Release {
         let serves = map
             .replica(GIVES)
             .is_some_and(|(_, state)| state == ReplicaState::Serving);
-        serves && world.node.lease.is_held(world.boot_ms()) && map.stamp() >= world.node.must_know
+        let lease = &world.node.lease;
+        serves && lease.is_held(world.boot_ms()) && lease.lets_answer_by(map.stamp())
     }
 
     /// Forgets what the node does not wait for, or what comes too late to count.
@@ -231,7 +238,7 @@ impl Release {
     }
 }
 
-impl Model for Release {
+impl Model for Releasing {
     type State = World;
     type Action = Action;
 
@@ -392,8 +399,8 @@ impl Model for Release {
 
 const STATES_MAX: usize = 300_000;
 
-fn release(broken: Broken) -> Release {
-    Release {
+fn release(broken: Broken) -> Releasing {
+    Releasing {
         broken,
         elections: 1,
         renewals: 1,
@@ -408,7 +415,7 @@ fn p5_nothing_is_answered_from_a_replica_that_was_taken_away() {
 
 #[test]
 fn p5_nothing_is_answered_from_a_replica_that_was_acknowledged_away() {
-    let model = Release {
+    let model = Releasing {
         elections: 0,
         renewals: 2,
         ..release(Broken::Nothing)

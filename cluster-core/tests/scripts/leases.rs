@@ -4,6 +4,7 @@ use crate::words::Words;
 use cluster_core::control::Reign;
 use cluster_core::ids::*;
 use cluster_core::lease::*;
+use cluster_core::rebalance::NodeView;
 
 #[derive(Default)]
 pub struct Leases {
@@ -116,7 +117,11 @@ impl Leases {
                 "the holder keeps it".to_owned()
             }
             "live" => yes(grantor.is_live(ConsumerId(words.get("consumer")), now())),
-            "let_go" => yes(grantor.has_let_go(node(), stamp("since"), now())),
+            "let_go" => {
+                let view = NodeView::of(node(), grantor, now());
+                let terms = grantor.terms();
+                yes(terms.has_let_go(view.map, view.silent_ms, stamp("since")))
+            }
             _ => return None,
         })
     }

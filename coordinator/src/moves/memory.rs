@@ -7,7 +7,7 @@
 
 use super::Situation;
 use cluster_core::control::{ClusterState, Move};
-use cluster_core::ids::{Generation, LeaseEpoch, MapVersion, PartitionId};
+use cluster_core::ids::{Generation, MapStamp, PartitionId};
 use cluster_core::map::{PartitionMap, ReplicaState};
 use cluster_core::rebalance::Conflict;
 use cluster_core::rebalance::tend::{Release, releasing};
@@ -17,7 +17,7 @@ use std::time::Instant;
 #[derive(Default)]
 pub struct MoveMemory {
     running: BTreeMap<PartitionId, (Move, Instant)>,
-    releasing: BTreeMap<Release, (LeaseEpoch, MapVersion)>,
+    releasing: BTreeMap<Release, MapStamp>,
     /// Planning in this situation began nothing.
     idle: Option<Situation>,
     conflicts: Vec<Conflict>,
@@ -61,7 +61,7 @@ impl MoveMemory {
     }
 
     /// Replicas being released, with the map in which each was first seen so.
-    pub fn releasing(&self) -> &BTreeMap<Release, (LeaseEpoch, MapVersion)> {
+    pub fn releasing(&self) -> &BTreeMap<Release, MapStamp> {
         &self.releasing
     }
 

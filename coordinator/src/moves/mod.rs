@@ -114,10 +114,10 @@ async fn finish_releases(coordinator: &Coordinator, reign: Reign) {
     let Ok(nodes) = liveness(coordinator, reign) else {
         return;
     };
-    let wait_out_ms = coordinator.leases.terms().wait_out_ms();
-    let over = coordinator.leases.with_moves(reign, |memory| {
-        releases(memory.releasing(), &nodes, wait_out_ms)
-    });
+    let terms = coordinator.leases.terms();
+    let over = coordinator
+        .leases
+        .with_moves(reign, |memory| releases(memory.releasing(), &nodes, terms));
     for release in over.unwrap_or_default() {
         let (partition, node) = (release.partition, release.node);
         let command = Command::FinishRelease {

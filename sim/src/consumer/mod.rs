@@ -18,7 +18,6 @@ use cluster_core::control::{Command, Response};
 use cluster_core::ids::*;
 use cluster_core::lease::HeldLease;
 use cluster_core::map::PartitionMap;
-use cluster_core::scan::MapStamp;
 use run::Run;
 use std::sync::Arc;
 

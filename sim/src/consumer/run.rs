@@ -19,7 +19,6 @@ use cluster_core::control::Response;
 use cluster_core::ids::*;
 use cluster_core::invariants::check_confirmation;
 use cluster_core::map::{HashRange, PartitionMap, ReplicaState};
-use cluster_core::scan::MapStamp;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -22,7 +22,6 @@ use cluster_core::control::{Command, Response};
 use cluster_core::ids::*;
 use cluster_core::lease::HeldLease;
 use cluster_core::map::{PartitionMap, ReplicaState};
-use cluster_core::scan::MapStamp;
 use cluster_core::wal_position::WalPosition;
 use cluster_core::xid::FullXid;
 use disk::{NodeDisk, NodeWrite, ReplicaData};
