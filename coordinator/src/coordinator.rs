@@ -5,9 +5,9 @@ use crate::config::Config;
 use crate::grpc::refusal::refused;
 use crate::leases::{Leases, ReignOver};
 use crate::metrics::Metrics;
-use crate::raft::Raft;
 use crate::raft::network::Network;
 use crate::raft::state_machine::StateMachine;
+use crate::raft::{PeerNode, Raft};
 use cluster_core::control::{Command, Reign, Response};
 use cluster_core::ids::LeaseEpoch;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, ForwardToLeader, RaftError};
@@ -22,6 +22,8 @@ pub struct Coordinator {
     pub config: Config,
     pub raft: Raft,
     pub state: StateMachine,
+    /// Votes in this coordinator's name.
+    pub disk_uuid: String,
     pub leases: Leases,
     pub metrics: Metrics,
     /// Tells this run of the process from its earlier ones.
@@ -130,7 +132,7 @@ impl Coordinator {
         not_leader(node.map(|node| node.addr.as_str()))
     }
 
-    pub fn forward(&self, forward: &ForwardToLeader<u64, openraft::BasicNode>) -> Status {
+    pub fn forward(&self, forward: &ForwardToLeader<u64, PeerNode>) -> Status {
         not_leader(forward.leader_node.as_ref().map(|node| node.addr.as_str()))
     }
 

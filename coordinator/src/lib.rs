@@ -72,6 +72,7 @@ async fn open(config: Config, metrics: Metrics) -> anyhow::Result<Coordinator> {
     let disk = Disk::open(&config.data_dir, config.id)
         .with_context(|| format!("cannot open {}", config.data_dir.display()))?;
     let state = StateMachine::open(disk.clone())?;
+    let disk_uuid = disk.uuid().to_owned();
     let raft_config = Arc::new(raft::raft_config(&config.raft)?);
     let network = Network::new(config.transport.clone());
     let raft = raft::Raft::new(
@@ -85,6 +86,7 @@ async fn open(config: Config, metrics: Metrics) -> anyhow::Result<Coordinator> {
     Ok(Coordinator {
         raft,
         state,
+        disk_uuid,
         leases: leases::Leases::new(config.leases),
         metrics,
         start: rand::random(),
@@ -110,6 +112,7 @@ async fn serve(
 
     let raft = RaftServer::new(RaftService::new(
         coordinator.config.id,
+        coordinator.disk_uuid.clone(),
         coordinator.raft.clone(),
     ))
     .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)

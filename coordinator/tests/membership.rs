@@ -287,6 +287,39 @@ async fn the_last_coordinator_is_not_removed_and_nobody_is_added_who_is_not_ther
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lesson_26_a_voter_on_an_emptied_disk_has_no_vote() {
+    let mut cluster = Cluster::start(3, LeaseTerms::default());
+    cluster.initialise().await;
+    let client = patient(&cluster);
+    join(&client, "disk-0").await;
+    let leader = cluster.leader().await;
+    let followers: Vec<usize> = (0..3).filter(|i| *i != leader).collect();
+    let (emptied, other) = (followers[0], followers[1]);
+    cluster.restart_on_an_empty_disk(emptied);
+    renew(&client, 1, "disk-0").await.unwrap();
+    cluster.processes[other].kill();
+
+    // One of three that remembers its votes: nothing is committed.
+    let hasty = ClusterClient::new(ClientConfig {
+        coordinators: cluster.addresses(),
+        call_timeout: Duration::from_secs(4),
+        ..ClientConfig::default()
+    });
+    let outcome = renew(&hasty, 1, "disk-0").await;
+    assert!(outcome.is_err(), "{outcome:?}");
+    let seen = status(&client, &cluster.addresses()[emptied]).await;
+    assert_eq!(seen.unwrap().term, 0, "it was asked for nothing");
+
+    // It takes part again as what it is: a new one.
+    cluster.processes[other].start();
+    renew(&client, 1, "disk-0").await.unwrap();
+    remove(&client, emptied as u64 + 1).await.unwrap();
+    let fourth = cluster.start_stranger(4);
+    add(&client, 4, &fourth).await.unwrap();
+    assert_eq!(voters(&cluster).await.0.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_coordinator_is_removed_that_the_majority_afterwards_needs() {
     let mut cluster = Cluster::start(3, LeaseTerms::default());
     cluster.initialise().await;

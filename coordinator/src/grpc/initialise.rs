@@ -2,8 +2,10 @@
 //! members, never a conclusion from an empty disk.
 
 use crate::coordinator::Coordinator;
+use crate::membership::peers;
+use crate::raft::PeerNode;
 use cluster_core::control::{Command, CoordinatorMember, Response};
-use openraft::BasicNode;
+use futures::future::try_join_all;
 use openraft::error::{InitializeError, RaftError};
 use proto::v1;
 use std::collections::BTreeMap;
@@ -74,16 +76,48 @@ fn agreed_members(
 
 /// Writes the membership as the first entry of the log, once.
 async fn form(coordinator: &Coordinator, members: &[CoordinatorMember]) -> Result<(), Status> {
-    let nodes: BTreeMap<u64, BasicNode> = members
-        .iter()
-        .map(|m| (m.id, BasicNode::new(&m.address)))
-        .collect();
+    let formed = coordinator.raft.is_initialized().await;
+    if formed.map_err(|fatal| Status::unavailable(fatal.to_string()))? {
+        return Ok(());
+    }
+    let asking = members.iter().map(|member| named(coordinator, member));
+    let nodes: BTreeMap<u64, PeerNode> = try_join_all(asking).await?.into_iter().collect();
     match coordinator.raft.initialize(nodes).await {
         Ok(()) => Ok(()),
         // Another call was first, here or at a peer.
         Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
         Err(error) => Err(Status::failed_precondition(error.to_string())),
     }
+}
+
+/// A member with the disk that votes for it: all are there when a cluster begins.
+async fn named(
+    coordinator: &Coordinator,
+    member: &CoordinatorMember,
+) -> Result<(u64, PeerNode), Status> {
+    let CoordinatorMember { id, address } = member;
+    let disk_uuid = if *id == coordinator.config.id {
+        coordinator.disk_uuid.clone()
+    } else {
+        let answer = peers::ask(coordinator, address).await.map_err(|why| {
+            Status::unavailable(format!(
+                "coordinator {id} does not answer at {address} ({why}): start it; all take part \
+                 when a cluster is initialised"
+            ))
+        })?;
+        if answer.coordinator_id != *id {
+            let other = answer.coordinator_id;
+            return Err(Status::failed_precondition(format!(
+                "coordinator {other} answers at {address}, not coordinator {id}"
+            )));
+        }
+        answer.disk_uuid
+    };
+    let node = PeerNode {
+        addr: address.clone(),
+        disk_uuid,
+    };
+    Ok((*id, node))
 }
 
 async fn wait_for_reign(coordinator: &Coordinator) -> Result<(), Status> {

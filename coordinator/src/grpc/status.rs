@@ -73,6 +73,7 @@ pub fn status_of(coordinator: &Coordinator) -> v1::GetStatusResponse {
         }
     });
     v1::GetStatusResponse {
+        disk_uuid: coordinator.disk_uuid.clone(),
         lease_ttl_ms: coordinator.leases.terms().ttl_ms,
         highest_coordinator_id: coordinator.state.read(|state| state.highest_coordinator()),
         moves: moves.collect(),

@@ -5,8 +5,8 @@ use super::{
     Change, Membership, alone, change, name_voters, not_changed, peers, set_members, whole,
 };
 use crate::coordinator::Coordinator;
+use crate::raft::PeerNode;
 use cluster_core::control::{COORDINATORS_MAX, CoordinatorMember};
-use openraft::BasicNode;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -23,9 +23,13 @@ pub async fn add(coordinator: &Coordinator, new: CoordinatorMember) -> Result<()
     if found.voters.contains(&new.id) {
         return name_voters(coordinator).await;
     }
-    if !found.addresses.contains_key(&new.id) {
-        check_pristine(coordinator, &new).await?;
-    }
+    let node = match found.nodes.get(&new.id) {
+        Some(known) => known.clone(),
+        None => PeerNode {
+            addr: new.address.clone(),
+            disk_uuid: check_pristine(coordinator, &new).await?,
+        },
+    };
 
     let mut voters = found.members();
     voters.push(new.clone());
@@ -36,7 +40,7 @@ pub async fn add(coordinator: &Coordinator, new: CoordinatorMember) -> Result<()
     let ids: BTreeSet<u64> = voters.iter().map(|m| m.id).collect();
     peers::check_majority(&ids, &living)?;
 
-    catch_up(coordinator, &new).await?;
+    catch_up(coordinator, new.id, node).await?;
     set_members(coordinator, voters).await?;
     change(coordinator, Change::AddVoterIds(BTreeSet::from([new.id]))).await?;
     tracing::info!(coordinator = new.id, address = new.address, "added");
@@ -54,7 +58,7 @@ fn check_standing(
         .state
         .read(|state| (state.has_left(*id), state.highest_coordinator()));
     let free = highest + 1;
-    let problem = match found.addresses.get(id) {
+    let problem = match found.nodes.get(id).map(|node| &node.addr) {
         Some(known) if known != address => {
             format!(
                 "coordinator {id} is at {known}: remove it, and add the one at {address} \
@@ -77,7 +81,7 @@ fn check_standing(
         None if found.voters.len() >= COORDINATORS_MAX => {
             format!("there are {COORDINATORS_MAX} coordinators already: remove one first")
         }
-        None => match found.addresses.iter().find(|(_, a)| *a == address) {
+        None => match found.nodes.iter().find(|(_, node)| node.addr == *address) {
             Some((other, _)) => format!("coordinator {other} is at {address}"),
             None => return Ok(()),
         },
@@ -86,8 +90,11 @@ fn check_standing(
 }
 
 /// Whoever answers there must be that coordinator, with nothing on its disk: one
-/// that has voted elsewhere would bring its votes along.
-async fn check_pristine(coordinator: &Coordinator, new: &CoordinatorMember) -> Result<(), Status> {
+/// that has voted elsewhere would bring its votes along. Answers the disk's uuid.
+async fn check_pristine(
+    coordinator: &Coordinator,
+    new: &CoordinatorMember,
+) -> Result<String, Status> {
     let CoordinatorMember { id, address } = new;
     let answer = peers::ask(coordinator, address).await.map_err(|why| {
         Status::failed_precondition(format!(
@@ -104,16 +111,13 @@ async fn check_pristine(coordinator: &Coordinator, new: &CoordinatorMember) -> R
              empty data_dir"
         )
     } else {
-        return Ok(());
+        return Ok(answer.disk_uuid);
     };
     Err(Status::failed_precondition(problem))
 }
 
-async fn catch_up(coordinator: &Coordinator, new: &CoordinatorMember) -> Result<(), Status> {
-    let CoordinatorMember { id, address } = new;
-    let learning = coordinator
-        .raft
-        .add_learner(*id, BasicNode::new(address), true);
+async fn catch_up(coordinator: &Coordinator, id: u64, node: PeerNode) -> Result<(), Status> {
+    let learning = coordinator.raft.add_learner(id, node, true);
     match timeout(CATCH_UP_TIMEOUT, learning).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(not_changed(coordinator, error)),

@@ -9,11 +9,12 @@
 //! given; begins a change that the coordinators left could not commit.
 
 pub mod addition;
-mod peers;
+pub mod peers;
 pub mod removal;
 pub mod transfer;
 
 use crate::coordinator::Coordinator;
+use crate::raft::PeerNode;
 use cluster_core::control::{Command, CoordinatorMember, Response};
 use openraft::ChangeMembers;
 use openraft::error::{ClientWriteError, RaftError};
@@ -22,13 +23,13 @@ use tokio::sync::MutexGuard;
 use tokio::time::timeout;
 use tonic::Status;
 
-type Change = ChangeMembers<u64, openraft::BasicNode>;
+type Change = ChangeMembers<u64, PeerNode>;
 
 /// Raft's membership as it is in force here, committed or not.
 struct Membership {
     /// Of both halves, while a change is between its two steps.
     voters: BTreeSet<u64>,
-    addresses: BTreeMap<u64, String>,
+    nodes: BTreeMap<u64, PeerNode>,
     is_between_steps: bool,
 }
 
@@ -39,7 +40,7 @@ impl Membership {
             let nodes = membership.nodes();
             Self {
                 voters: membership.voter_ids().collect(),
-                addresses: nodes.map(|(id, node)| (*id, node.addr.clone())).collect(),
+                nodes: nodes.map(|(id, node)| (*id, node.clone())).collect(),
                 is_between_steps: membership.get_joint_config().len() > 1,
             }
         });
@@ -49,7 +50,7 @@ impl Membership {
     }
 
     fn address(&self, id: u64) -> &str {
-        self.addresses.get(&id).map_or("", String::as_str)
+        self.nodes.get(&id).map_or("", |node| &node.addr)
     }
 
     fn members(&self) -> Vec<CoordinatorMember> {
@@ -123,7 +124,7 @@ async fn change(coordinator: &Coordinator, change: Change) -> Result<(), Status>
 
 fn not_changed(
     coordinator: &Coordinator,
-    error: RaftError<u64, ClientWriteError<u64, openraft::BasicNode>>,
+    error: RaftError<u64, ClientWriteError<u64, PeerNode>>,
 ) -> Status {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {

@@ -17,7 +17,7 @@ pub async fn remove(coordinator: &Coordinator, id: u64) -> Result<(), Status> {
     let _alone = alone(coordinator).await?;
     coordinator.confirm_reign().await?;
     let found = whole(coordinator).await?;
-    if !found.addresses.contains_key(&id) {
+    if !found.nodes.contains_key(&id) {
         return gone(coordinator, &found, id).await;
     }
     if found.voters.contains(&id) {
@@ -49,7 +49,7 @@ async fn gone(coordinator: &Coordinator, found: &Membership, id: u64) -> Result<
     if coordinator.state.read(|state| state.has_left(id)) {
         return Ok(());
     }
-    let ids: Vec<_> = found.addresses.keys().map(u64::to_string).collect();
+    let ids: Vec<_> = found.nodes.keys().map(u64::to_string).collect();
     Err(Status::not_found(format!(
         "there is no coordinator {id}; there are {}",
         ids.join(", ")

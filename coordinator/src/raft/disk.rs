@@ -48,10 +48,14 @@ pub enum DiskError {
 struct Identity {
     format: u32,
     coordinator_id: u64,
+    /// Drawn when the disk was first used. Disks of 0.1.0 have none.
+    #[serde(default)]
+    disk_uuid: String,
 }
 
 pub struct Disk {
     db: DB,
+    uuid: String,
     has_failed: AtomicBool,
 }
 
@@ -68,26 +72,42 @@ impl Disk {
         let families =
             [LOG, STATE].map(|name| ColumnFamilyDescriptor::new(name, Options::default()));
         let db = DB::open_cf_descriptors(&options, dir, families)?;
-        let disk = Self {
+        let mut disk = Self {
             db,
+            uuid: String::new(),
             has_failed: AtomicBool::new(false),
         };
+        disk.uuid = disk.claim(dir, coordinator_id)?;
+        Ok(Arc::new(disk))
+    }
 
+    /// Whose disk it is from now on, if it is nobody's. Answers its uuid.
+    fn claim(&self, dir: &Path, coordinator_id: u64) -> Result<String, DiskError> {
+        if let Some(found) = self.get::<Identity>(IDENTITY)? {
+            if (found.format, found.coordinator_id) == (FORMAT, coordinator_id) {
+                return Ok(found.disk_uuid);
+            }
+            return Err(DiskError::WrongDisk(format!(
+                "{} belongs to coordinator {} (format {}), not to coordinator {coordinator_id} \
+                 (format {FORMAT})",
+                dir.display(),
+                found.coordinator_id,
+                found.format
+            )));
+        }
         let own = Identity {
             format: FORMAT,
             coordinator_id,
+            disk_uuid: format!("{:032x}", rand::random::<u128>()),
         };
-        match disk.get::<Identity>(IDENTITY)? {
-            Some(found) if found == own => {}
-            Some(found) => {
-                return Err(DiskError::WrongDisk(format!(
-                    "{} belongs to {found:?}, not to {own:?}",
-                    dir.display()
-                )));
-            }
-            None => disk.put_synced(IDENTITY, &own)?,
-        }
-        Ok(Arc::new(disk))
+        self.put_synced(IDENTITY, &own)?;
+        Ok(own.disk_uuid)
+    }
+
+    /// Tells this disk from one that was emptied, or put in its place. Empty when
+    /// 0.1.0 has made it.
+    pub fn uuid(&self) -> &str {
+        &self.uuid
     }
 
     pub fn db(&self) -> &DB {

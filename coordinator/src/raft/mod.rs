@@ -13,12 +13,22 @@ use crate::config::RaftTuning;
 use cluster_core::control::{Command, Response};
 use std::io::Cursor;
 
+/// A coordinator as Raft's membership names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PeerNode {
+    /// `host:port`.
+    pub addr: String,
+    /// The disk that votes in its name. Memberships that 0.1.0 wrote do not say.
+    #[serde(default)]
+    pub disk_uuid: String,
+}
+
 openraft::declare_raft_types!(
     pub TypeConfig:
         D = Command,
         R = Response,
         NodeId = u64,
-        Node = openraft::BasicNode,
+        Node = PeerNode,
         Entry = openraft::Entry<TypeConfig>,
         SnapshotData = Cursor<Vec<u8>>,
         AsyncRuntime = openraft::TokioRuntime,
@@ -28,10 +38,10 @@ pub type Raft = openraft::Raft<TypeConfig>;
 pub type LogId = openraft::LogId<u64>;
 pub type Vote = openraft::Vote<u64>;
 pub type StorageError = openraft::StorageError<u64>;
-pub type StoredMembership = openraft::StoredMembership<u64, openraft::BasicNode>;
-pub type SnapshotMeta = openraft::SnapshotMeta<u64, openraft::BasicNode>;
+pub type StoredMembership = openraft::StoredMembership<u64, PeerNode>;
+pub type SnapshotMeta = openraft::SnapshotMeta<u64, PeerNode>;
 pub type Snapshot = openraft::Snapshot<TypeConfig>;
-pub type Metrics = openraft::RaftMetrics<u64, openraft::BasicNode>;
+pub type Metrics = openraft::RaftMetrics<u64, PeerNode>;
 
 pub fn raft_config(tuning: &RaftTuning) -> Result<openraft::Config, Box<openraft::ConfigError>> {
     openraft::Config {

@@ -1,19 +1,20 @@
 //! How coordinators reach each other: the gRPC service `Raft`, whose payloads
 //! are openraft's own types as JSON.
 //!
-//! Each request names the coordinator that it is meant for, so that an address
+//! Each request names the coordinator and the disk that it is meant for. An address
 //! that another process has taken over does not vote in the name of its former
-//! owner.
+//! owner, nor does a coordinator whose disk was emptied: it has forgotten for whom
+//! it voted, and would vote a second time (LESSONS 26, openraft #2002).
 
-use super::{Raft, TypeConfig};
+use super::{PeerNode, Raft, TypeConfig};
 use cluster_client::transport::{Transport, TransportError};
+use openraft::AnyError;
 use openraft::error::{InstallSnapshotError, RPCError, RaftError, RemoteError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::{AnyError, BasicNode};
 use parking_lot::Mutex;
 use proto::v1::raft_client::RaftClient;
 use proto::v1::{CampaignRequest, CampaignResponse, RaftRequest, RaftResponse};
@@ -21,11 +22,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 const TARGET_HEADER: &str = "ruvector-coordinator-id";
+const DISK_HEADER: &str = "ruvector-coordinator-disk";
 /// Pause before an unreachable peer is tried again.
 const BACKOFF: Duration = Duration::from_millis(250);
 
@@ -73,9 +77,10 @@ impl Network {
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
-    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Peer {
+    async fn new_client(&mut self, target: u64, node: &PeerNode) -> Peer {
         Peer {
             target,
+            disk: node.disk_uuid.parse().ok(),
             channel: self.channel(&node.addr),
         }
     }
@@ -83,6 +88,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
 pub struct Peer {
     target: u64,
+    /// `None`: the membership does not say.
+    disk: Option<AsciiMetadataValue>,
     channel: Result<Channel, TransportError>,
 }
 
@@ -93,7 +100,7 @@ enum Verb {
     Snapshot,
 }
 
-type CallError<E> = RPCError<u64, BasicNode, RaftError<u64, E>>;
+type CallError<E> = RPCError<u64, PeerNode, RaftError<u64, E>>;
 
 impl Peer {
     async fn call<Q, A, E>(&self, verb: Verb, question: &Q) -> Result<A, CallError<E>>
@@ -114,6 +121,9 @@ impl Peer {
         request
             .metadata_mut()
             .insert(TARGET_HEADER, self.target.into());
+        if let Some(disk) = self.disk.clone().filter(|disk| !disk.is_empty()) {
+            request.metadata_mut().insert(DISK_HEADER, disk);
+        }
 
         let mut client = RaftClient::new(channel)
             .max_decoding_message_size(proto::MESSAGE_BYTES_MAX)
@@ -142,7 +152,7 @@ impl RaftNetwork<TypeConfig> for Peer {
         &mut self,
         rpc: AppendEntriesRequest<TypeConfig>,
         _option: RPCOption,
-    ) -> Result<AppendEntriesResponse<u64>, RPCError<u64, BasicNode, RaftError<u64>>> {
+    ) -> Result<AppendEntriesResponse<u64>, RPCError<u64, PeerNode, RaftError<u64>>> {
         self.call(Verb::Append, &rpc).await
     }
 
@@ -152,7 +162,7 @@ impl RaftNetwork<TypeConfig> for Peer {
         _option: RPCOption,
     ) -> Result<
         InstallSnapshotResponse<u64>,
-        RPCError<u64, BasicNode, RaftError<u64, InstallSnapshotError>>,
+        RPCError<u64, PeerNode, RaftError<u64, InstallSnapshotError>>,
     > {
         self.call(Verb::Snapshot, &rpc).await
     }
@@ -161,7 +171,7 @@ impl RaftNetwork<TypeConfig> for Peer {
         &mut self,
         rpc: VoteRequest<u64>,
         _option: RPCOption,
-    ) -> Result<VoteResponse<u64>, RPCError<u64, BasicNode, RaftError<u64>>> {
+    ) -> Result<VoteResponse<u64>, RPCError<u64, PeerNode, RaftError<u64>>> {
         self.call(Verb::Vote, &rpc).await
     }
 
@@ -173,12 +183,20 @@ impl RaftNetwork<TypeConfig> for Peer {
 /// The serving side.
 pub struct RaftService {
     id: u64,
+    disk_uuid: String,
+    /// It has said that its disk is not the one that is asked for.
+    has_complained: AtomicBool,
     raft: Raft,
 }
 
 impl RaftService {
-    pub fn new(id: u64, raft: Raft) -> Self {
-        Self { id, raft }
+    pub fn new(id: u64, disk_uuid: String, raft: Raft) -> Self {
+        Self {
+            id,
+            disk_uuid,
+            has_complained: AtomicBool::new(false),
+            raft,
+        }
     }
 
     fn open<Q: DeserializeOwned>(&self, request: Request<RaftRequest>) -> Result<Q, Status> {
@@ -188,12 +206,22 @@ impl RaftService {
     }
 
     fn check_target<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let meant_for = request
-            .metadata()
-            .get(TARGET_HEADER)
-            .and_then(|id| id.to_str().ok());
-        if meant_for != Some(self.id.to_string().as_str()) {
-            let message = format!("meant for coordinator {meant_for:?}, this is {}", self.id);
+        let header = |name| request.metadata().get(name)?.to_str().ok();
+        let (id, disk) = (header(TARGET_HEADER), header(DISK_HEADER));
+        if id != Some(self.id.to_string().as_str()) {
+            let message = format!("meant for coordinator {id:?}, this is {}", self.id);
+            return Err(Status::failed_precondition(message));
+        }
+        if disk.is_some_and(|disk| disk != self.disk_uuid) {
+            let id = self.id;
+            let message = format!(
+                "the disk of coordinator {id} is not the one that has voted under this id: bring \
+                 that back, or `ctl coordinator remove {id}` and start this one with an empty \
+                 data_dir and an id that was never given"
+            );
+            if !self.has_complained.swap(true, Ordering::Relaxed) {
+                tracing::error!(problem = message, "this coordinator takes no part");
+            }
             return Err(Status::failed_precondition(message));
         }
         Ok(())

@@ -96,6 +96,14 @@ impl Cluster {
         member.address
     }
 
+    /// As when a disk is lost, and the process started again in its place.
+    pub fn restart_on_an_empty_disk(&mut self, position: usize) {
+        let process = &mut self.processes[position];
+        process.kill();
+        std::fs::remove_dir_all(&process.config.data_dir).unwrap();
+        process.start();
+    }
+
     pub fn address_of(&self, id: u64) -> String {
         let mut processes = self.processes.iter();
         let process = processes.find(|p| p.config.id == id).unwrap();
