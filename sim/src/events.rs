@@ -6,6 +6,7 @@ use crate::message::Message;
 use crate::process::{Channel, Proc, Ticket, Timer};
 use crate::raft;
 use crate::world::{Event, Input, World};
+use cluster_core::control::Command;
 use cluster_core::wal_position::Lsn;
 
 const POSTGRES_TICK_MS: u64 = 20;
@@ -140,15 +141,19 @@ impl World {
         self.begin_move(None);
     }
 
-    /// An operator, or the leader's planning, wants a partition elsewhere.
+    /// An operator wants a partition elsewhere; the leader begins it when it can.
     pub(crate) fn begin_move(&mut self, from: Option<Proc>) {
         if self.is_calm {
             return;
         }
-        let command = self.scenario.a_move(&self.state, from, &mut self.rng);
-        let Some(command) = command else {
+        let planned = self.scenario.a_move(&self.state, from, &mut self.rng);
+        let Some(planned) = planned else {
             return;
         };
+        let asked = self.state.planned().iter();
+        let others = asked.filter(|asked| asked.partition != planned.partition);
+        let moves = others.copied().chain([planned]).collect();
+        let command = Command::PlanMoves { moves };
         for member in 0..raft::MEMBERS {
             self.tickets += 1;
             let call = Ticket(self.tickets);

@@ -6,8 +6,10 @@
 use super::asks::{Asks, Purpose};
 use super::backfill::Backfill;
 use super::commit::Committing;
+use super::counting::{Counting, DEMOTION};
 use super::feed::{Feed, News};
 use super::replicas::{is_ready, key, state_of};
+use super::splits::Ranges;
 use crate::checks::Fact;
 use crate::message::{Message, Report};
 use crate::mutant::Mutant;
@@ -16,9 +18,10 @@ use crate::process::{Effects, Proc, Ticket};
 use cluster_core::change::PositionedChange;
 use cluster_core::confirm::{ConfirmTracker, ReplicaKey};
 use cluster_core::control::Response;
+use cluster_core::demotion::DemotionWatch;
 use cluster_core::ids::*;
 use cluster_core::invariants::check_confirmation;
-use cluster_core::map::{HashRange, PartitionMap, ReplicaState};
+use cluster_core::map::{PartitionMap, ReplicaState};
 use cluster_core::scan::MapStamp;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
@@ -47,11 +50,6 @@ enum Phase {
     Following,
 }
 
-pub(super) struct Stall {
-    pub durable: WalPosition,
-    pub since: u64,
-}
-
 pub struct Run {
     pub token: ConsumerEpoch,
     phase: Phase,
@@ -67,16 +65,21 @@ pub struct Run {
     pub committing: Option<Committing>,
     /// Everything up to here has been received and routed.
     pub complete: Lsn,
+    /// The end of the WAL, as the server said last.
+    pub(super) server_end: Lsn,
     pub(super) told: (Lsn, u64),
     /// The map whose replicas are fed.
     pub(super) followed: MapStamp,
     pub(super) status_at: u64,
     pub(super) tracker: ConfirmTracker,
     pub(super) counted: BTreeSet<ReplicaKey>,
-    pub(super) stalls: BTreeMap<ReplicaKey, Stall>,
+    pub(super) counting: BTreeMap<ReplicaKey, Counting>,
+    pub(super) watch: DemotionWatch,
     pub(super) feeds: BTreeMap<NodeId, Feed>,
     /// Ranges in hash order.
-    pub collections: BTreeMap<CollectionId, Vec<(HashRange, PartitionId)>>,
+    pub collections: BTreeMap<CollectionId, Ranges>,
+    /// By the partition that is being split: what goes to it goes to them too.
+    pub(super) halves: BTreeMap<PartitionId, Ranges>,
     pub(super) buffers: BTreeMap<PartitionId, Vec<PositionedChange>>,
     pub(super) sent_to: BTreeMap<PartitionId, WalPosition>,
     pub asks: Asks,
@@ -92,7 +95,7 @@ pub fn end_of(lsn: Lsn) -> WalPosition {
 impl Run {
     pub fn begin(token: ConsumerEpoch, map: &PartitionMap, effects: &mut Effects<'_>) -> Self {
         let mut calls = BTreeSet::new();
-        let replicas = map.partitions.values().flat_map(|p| &p.replicas);
+        let replicas = map.held_partitions().flat_map(|(p, _)| &p.replicas);
         let nodes: BTreeSet<NodeId> = replicas.map(|r| r.node).collect();
         for node in nodes {
             if let Some(process) = map.nodes.get(&node).and_then(|n| Proc::at(&n.address)) {
@@ -117,14 +120,17 @@ impl Run {
             inbox: VecDeque::new(),
             committing: None,
             complete: Lsn(0),
+            server_end: Lsn(0),
             told: (Lsn(0), 0),
             followed: MapStamp::default(),
             status_at: 0,
             tracker: ConfirmTracker::new(INCARNATION, Lsn(0)),
             counted: BTreeSet::new(),
-            stalls: BTreeMap::new(),
+            counting: BTreeMap::new(),
+            watch: DemotionWatch::new(DEMOTION),
             feeds: BTreeMap::new(),
             collections: BTreeMap::new(),
+            halves: BTreeMap::new(),
             buffers: BTreeMap::new(),
             sent_to: BTreeMap::new(),
             asks: Asks::default(),
@@ -183,8 +189,8 @@ impl Run {
         for feed in self.feeds.values_mut() {
             feed.tick(effects);
         }
-        self.count_learners(effects);
-        self.demote_stalled(map, effects);
+        self.count_learners(map, effects);
+        self.demote_late(effects);
         self.backfill(map, effects);
         self.asks.tick(effects);
         self.send_status(effects);
@@ -286,6 +292,7 @@ impl Run {
                 self.heard_at = effects.now;
                 self.oldest_xmin = oldest_xmin;
                 self.next_xid = next_xid;
+                self.server_end = wal_end;
                 self.inbox.push_back(Inbound::Keepalive(wal_end));
                 self.advance(map, effects);
             }
@@ -304,7 +311,7 @@ impl Run {
             Message::NotLeader { call, hint } => self.asks.not_leader(call, hint, effects.now),
             Message::Answer { call, response } => {
                 if let Some((purpose, response)) = self.asks.answered(call, response) {
-                    self.asked(purpose, response);
+                    self.asked(purpose, response, effects.now);
                     self.advance(map, effects);
                 }
             }
@@ -349,7 +356,10 @@ impl Run {
         for news in feed.on(message, effects) {
             match news {
                 News::Moved(id) => {
-                    if let Some(fed) = feed.partitions.get(&id) {
+                    // What a learner has logged is not what a replica has.
+                    let fed = feed.partitions.get(&id);
+                    let is_early = effects.is_broken(Mutant::LearnerCountedEarly);
+                    if let Some(fed) = fed.filter(|fed| !fed.is_learning || is_early) {
                         let durable = match ignored {
                             true => end_of(self.complete),
                             false => fed.durable,
@@ -358,6 +368,7 @@ impl Run {
                             .durable(key(id, *node, fed.generation), durable);
                     }
                 }
+                News::Detached => self.followed = MapStamp::default(),
                 News::Restart(why) => {
                     self.ended.get_or_insert(why);
                 }
@@ -368,7 +379,7 @@ impl Run {
         }
     }
 
-    fn asked(&mut self, purpose: Purpose, response: Response) {
+    fn asked(&mut self, purpose: Purpose, response: Response, now: u64) {
         match (purpose, response) {
             (Purpose::Create(_), Response::CollectionCreated { collection }) => {
                 self.created(collection);
@@ -378,8 +389,8 @@ impl Run {
                     it.begun(backfill);
                 }
             }
-            // A demotion that is refused is asked for again while it is due, a
-            // promotion until the map says what became of the learner.
+            (Purpose::Demote(replica), Response::Refused(_)) => self.watch.refused(replica, now),
+            // A promotion is asked for until the map says what became of the learner.
             (Purpose::Promote(_) | Purpose::Demote(_), _) | (_, Response::Done) => {}
             (_, Response::Refused(_)) => self.end("refused"),
             _ => {}
