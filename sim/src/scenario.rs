@@ -65,11 +65,11 @@ impl Scenario {
                     dead_after_ms: DEAD_AFTER_MS,
                 },
                 throttle: Throttle {
-                    moves_max: rng.between(1, 3) as u32,
-                    moves_per_node_max: rng.between(1, 2) as u32,
+                    moves_max: rng.between(2, 8) as u32,
+                    moves_per_node_max: rng.between(1, 4) as u32,
                 },
-                split_rows: match rng.chance(700) {
-                    true => rng.between(4, 14),
+                split_rows: match rng.chance(800) {
+                    true => rng.between(3, 10),
                     false => 0,
                 },
             },

@@ -52,6 +52,9 @@ impl Run {
                 continue;
             }
             let replica = live.replica;
+            if self.promoted.contains(&replica) {
+                continue;
+            }
             let command = Command::PromoteReplica {
                 token: self.token,
                 partition: replica.partition,

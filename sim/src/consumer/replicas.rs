@@ -101,6 +101,8 @@ impl Run {
             }
         }
         self.counted.retain(|r| state_of_key(map, r).is_some());
+        self.promoted
+            .retain(|r| state_of_key(map, r) == Some(ReplicaState::Learner));
         self.counting.retain(|r, _| state_of_key(map, r).is_some());
         let counted = &self.counted;
         self.tracker.retain(|r| match state_of_key(map, r) {

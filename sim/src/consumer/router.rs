@@ -12,11 +12,23 @@ use cluster_core::collection::CollectionState;
 use cluster_core::confirm::ReplicaKey;
 use cluster_core::ids::*;
 use cluster_core::map::{HashRange, PartitionMap, ReplicaState};
-use cluster_core::wal_position::WalPosition;
+use cluster_core::wal_position::{Lsn, WalPosition};
+use cluster_core::xid::FullXid;
 use std::sync::Arc;
 
+const TELL_EVERY_MS: u64 = 60;
+const REFRESH_EVERY_MS: u64 = 1_000;
 /// Changes of a partition that are sent together.
 const BATCH_CHANGES_MAX: usize = 4;
+
+/// What the nodes were last told, and when.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Told {
+    pub end: Lsn,
+    at: u64,
+    oldest_xmin: FullXid,
+    confirmed: WalPosition,
+}
 
 impl Run {
     pub fn add_collection(&mut self, map: &Arc<PartitionMap>, id: CollectionId) {
@@ -166,25 +178,40 @@ impl Run {
         }
     }
 
-    /// Sends what is buffered, then "nothing else".
+    /// Sends what is buffered, then "nothing else", news or not: whoever waits for it
+    /// may have missed the last.
     pub fn tell(&mut self, effects: &mut Effects<'_>) {
-        self.told.1 = effects.now;
+        let confirmed = end_of(self.tracker.confirmed());
         let retention = Retention {
             oldest_xmin: self.oldest_xmin,
-            confirmed: end_of(self.tracker.confirmed()),
+            confirmed,
         };
         self.flush(effects);
-        let is_news = self.complete > self.told.0;
         for feed in self.feeds.values_mut() {
             feed.retention = retention;
-            if is_news {
-                feed.push_nothing_else(end_of(self.complete), effects);
-            }
+            feed.push_nothing_else(end_of(self.complete), effects);
         }
-        if is_news {
-            self.told.0 = self.complete;
-            self.tracker.sent(self.complete);
-        }
+        self.tracker.sent(self.complete);
+        self.told = Told {
+            end: self.complete,
+            at: effects.now,
+            oldest_xmin: self.oldest_xmin,
+            confirmed,
+        };
+    }
+
+    /// Whether the nodes are to be told: of an idle source they learn what they may
+    /// forget.
+    pub(super) fn owes(&self, now: u64) -> bool {
+        let confirmed = end_of(self.tracker.confirmed());
+        let told = (self.told.oldest_xmin, self.told.confirmed);
+        let is_retention_news = (self.oldest_xmin, confirmed) != told;
+        let wait_ms = match (self.complete > self.told.end, is_retention_news) {
+            (true, _) => TELL_EVERY_MS,
+            (false, true) => REFRESH_EVERY_MS,
+            (false, false) => return false,
+        };
+        now >= self.told.at + wait_ms
     }
 
     pub fn is_durable(&self, at: WalPosition, collection: CollectionId) -> bool {

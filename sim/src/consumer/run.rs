@@ -9,6 +9,7 @@ use super::commit::Committing;
 use super::counting::{Counting, DEMOTION};
 use super::feed::{Feed, News};
 use super::replicas::{is_ready, key, state_of};
+use super::router::Told;
 use super::splits::Ranges;
 use crate::checks::Fact;
 use crate::message::{Message, Report};
@@ -28,7 +29,6 @@ use cluster_core::xid::FullXid;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-const TELL_EVERY_MS: u64 = 60;
 const INSTALL_MS: u64 = 700;
 const WAL_SILENCE_MS: u64 = 2_500;
 const STATUS_EVERY_MS: u64 = 200;
@@ -67,13 +67,15 @@ pub struct Run {
     pub complete: Lsn,
     /// The end of the WAL, as the server said last.
     pub(super) server_end: Lsn,
-    pub(super) told: (Lsn, u64),
+    pub(super) told: Told,
     /// The map whose replicas are fed.
     pub(super) followed: MapStamp,
     pub(super) status_at: u64,
     pub(super) tracker: ConfirmTracker,
     pub(super) counted: BTreeSet<ReplicaKey>,
     pub(super) counting: BTreeMap<ReplicaKey, Counting>,
+    /// Promoted; the map is on its way.
+    pub(super) promoted: BTreeSet<ReplicaKey>,
     pub(super) watch: DemotionWatch,
     pub(super) feeds: BTreeMap<NodeId, Feed>,
     /// Ranges in hash order.
@@ -121,12 +123,13 @@ impl Run {
             committing: None,
             complete: Lsn(0),
             server_end: Lsn(0),
-            told: (Lsn(0), 0),
+            told: Told::default(),
             followed: MapStamp::default(),
             status_at: 0,
             tracker: ConfirmTracker::new(INCARNATION, Lsn(0)),
             counted: BTreeSet::new(),
             counting: BTreeMap::new(),
+            promoted: BTreeSet::new(),
             watch: DemotionWatch::new(DEMOTION),
             feeds: BTreeMap::new(),
             collections: BTreeMap::new(),
@@ -151,7 +154,7 @@ impl Run {
         format!(
             "complete {}, told {}, confirmed {}, {committing:?}, {} received, {backfills:?}, {feeds:#?}",
             self.complete,
-            self.told.0,
+            self.told.end,
             self.tracker.confirmed(),
             self.inbox.len()
         )
@@ -203,7 +206,7 @@ impl Run {
             self.followed = stamp;
             self.follow_map(map, effects);
         }
-        if effects.now >= self.told.1 + TELL_EVERY_MS {
+        if self.owes(effects.now) {
             self.tell(effects);
         }
     }
@@ -390,7 +393,8 @@ impl Run {
                 }
             }
             (Purpose::Demote(replica), Response::Refused(_)) => self.watch.refused(replica, now),
-            // A promotion is asked for until the map says what became of the learner.
+            (Purpose::Promote(replica), Response::Done) => drop(self.promoted.insert(replica)),
+            // A promotion that is refused is asked for until the map says what became of the learner.
             (Purpose::Promote(_) | Purpose::Demote(_), _) | (_, Response::Done) => {}
             (_, Response::Refused(_)) => self.end("refused"),
             _ => {}
