@@ -89,7 +89,7 @@ impl World {
     /// A session that hears of no newer map is the one that still asks a node for what
     /// was given away.
     fn blind_a_session(&mut self, lasts: WorldMs) {
-        if !self.rng.chance(500) {
+        if !self.rng.chance(800) {
             return;
         }
         let session = self.rng.below(self.clients.len() as u64) as usize;

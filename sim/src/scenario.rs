@@ -39,7 +39,12 @@ impl Scenario {
     pub fn draw(rng: &mut Rng) -> Self {
         let nodes = rng.between(2, 4);
         let ttl_ms = rng.between(2_000, 4_000);
-        let replication_factor = rng.between(1, nodes.min(3)) as u32;
+        // Mostly there is a node for a replica to go to.
+        let copies_max = match rng.chance(250) {
+            true => nodes.min(3),
+            false => nodes - 1,
+        };
+        let replication_factor = rng.between(1, copies_max) as u32;
         Self {
             cast: Cast {
                 nodes: nodes as usize,
