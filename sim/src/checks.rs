@@ -103,6 +103,8 @@ pub struct Counts {
     pub moves_begun: u64,
     pub learners_live: u64,
     pub releases: u64,
+    /// Splits that came about.
+    pub splits: u64,
     pub demotions: u64,
     pub backfills: u64,
     pub handovers: u64,
@@ -206,6 +208,10 @@ impl Checks {
             self.highest_token = token.unwrap_or_default();
             self.counts.handovers += 1;
         }
+        let is_half_in_force = |half: PartitionId| after.partitions.contains_key(&half);
+        let split = before.splits.values();
+        let split = split.filter(|split| is_half_in_force(split.low.id));
+        self.counts.splits += split.count() as u64;
         for partition in before.partitions.values() {
             let next = after.partitions.get(&partition.id);
             for replica in &partition.replicas {
@@ -355,7 +361,7 @@ pub fn same_bits(a: &[f32], b: &[f32]) -> bool {
     bits(a) == bits(b)
 }
 
-/// The replicas that the slot has to wait for.
+/// The replicas that the slot has to wait for, halves of a split included.
 pub fn serving_when_ready(
     map: &PartitionMap,
 ) -> impl Iterator<Item = (PartitionId, NodeId, Generation)> {
@@ -364,10 +370,9 @@ pub fn serving_when_ready(
         collection.is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }))
     };
     let ready = map
-        .partitions
-        .values()
-        .filter(move |p| is_ready(&p.collection));
-    ready.flat_map(|partition| {
+        .held_partitions()
+        .filter(move |(p, _)| is_ready(&p.collection));
+    ready.flat_map(|(partition, _)| {
         let serving = partition.in_state(ReplicaState::Serving);
         serving.map(|r| (partition.id, r.node, r.generation))
     })

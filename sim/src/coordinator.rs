@@ -1,18 +1,18 @@
 //! A coordinator: the core's state machine behind Raft, leases, and answers.
 //!
-//! It grants only after a ReadIndex round that began after the renewal arrived,
-//! and counts a renewal from its arrival.
+//! Who is granted what the core's `Grantor` decides: only after a ReadIndex round, or a
+//! commit, that began after the renewal arrived, and counted from its arrival.
 
 use crate::checks::Fact;
-use crate::duties::Duties;
-use crate::leases::{Reigning, Renewal};
+use crate::duties::{Duties, DutyPolicy};
+use crate::leases::Reigning;
 use crate::message::Message;
 use crate::mutant::Mutant;
 use crate::process::{Effects, Proc, Ticket, Timer};
 use crate::raft::{RaftAnswer, RaftRequest};
 use cluster_core::control::{ClusterState, Command, Reign, Response};
 use cluster_core::ids::*;
-use cluster_core::lease::{BootMs, LeaseTerms};
+use cluster_core::lease::{BootMs, LeaseTerms, grantable};
 use cluster_core::map::PartitionMap;
 use cluster_core::placement::{PlacementPolicy, place_collection};
 use std::collections::BTreeMap;
@@ -23,19 +23,42 @@ const ELECTION_MS: (u64, u64) = (900, 2_000);
 
 pub const SOURCE: SourceId = SourceId(1);
 
+/// A renewal that waits for the quorum.
+#[derive(Clone)]
+struct Renewal {
+    from: Proc,
+    call: Ticket,
+    received: BootMs,
+    holder: Holder,
+}
+
+#[derive(Clone)]
+enum Holder {
+    /// With the map that it answers by, and the rows of its replicas.
+    Node(NodeId, MapStamp, Vec<(PartitionId, u64)>),
+    Consumer(ConsumerId),
+}
+
 /// What a Raft round is waited for.
 enum Waiting {
     Epoch,
-    Node(Proc, Renewal, NodeId, MapStamp),
-    Consumer(Proc, Renewal, ConsumerId),
+    Renewal(Renewal),
     Command(Proc, Ticket),
+    Assignment,
     Duty,
+}
+
+/// A round under way.
+struct Round {
+    waiting: Waiting,
+    begun_at: BootMs,
 }
 
 pub struct Coordinator {
     index: usize,
     terms: LeaseTerms,
     policy: PlacementPolicy,
+    duty_policy: DutyPolicy,
     pub state: ClusterState,
     map: Arc<PartitionMap>,
     applied: usize,
@@ -46,15 +69,21 @@ pub struct Coordinator {
     duties: Duties,
     leader: Option<usize>,
     campaign_at: BootMs,
-    waiting: BTreeMap<Ticket, Waiting>,
+    waiting: BTreeMap<Ticket, Round>,
 }
 
 impl Coordinator {
-    pub fn new(index: usize, terms: LeaseTerms, policy: PlacementPolicy) -> Self {
+    pub fn new(
+        index: usize,
+        terms: LeaseTerms,
+        policy: PlacementPolicy,
+        duty_policy: DutyPolicy,
+    ) -> Self {
         Self {
             index,
             terms,
             policy,
+            duty_policy,
             state: ClusterState::default(),
             map: Arc::default(),
             applied: 0,
@@ -121,19 +150,27 @@ impl Coordinator {
             return;
         };
         self.term = Some(term);
-        let proposes = self.waiting.values().any(|w| matches!(w, Waiting::Epoch));
-        match &mut self.reigning {
-            None if !proposes => {
-                let reign = self.reign(term);
-                self.propose(Command::NewEpoch { reign }, Waiting::Epoch, effects);
-            }
-            None => {}
-            Some(reigning) => {
-                let wanted = self.duties.due(&self.state, reigning, effects);
-                for command in wanted {
-                    self.propose(command, Waiting::Duty, effects);
-                }
-            }
+        let mut rounds = self.waiting.values().map(|round| &round.waiting);
+        let is_busy = match self.reigning {
+            None => rounds.any(|w| matches!(w, Waiting::Epoch)),
+            Some(_) => rounds.any(|w| matches!(w, Waiting::Duty | Waiting::Assignment)),
+        };
+        if is_busy {
+            return;
+        }
+        let Some(reigning) = &mut self.reigning else {
+            let reign = self.reign(term);
+            return self.propose(Command::NewEpoch { reign }, Waiting::Epoch, effects);
+        };
+        let wanted = self
+            .duties
+            .due(&self.state, reigning, self.duty_policy, effects);
+        for command in wanted {
+            let waiting = match command {
+                Command::AssignSource { .. } => Waiting::Assignment,
+                _ => Waiting::Duty,
+            };
+            self.propose(command, waiting, effects);
         }
     }
 
@@ -145,10 +182,27 @@ impl Coordinator {
         }
     }
 
+    fn begin_round(&mut self, waiting: Waiting, effects: &mut Effects<'_>) -> Ticket {
+        let ticket = effects.ticket();
+        let begun_at = effects.now;
+        self.waiting.insert(ticket, Round { waiting, begun_at });
+        ticket
+    }
+
+    /// A quorum has answered a round that began then, if no other reign came in
+    /// between.
+    fn confirmed(&mut self, begun_at: BootMs) {
+        if let Some(reigning) = &mut self.reigning
+            && self.state.reign() == Some(reigning.grantor.reign())
+        {
+            let begun_at = reigning.ms(begun_at);
+            reigning.grantor.confirmed(begun_at);
+        }
+    }
+
     fn propose(&mut self, command: Command, waiting: Waiting, effects: &mut Effects<'_>) {
         let Some(term) = self.term else { return };
-        let ticket = effects.ticket();
-        self.waiting.insert(ticket, waiting);
+        let ticket = self.begin_round(waiting, effects);
         effects.raft(RaftRequest::Propose {
             term,
             ticket,
@@ -166,23 +220,29 @@ impl Coordinator {
             }
             RaftAnswer::Committed { ticket, index } => {
                 let response = self.catch_up(log, index);
-                if let (Some(waiting), Some(response)) = (self.waiting.remove(&ticket), response) {
-                    self.committed(waiting, response, effects);
+                if let (Some(round), Some(response)) = (self.waiting.remove(&ticket), response) {
+                    self.confirmed(round.begun_at);
+                    self.committed(round.waiting, response, effects);
                 }
             }
             RaftAnswer::Confirmed { ticket, index } => {
                 self.catch_up(log, index);
-                if let Some(waiting) = self.waiting.remove(&ticket) {
-                    self.grant(waiting, effects);
+                if let Some(round) = self.waiting.remove(&ticket) {
+                    self.confirmed(round.begun_at);
+                    if let Waiting::Renewal(renewal) = round.waiting {
+                        self.grant(renewal, effects);
+                    }
                 }
             }
-            RaftAnswer::Unknown { ticket } => match self.waiting.remove(&ticket) {
-                Some(Waiting::Node(to, renewal, ..) | Waiting::Consumer(to, renewal, _)) => {
-                    self.not_leader(to, renewal.call, effects);
+            RaftAnswer::Unknown { ticket } => {
+                match self.waiting.remove(&ticket).map(|round| round.waiting) {
+                    Some(Waiting::Renewal(renewal)) => {
+                        self.not_leader(renewal.from, renewal.call, effects);
+                    }
+                    Some(Waiting::Command(to, call)) => self.not_leader(to, call, effects),
+                    _ => {}
                 }
-                Some(Waiting::Command(to, call)) => self.not_leader(to, call, effects),
-                _ => {}
-            },
+            }
         }
     }
 
@@ -201,6 +261,12 @@ impl Coordinator {
                     self.duties = Duties::default();
                 }
             }
+            // It is gone, or was assigned meanwhile: the holder keeps it.
+            (Waiting::Assignment, Response::Refused(_)) => {
+                if let Some(reigning) = &mut self.reigning {
+                    reigning.grantor.end_handover(SOURCE);
+                }
+            }
             (Waiting::Command(to, call), response) => {
                 effects.call(to, Message::Answer { call, response });
             }
@@ -208,26 +274,29 @@ impl Coordinator {
         }
     }
 
-    fn grant(&mut self, waiting: Waiting, effects: &mut Effects<'_>) {
-        let map = self.state.map();
+    /// Answers a renewal, if it may be granted.
+    fn grant(&mut self, renewal: Renewal, effects: &mut Effects<'_>) {
+        let (to, call) = (renewal.from, renewal.call);
         let Some(reigning) = &mut self.reigning else {
             return;
         };
-        let known = (reigning.epoch, map.version);
-        let (to, call, assigned) = match waiting {
-            Waiting::Node(to, renewal, node, knows) => {
-                reigning.renew_node(node, renewal.received, knows);
-                (to, renewal.call, None)
+        let received = reigning.ms(renewal.received);
+        let known = (reigning.grantor.epoch(), self.state.map().version);
+        let assigned = match renewal.holder {
+            Holder::Node(node, knows, rows) => {
+                let renewed = reigning.grantor.renew_node(node, received, knows);
+                if renewed.is_ok() {
+                    reigning.note_rows(node, rows);
+                }
+                renewed.map(|()| None)
             }
-            Waiting::Consumer(to, renewal, consumer) => {
-                let withheld = reigning.renew_consumer(consumer, renewal.received);
-                let source = map.sources.get(&SOURCE);
-                let held = source.filter(|s| s.consumer == Some(consumer));
-                let token = held.map(|s| s.consumer_epoch);
-                let assigned = token.filter(|token| Some(*token) != withheld);
-                (to, renewal.call, assigned.map(|token| (SOURCE, token)))
+            Holder::Consumer(consumer) => {
+                let renewed = reigning.grantor.renew_consumer(consumer, received);
+                renewed.map(|handovers| grantable(&self.state, consumer, handovers).next())
             }
-            _ => return,
+        };
+        let Ok(assigned) = assigned else {
+            return self.not_leader(to, call, effects);
         };
         effects.tell(Fact::Granted {
             call,
@@ -242,35 +311,45 @@ impl Coordinator {
         effects.call(to, granted);
     }
 
-    fn renew(&mut self, waiting: Waiting, effects: &mut Effects<'_>) {
-        let (to, call) = match &waiting {
-            Waiting::Node(to, renewal, ..) | Waiting::Consumer(to, renewal, _) => {
-                (*to, renewal.call)
-            }
-            _ => return,
-        };
+    fn renew(&mut self, renewal: Renewal, effects: &mut Effects<'_>) {
+        let (to, call) = (renewal.from, renewal.call);
         effects.tell(Fact::RenewalArrived { call });
         let (Some(term), Some(_)) = (self.term, &self.reigning) else {
             return self.not_leader(to, call, effects);
         };
         if effects.is_broken(Mutant::GrantWithoutQuorum) {
-            return self.grant(waiting, effects);
+            self.confirmed(renewal.received);
+            return self.grant(renewal, effects);
         }
-        let ticket = effects.ticket();
-        self.waiting.insert(ticket, waiting);
+        let ticket = self.begin_round(Waiting::Renewal(renewal), effects);
         effects.raft(RaftRequest::ReadIndex { term, ticket });
     }
 
     pub fn on(&mut self, from: Proc, message: Message, effects: &mut Effects<'_>) {
         let received = effects.now;
         match message {
-            Message::RenewNode { call, node, known } => {
-                let renewal = Renewal { call, received };
-                self.renew(Waiting::Node(from, renewal, node, known), effects);
+            Message::RenewNode {
+                call,
+                node,
+                known,
+                rows,
+            } => {
+                let renewal = Renewal {
+                    from,
+                    call,
+                    received,
+                    holder: Holder::Node(node, known, rows),
+                };
+                self.renew(renewal, effects);
             }
             Message::RenewConsumer { call, consumer } => {
-                let renewal = Renewal { call, received };
-                self.renew(Waiting::Consumer(from, renewal, consumer), effects);
+                let renewal = Renewal {
+                    from,
+                    call,
+                    received,
+                    holder: Holder::Consumer(consumer),
+                };
+                self.renew(renewal, effects);
             }
             Message::Propose { call, command } => self.command(from, call, command, effects),
             Message::CreateCollection { call, token, spec } => {

@@ -1,164 +1,163 @@
-//! The reigning leader's duties: a living consumer for the source, and the steps
-//! of a move that are the leader's (the protocol's 1, 5 and 6).
-//!
-//! A releasing replica goes once its node's report bears a map at least as new as
-//! one that shows the release, or once the node's lease has surely run out.
+//! The reigning leader's duties, decided by `cluster_core::rebalance` as the
+//! coordinator's shell lets it decide: a living consumer for the source, moves and
+//! splits that lead nowhere are given up, releases finished, what repairs, drains,
+//! balances or was asked for is begun, and what has grown too large is split.
 
 use crate::coordinator::SOURCE;
 use crate::leases::Reigning;
 use crate::mutant::Mutant;
 use crate::process::Effects;
-use cluster_core::control::{ClusterState, Command, MoveReason};
+use cluster_core::control::{ClusterState, Command, PlannedMove, RebalanceMode};
 use cluster_core::ids::*;
-use cluster_core::map::{Partition, PartitionMap, Replica, ReplicaState};
+use cluster_core::rebalance::tend::releasing;
+use cluster_core::rebalance::{
+    Liveness, RebalancePolicy, Release, Throttle, admit, cancellations, hopeless_splits, is_void,
+    plan, releases, splits, wanted,
+};
 use std::collections::BTreeMap;
 
-/// A node that is silent for longer does not come back, as far as moves go.
-const GRACE_MS: u64 = 9_000;
-/// A command whose answer does not come is proposed again after this.
-const REPEAT_MS: u64 = 1_000;
+/// As the coordinators are configured.
+#[derive(Clone, Copy, Debug)]
+pub struct DutyPolicy {
+    pub rebalance: RebalancePolicy,
+    pub throttle: Throttle,
+    /// A partition of more rows is split; 0: none is.
+    pub split_rows: u64,
+}
 
+/// What the leader remembers for as long as it reigns: the first map seen that
+/// shows a replica as releasing.
 #[derive(Default)]
 pub struct Duties {
-    /// The first map seen that shows a replica as releasing.
-    releasing: BTreeMap<(PartitionId, Generation), MapStamp>,
-    /// When something was last proposed for a partition.
-    proposed_at: BTreeMap<PartitionId, u64>,
-    assigned_at: u64,
+    releasing: BTreeMap<Release, (LeaseEpoch, MapVersion)>,
+}
+
+/// What a look is made of.
+struct Look<'a> {
+    state: &'a ClusterState,
+    nodes: Liveness,
+    policy: DutyPolicy,
 }
 
 impl Duties {
-    /// What is to be proposed now.
+    /// What is to be proposed now. Not while proposals of before are under way.
     pub fn due(
         &mut self,
         state: &ClusterState,
         reigning: &mut Reigning,
+        policy: DutyPolicy,
         effects: &Effects<'_>,
     ) -> Vec<Command> {
-        let mut commands: Vec<Command> = self
-            .assign(state, reigning, effects.now)
-            .into_iter()
-            .collect();
-        self.note_releases(state.map());
-        for partition in state.map().partitions.values() {
-            let last = self.proposed_at.get(&partition.id).copied();
-            if last.is_some_and(|at| effects.now < at + REPEAT_MS) {
-                continue;
-            }
-            if let Some(command) = self.of_partition(state, partition, reigning, effects) {
-                self.proposed_at.insert(partition.id, effects.now);
-                commands.push(command);
-            }
-        }
+        self.observe(state);
+        let nodes = state.map().nodes.keys().copied();
+        let nodes = reigning.liveness(nodes, effects.now);
+        let look = Look {
+            state,
+            nodes,
+            policy,
+        };
+        let mut commands: Vec<Command> = assign(state, reigning, effects.now).into_iter().collect();
+        commands.extend(look.give_up_hopeless());
+        commands.extend(self.finish_releases(&look, reigning, effects));
+        commands.extend(look.forget_void());
+        commands.extend(look.begin());
+        commands.extend(look.split(reigning));
         commands
     }
 
-    fn assign(
-        &mut self,
-        state: &ClusterState,
-        reigning: &mut Reigning,
-        now: u64,
-    ) -> Option<Command> {
-        if now < self.assigned_at + REPEAT_MS {
-            return None;
-        }
-        let source = state.map().sources.get(&SOURCE)?;
-        let (holder, expected) = (source.consumer, source.consumer_epoch);
-        let mut living = reigning.live_consumers(now);
-        let consumer = living.find(|id| state.consumers().contains_key(id))?;
-        drop(living);
-        if !reigning.begin_handover(holder, expected, now) {
-            return None;
-        }
-        self.assigned_at = now;
-        Some(Command::AssignSource {
-            source: SOURCE,
-            consumer,
-            expected,
-        })
-    }
-
-    fn note_releases(&mut self, map: &PartitionMap) {
-        let stamp = (map.epoch, map.version);
-        let partitions = map.partitions.values();
-        let now: Vec<_> = partitions
-            .flat_map(|p| {
-                p.in_state(ReplicaState::Releasing)
-                    .map(|r| (p.id, r.generation))
-            })
+    fn observe(&mut self, state: &ClusterState) {
+        let map = state.map();
+        let seen_in = (map.epoch, map.version);
+        let known = std::mem::take(&mut self.releasing);
+        self.releasing = releasing(map, state.moves())
+            .map(|release| (release, known.get(&release).copied().unwrap_or(seen_in)))
             .collect();
-        self.releasing.retain(|replica, _| now.contains(replica));
-        for replica in now {
-            self.releasing.entry(replica).or_insert(stamp);
-        }
     }
 
-    fn of_partition(
+    fn finish_releases(
         &self,
-        state: &ClusterState,
-        partition: &Partition,
+        look: &Look<'_>,
         reigning: &Reigning,
         effects: &Effects<'_>,
-    ) -> Option<Command> {
-        let now = effects.now;
-        let id = partition.id;
-        if let Some(replica) = partition.in_state(ReplicaState::Releasing).next() {
-            let may_go = effects.is_broken(Mutant::ReleaseWithoutWaiting)
-                || self.has_let_go(id, replica, reigning, now);
-            return may_go.then_some(Command::FinishRelease {
-                partition: id,
-                node: replica.node,
-                generation: replica.generation,
-            });
-        }
-        if let Some(running) = state.moves().get(&id) {
-            let is_gone = reigning.node_silence(running.to, now) > GRACE_MS;
-            return is_gone.then_some(Command::CancelMove {
-                partition: id,
-                generation: running.generation,
-            });
-        }
-        let demoted = partition.in_state(ReplicaState::Demoted).next()?;
-        self.replace(state.map(), partition, demoted.node, reigning, now)
-    }
-
-    fn has_let_go(
-        &self,
-        id: PartitionId,
-        replica: &Replica,
-        reigning: &Reigning,
-        now: u64,
-    ) -> bool {
-        let released_in = self.releasing.get(&(id, replica.generation));
-        let knows = reigning.node_knows(replica.node);
-        let told = released_in.is_some_and(|stamp| knows.is_some_and(|knows| knows >= *stamp));
-        told || reigning.is_node_over(replica.node, now)
-    }
-
-    /// A demoted replica learns anew, on its own node if that is back.
-    fn replace(
-        &self,
-        map: &PartitionMap,
-        partition: &Partition,
-        node: NodeId,
-        reigning: &Reigning,
-        now: u64,
-    ) -> Option<Command> {
-        let start = |to, from| Command::StartMove {
-            partition: partition.id,
-            to,
-            from,
-            reason: MoveReason::Repair,
+    ) -> Vec<Command> {
+        let over = match effects.is_broken(Mutant::ReleaseWithoutWaiting) {
+            true => self.releasing.keys().copied().collect(),
+            false => releases(&self.releasing, &look.nodes, reigning.grantor.terms()),
         };
-        if reigning.is_node_live(node, now) {
-            return Some(start(node, None));
+        let finish = |release: Release| Command::FinishRelease {
+            partition: release.partition,
+            node: release.node,
+            generation: release.generation,
+        };
+        over.into_iter().map(finish).collect()
+    }
+}
+
+/// Gives the source to a living consumer, unless its holder may still live.
+fn assign(state: &ClusterState, reigning: &mut Reigning, now: u64) -> Option<Command> {
+    let source = state.map().sources.get(&SOURCE)?;
+    let (holder, expected) = (source.consumer, source.consumer_epoch);
+    let now = reigning.ms(now);
+    let grantor = &mut reigning.grantor;
+    let mut consumers = state.consumers().keys().copied();
+    let consumer = consumers.find(|consumer| grantor.is_live(*consumer, now))?;
+    let is_free = grantor.begin_handover(SOURCE, holder, expected, now);
+    is_free.then_some(Command::AssignSource {
+        source: SOURCE,
+        consumer,
+        expected,
+    })
+}
+
+impl Look<'_> {
+    fn give_up_hopeless(&self) -> Vec<Command> {
+        let (map, moves) = (self.state.map(), self.state.moves());
+        let dead_after_ms = self.policy.rebalance.dead_after_ms;
+        let moves = cancellations(map, moves, &self.nodes, dead_after_ms);
+        let moves = moves.into_iter().map(|given_up| Command::CancelMove {
+            partition: given_up.partition,
+            generation: given_up.generation,
+        });
+        let splits = hopeless_splits(map, &self.nodes, dead_after_ms);
+        let splits = splits.into_iter();
+        let splits = splits.map(|partition| Command::CancelSplit { partition });
+        moves.chain(splits).collect()
+    }
+
+    /// Tidies what operators asked for and can never begin.
+    fn forget_void(&self) -> Option<Command> {
+        let (map, moves) = (self.state.map(), self.state.moves());
+        let asked = self.state.planned();
+        let is_kept = |planned: &&PlannedMove| !is_void(planned, map, moves);
+        let kept: Vec<PlannedMove> = asked.iter().filter(is_kept).copied().collect();
+        (kept.len() < asked.len()).then_some(Command::PlanMoves { moves: kept })
+    }
+
+    fn begin(&self) -> Vec<Command> {
+        let (state, map, moves) = (self.state, self.state.map(), self.state.moves());
+        let planned = plan(map, moves, self.policy.rebalance, &self.nodes);
+        let wanted = wanted(state.rebalance(), &planned, state.planned());
+        let admitted = admit(&wanted, map, moves, &self.nodes, self.policy.throttle);
+        let start = |planned: PlannedMove| Command::StartMove {
+            partition: planned.partition,
+            to: planned.to,
+            from: planned.from,
+            reason: planned.reason,
+        };
+        admitted.into_iter().map(start).collect()
+    }
+
+    /// As many at once as moves: each copies a partition on each of its nodes.
+    fn split(&self, reigning: &Reigning) -> Vec<Command> {
+        let (map, moves) = (self.state.map(), self.state.moves());
+        let is_paused = self.state.rebalance() == RebalanceMode::Paused;
+        if self.policy.split_rows == 0 || is_paused {
+            return Vec::new();
         }
-        if reigning.node_silence(node, now) <= GRACE_MS {
-            return None;
-        }
-        let is_free =
-            |n: &NodeId| partition.replica_on(*n).is_none() && reigning.is_node_live(*n, now);
-        let to = map.nodes.keys().copied().find(is_free)?;
-        Some(start(to, Some(node)))
+        let rows = reigning.rows();
+        let due = splits(map, moves, &self.nodes, &rows, self.policy.split_rows);
+        let room = (self.policy.throttle.moves_max as usize).saturating_sub(map.splits.len());
+        let start = |(partition, at)| Command::StartSplit { partition, at };
+        due.into_iter().take(room).map(start).collect()
     }
 }

@@ -1,16 +1,20 @@
 //! What happens to the world by itself: sessions write, things fail and are mended,
 //! somebody moves partitions.
 
+use crate::clock::WorldMs;
 use crate::faults::{self, Fault};
 use crate::message::Message;
 use crate::process::{Channel, Proc, Ticket, Timer};
 use crate::raft;
 use crate::world::{Event, Input, World};
+use cluster_core::control::Command;
 use cluster_core::wal_position::Lsn;
 
 const POSTGRES_TICK_MS: u64 = 20;
 /// When an operator acts on a node that was cut off.
 const EMPTIED_AFTER_MS: [u64; 3] = [200, 900, 2_000];
+/// For how much longer than the node a session hears no coordinator.
+const BLIND_MS_MORE: (u64, u64) = (200, 2_500);
 
 impl World {
     /// Sessions write, and the walsender sends.
@@ -74,11 +78,28 @@ impl World {
                     for after in EMPTIED_AFTER_MS {
                         self.schedule(after, Event::Empty(*node));
                     }
+                    self.blind_a_session(lasts);
                 }
             }
             Fault::SlowDisk(node) => self.disks[*node].slow_until(self.now + lasts),
         }
         self.schedule(lasts, Event::Undo(fault));
+    }
+
+    /// A session that hears of no newer map is the one that still asks a node for what
+    /// was given away.
+    fn blind_a_session(&mut self, lasts: WorldMs) {
+        if !self.rng.chance(800) {
+            return;
+        }
+        let session = self.rng.below(self.clients.len() as u64) as usize;
+        let coordinators = (0..raft::MEMBERS).map(Proc::Coordinator);
+        let links: Vec<_> = coordinators.map(|c| (Proc::Client(session), c)).collect();
+        for (from, to) in &links {
+            self.network.cut(*from, *to);
+        }
+        let longer = self.rng.between(BLIND_MS_MORE.0, BLIND_MS_MORE.1);
+        self.schedule(lasts + longer, Event::Undo(Fault::Cut(links)));
     }
 
     fn crash(&mut self, process: Proc) {
@@ -140,15 +161,19 @@ impl World {
         self.begin_move(None);
     }
 
-    /// An operator, or the leader's planning, wants a partition elsewhere.
+    /// An operator wants a partition elsewhere; the leader begins it when it can.
     pub(crate) fn begin_move(&mut self, from: Option<Proc>) {
         if self.is_calm {
             return;
         }
-        let command = self.scenario.a_move(&self.state, from, &mut self.rng);
-        let Some(command) = command else {
+        let planned = self.scenario.a_move(&self.state, from, &mut self.rng);
+        let Some(planned) = planned else {
             return;
         };
+        let asked = self.state.planned().iter();
+        let others = asked.filter(|asked| asked.partition != planned.partition);
+        let moves = others.copied().chain([planned]).collect();
+        let command = Command::PlanMoves { moves };
         for member in 0..raft::MEMBERS {
             self.tickets += 1;
             let call = Ticket(self.tickets);

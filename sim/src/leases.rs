@@ -1,101 +1,52 @@
-//! The reigning leader's memory of who renewed when, as the coordinator's shell
-//! keeps it: nothing outlives a reign, a new leader takes every holder for just
-//! renewed, and what is given away is waited for.
+//! The reigning leader's leases: the rules are the core's [`Grantor`]; here it gets
+//! the process's clock, and what the nodes said when they renewed. Nothing outlives a
+//! reign.
 
-use crate::process::Ticket;
 use cluster_core::control::Reign;
 use cluster_core::ids::*;
-use cluster_core::lease::{BootMs, LeaseTerms};
+use cluster_core::lease::{BootMs, Grantor, LeaseTerms, ReignMs};
+use cluster_core::rebalance::{Liveness, NodeView};
 use std::collections::BTreeMap;
 
 pub struct Reigning {
-    pub reign: Reign,
-    pub epoch: LeaseEpoch,
-    terms: LeaseTerms,
+    pub grantor: Grantor,
     since: BootMs,
-    nodes: BTreeMap<NodeId, (BootMs, MapStamp)>,
-    consumers: BTreeMap<ConsumerId, BootMs>,
-    /// The source on its way to another consumer, with the token that is taken.
-    handing_over: Option<ConsumerEpoch>,
-}
-
-/// A renewal that waits for the quorum.
-#[derive(Clone, Copy, Debug)]
-pub struct Renewal {
-    pub call: Ticket,
-    pub received: BootMs,
+    /// The rows of its replicas, as a node reported them last.
+    rows: BTreeMap<NodeId, Vec<(PartitionId, u64)>>,
 }
 
 impl Reigning {
     pub fn new(reign: Reign, epoch: LeaseEpoch, terms: LeaseTerms, now: BootMs) -> Self {
         Self {
-            reign,
-            epoch,
-            terms,
+            grantor: Grantor::begin(terms, reign, epoch),
             since: now,
-            nodes: BTreeMap::new(),
-            consumers: BTreeMap::new(),
-            handing_over: None,
+            rows: BTreeMap::new(),
         }
     }
 
-    pub fn renew_node(&mut self, node: NodeId, received: BootMs, known: MapStamp) {
-        let lease = self.nodes.entry(node).or_insert((received, known));
-        *lease = (received.max(lease.0), known.max(lease.1));
+    /// What came before the reign counts from its beginning: longer, not shorter.
+    pub fn ms(&self, at: BootMs) -> ReignMs {
+        at.saturating_sub(self.since)
     }
 
-    /// The token that the consumer must not be told to hold.
-    pub fn renew_consumer(&mut self, id: ConsumerId, received: BootMs) -> Option<ConsumerEpoch> {
-        let renewed_at = self.consumers.entry(id).or_insert(received);
-        *renewed_at = received.max(*renewed_at);
-        self.handing_over
+    pub fn note_rows(&mut self, node: NodeId, rows: Vec<(PartitionId, u64)>) {
+        self.rows.insert(node, rows);
     }
 
-    fn is_over(&self, renewed_at: Option<BootMs>, now: BootMs) -> bool {
-        let since = renewed_at.unwrap_or(self.since);
-        now.saturating_sub(since) > self.terms.wait_out_ms()
-    }
-
-    /// Whether the node's lease has surely run out.
-    pub fn is_node_over(&self, node: NodeId, now: BootMs) -> bool {
-        self.is_over(self.nodes.get(&node).map(|n| n.0), now)
-    }
-
-    pub fn node_silence(&self, node: NodeId, now: BootMs) -> u64 {
-        let renewed_at = self.nodes.get(&node).map_or(self.since, |n| n.0);
-        now.saturating_sub(renewed_at)
-    }
-
-    /// The map that the node bore at its last renewal in this reign.
-    pub fn node_knows(&self, node: NodeId) -> Option<MapStamp> {
-        self.nodes.get(&node).map(|n| n.1)
-    }
-
-    pub fn is_node_live(&self, node: NodeId, now: BootMs) -> bool {
-        let renewed_at = self.nodes.get(&node).map(|n| n.0);
-        renewed_at.is_some_and(|at| now.saturating_sub(at) <= self.terms.ttl_ms)
-    }
-
-    pub fn live_consumers(&self, now: BootMs) -> impl Iterator<Item = ConsumerId> {
-        let ttl_ms = self.terms.ttl_ms;
-        let live = self.consumers.iter();
-        live.filter(move |(_, at)| now.saturating_sub(**at) <= ttl_ms)
-            .map(|(id, _)| *id)
-    }
-
-    /// From here on the holder's renewals leave the source out, whatever becomes
-    /// of the command.
-    pub fn begin_handover(
-        &mut self,
-        holder: Option<ConsumerId>,
-        token: ConsumerEpoch,
-        now: BootMs,
-    ) -> bool {
-        let renewed_at = holder.and_then(|holder| self.consumers.get(&holder).copied());
-        let is_free = holder.is_none() || self.is_over(renewed_at, now);
-        if is_free {
-            self.handing_over = Some(token);
+    /// The rows of each partition, as the fullest of its replicas reports them.
+    pub fn rows(&self) -> BTreeMap<PartitionId, u64> {
+        let mut most = BTreeMap::new();
+        for (partition, rows) in self.rows.values().flatten() {
+            let known: &mut u64 = most.entry(*partition).or_default();
+            *known = (*rows).max(*known);
         }
-        is_free || self.handing_over == Some(token)
+        most
+    }
+
+    /// What is known of these nodes.
+    pub fn liveness(&self, nodes: impl Iterator<Item = NodeId>, now: BootMs) -> Liveness {
+        let now = self.ms(now);
+        let view = |node: NodeId| (node, NodeView::of(node, &self.grantor, now));
+        Liveness(nodes.map(view).collect())
     }
 }

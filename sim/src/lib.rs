@@ -3,7 +3,8 @@
 //! a seed says. The same seed gives the same run, line by line.
 //!
 //! What decides is the product's own code, `cluster-core`: the coordinators' state
-//! machine, placement, leases, admission and merge of rows, confirmation, the
+//! machine, placement, who is granted a lease, which moves and splits begin and end,
+//! admission and merge of rows, confirmation, the counting of learners, demotion, the
 //! client's scan with its retries, paging and hedges. What moves bytes in the
 //! product is rebuilt here in its simplest form: openraft as [`raft`], RocksDB as
 //! [`disk`], Postgres as [`postgres`], gRPC as [`network`], the index as an exact
@@ -36,8 +37,9 @@
 //! - A Raft round is decided in the instant in which it ends; logs are not
 //!   compacted and members do not change. Postgres does not fail: no timelines,
 //!   lost slots, incarnations.
-//! - One source, one table, one index with its redefinitions; no splits, no
-//!   filters, no approximate search, no exact fallback in the bridge. A backfill is
+//! - One source, one table, one index with its redefinitions; no filters, no drains,
+//!   no limit of held WAL and so no stale replicas, no approximate search, no exact
+//!   fallback in the bridge. A backfill is
 //!   one snapshot.
 //! - "Invisible row" holds by construction, since the client looks keys up in the
 //!   heap; what is checked is that no replica gives what never was.

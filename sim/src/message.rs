@@ -7,7 +7,7 @@ use cluster_core::change::{BackfillRow, Batch};
 use cluster_core::collection::CollectionSpec;
 use cluster_core::control::{Command, Response};
 use cluster_core::ids::*;
-use cluster_core::map::PartitionMap;
+use cluster_core::map::{HashRange, PartitionMap};
 use cluster_core::row_key::RowKey;
 use cluster_core::scan::{Ask, Failure, PartitionPage};
 use cluster_core::wal_position::{Lsn, WalPosition};
@@ -55,6 +55,8 @@ pub enum Message {
         call: Ticket,
         node: NodeId,
         known: MapStamp,
+        /// Of its replicas.
+        rows: Vec<(PartitionId, u64)>,
     },
     RenewConsumer {
         call: Ticket,
@@ -175,6 +177,8 @@ pub enum Message {
         partition: PartitionId,
         at_least: WalPosition,
         after: Option<RowKey>,
+        /// For a half of a split: only the keys of its range.
+        range: Option<HashRange>,
     },
     Checkpoint {
         call: Ticket,

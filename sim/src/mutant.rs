@@ -9,12 +9,18 @@ pub enum Mutant {
     ConfirmIgnoringNode,
     /// A node does not look at its lease before it answers.
     AnswerWithoutLease,
-    /// A node that was cut off renews, and answers on the map of before.
+    /// A node whose lease came back after a gap answers by the map of before.
     AnswerOnOldMap,
     /// A removal leaves no tombstone while a backfill is open.
     TombstoneDropped,
     /// The consumer counts a learner that has logged, and not copied.
     LearnerCountedEarly,
+    /// The consumer counts a learner that stands below what is confirmed.
+    LearnerCountedBelow,
+    /// A half of a split is promoted before the slot waits for it.
+    HalfPromotedUncounted,
+    /// What goes to a partition that is being split does not go to its halves.
+    HalvesUnfed,
     /// A run does not count the learners that a run before it may have promoted.
     CountedForgotten,
     /// A node acknowledges before its disk has synced.
@@ -30,13 +36,16 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    pub const ALL: [Mutant; 12] = [
+    pub const ALL: [Mutant; 15] = [
         Mutant::ApplyWithoutAdmit,
         Mutant::ConfirmIgnoringNode,
         Mutant::AnswerWithoutLease,
         Mutant::AnswerOnOldMap,
         Mutant::TombstoneDropped,
         Mutant::LearnerCountedEarly,
+        Mutant::LearnerCountedBelow,
+        Mutant::HalfPromotedUncounted,
+        Mutant::HalvesUnfed,
         Mutant::CountedForgotten,
         Mutant::AckBeforeSync,
         Mutant::NothingElseToUnfed,

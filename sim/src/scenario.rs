@@ -2,17 +2,21 @@
 
 use crate::checks::serving_when_ready;
 use crate::clock::WorldMs;
+use crate::duties::DutyPolicy;
 use crate::faults::Cast;
 use crate::network::NetworkProfile;
 use crate::process::Proc;
 use crate::random::Rng;
-use cluster_core::control::{ClusterState, Command, MoveReason};
+use cluster_core::control::{ClusterState, MoveReason, PlannedMove};
 use cluster_core::ids::NodeId;
 use cluster_core::lease::LeaseTerms;
 use cluster_core::placement::PlacementPolicy;
+use cluster_core::rebalance::{RebalancePolicy, Throttle};
 
 /// Copies of a partition beyond which no further one is asked for.
 const REPLICAS_MAX: usize = 4;
+/// A node that is silent for longer does not come back, as far as moves go.
+const DEAD_AFTER_MS: u64 = 9_000;
 
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -21,6 +25,7 @@ pub struct Scenario {
     pub writes_per_mille: u64,
     pub terms: LeaseTerms,
     pub policy: PlacementPolicy,
+    pub duties: DutyPolicy,
     pub network: NetworkProfile,
     pub move_every_ms: u64,
     pub faults_from: WorldMs,
@@ -34,6 +39,12 @@ impl Scenario {
     pub fn draw(rng: &mut Rng) -> Self {
         let nodes = rng.between(2, 4);
         let ttl_ms = rng.between(2_000, 4_000);
+        // Mostly there is a node for a replica to go to.
+        let copies_max = match rng.chance(250) {
+            true => nodes.min(3),
+            false => nodes - 1,
+        };
+        let replication_factor = rng.between(1, copies_max) as u32;
         Self {
             cast: Cast {
                 nodes: nodes as usize,
@@ -50,8 +61,22 @@ impl Scenario {
             },
             policy: PlacementPolicy {
                 partitions_per_node: 1,
-                replication_factor: rng.between(1, nodes.min(3)) as u32,
+                replication_factor,
                 ..PlacementPolicy::default()
+            },
+            duties: DutyPolicy {
+                rebalance: RebalancePolicy {
+                    replication_factor,
+                    dead_after_ms: DEAD_AFTER_MS,
+                },
+                throttle: Throttle {
+                    moves_max: rng.between(2, 8) as u32,
+                    moves_per_node_max: rng.between(1, 4) as u32,
+                },
+                split_rows: match rng.chance(800) {
+                    true => rng.between(3, 10),
+                    false => 0,
+                },
             },
             network: NetworkProfile {
                 delay_ms_max: rng.between(2, 30),
@@ -85,7 +110,7 @@ impl Scenario {
         state: &ClusterState,
         from: Option<Proc>,
         rng: &mut Rng,
-    ) -> Option<Command> {
+    ) -> Option<PlannedMove> {
         let at = |node: &NodeId| {
             let known = state.map().nodes.get(node);
             known.and_then(|known| Proc::at(&known.address))
@@ -100,7 +125,7 @@ impl Scenario {
         let free: Vec<NodeId> = free.filter(|n| record.replica_on(*n).is_none()).collect();
         let to = *rng.pick(&free)?;
         let adds = !is_emptied && record.replicas.len() < REPLICAS_MAX && rng.chance(250);
-        Some(Command::StartMove {
+        Some(PlannedMove {
             partition,
             to,
             from: (!adds).then_some(from),

@@ -21,7 +21,9 @@ pub fn compare_replicas(world: &mut World) -> Result<(), String> {
     };
     let map = world.state.map();
     for (id, node, generation) in serving_when_ready(map) {
-        let range = map.partitions[&id].range;
+        let Some(range) = map.held_partition(id).map(|p| p.range) else {
+            continue;
+        };
         let data = data_of(map, &world.disks, id, node);
         let Some(data) = data.filter(|d| d.generation == generation) else {
             return Err(format!("P2: {node} does not hold {id}, which it serves"));
@@ -45,6 +47,9 @@ fn unsettled(world: &World) -> Option<String> {
     }
     if let Some((partition, running)) = world.state.moves().first_key_value() {
         return Some(format!("the move of {partition} to {} runs", running.to));
+    }
+    if let Some(parent) = map.splits.keys().next() {
+        return Some(format!("{parent} is being split"));
     }
     let ready = serving_when_ready(map).next();
     if map.collections.len() != 1 || ready.is_none() {

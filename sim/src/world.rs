@@ -105,7 +105,7 @@ impl World {
         let cast = scenario.cast;
         let mut clocks = BTreeMap::from([(Proc::Postgres, Clock::new(&mut rng))]);
         clocks.extend(cast.all().map(|process| (process, Clock::new(&mut rng))));
-        let coordinator = |i| Coordinator::new(i, scenario.terms, scenario.policy);
+        let coordinator = |i| Coordinator::new(i, scenario.terms, scenario.policy, scenario.duties);
         let mut world = Self {
             now: 0,
             postgres: Postgres::new(scenario.keys, &mut rng),

@@ -7,8 +7,8 @@ use sim::{Options, Report, run};
 
 /// About twenty seconds of a release build on two busy cores.
 const SEEDS: u64 = 200;
-/// Some seed of these sees each mutant.
-const MUTANT_SEEDS: u64 = 120;
+/// Some seed of these sees each mutant; the rarest shows in about one of seventy.
+const MUTANT_SEEDS: u64 = 400;
 
 fn hold(seeds: impl Iterator<Item = u64>) -> Vec<Report> {
     let reports: Vec<Report> = seeds.map(|seed| run(Options::seed(seed))).collect();
@@ -47,6 +47,7 @@ fn every_promise_holds_for_every_seed() {
         ("moves", sum(|r| r.counts.moves_begun)),
         ("learners that went live", sum(|r| r.counts.learners_live)),
         ("releases", sum(|r| r.counts.releases)),
+        ("splits", sum(|r| r.counts.splits)),
         ("demotions", sum(|r| r.counts.demotions)),
         ("backfills", sum(|r| r.counts.backfills)),
         ("handovers", sum(|r| r.counts.handovers)),
@@ -98,6 +99,21 @@ fn p2_acknowledging_before_the_sync_is_seen() {
 #[test]
 fn p2_counting_a_learner_too_early_is_seen() {
     assert_seen(Mutant::LearnerCountedEarly, &["P2"]);
+}
+
+#[test]
+fn p2_counting_a_learner_below_the_slot_is_seen() {
+    assert_seen(Mutant::LearnerCountedBelow, &["P2"]);
+}
+
+#[test]
+fn p2_promoting_a_half_before_it_is_counted_is_seen() {
+    assert_seen(Mutant::HalfPromotedUncounted, &["P2"]);
+}
+
+#[test]
+fn p2_feeding_the_parent_alone_is_seen() {
+    assert_seen(Mutant::HalvesUnfed, &["P1", "P2", "P3"]);
 }
 
 #[test]

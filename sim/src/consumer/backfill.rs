@@ -11,7 +11,7 @@ use cluster_core::change::BackfillRow;
 use cluster_core::collection::{BackfillSnapshot, CollectionState};
 use cluster_core::control::Command;
 use cluster_core::ids::*;
-use cluster_core::map::{HashRange, PartitionMap};
+use cluster_core::map::{HashRange, PartitionMap, ReplicaState};
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -98,8 +98,23 @@ impl Backfill {
     fn take_ranges(&mut self, map: &PartitionMap) {
         let partitions = map.partitions_of(self.collection).into_iter();
         self.ranges = partitions
-            .map(|p| (p.range, p.id, p.replicas.iter().map(|r| r.node).collect()))
+            .map(|p| {
+                let serving = p.in_state(ReplicaState::Serving);
+                (p.range, p.id, serving.map(|r| r.node).collect())
+            })
             .collect();
+    }
+
+    /// One that was demoted meanwhile is copied from a peer later.
+    fn forget_demoted(&mut self, map: &PartitionMap) {
+        let is_target = |id: &PartitionId, node: NodeId| {
+            let replica = map.partitions.get(id).and_then(|p| p.replica_on(node));
+            replica.is_some_and(|r| r.state == ReplicaState::Serving)
+        };
+        for (_, id, nodes) in &mut self.ranges {
+            nodes.retain(|node| is_target(id, *node));
+        }
+        self.todo.retain(|(id, node), _| is_target(id, *node));
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -235,6 +250,7 @@ impl Run {
             if backfill.is_void {
                 backfill = Backfill::new(id);
             }
+            backfill.forget_demoted(map);
             self.step_backfill(&mut backfill, map, effects);
             backfill.send(self.token, map, effects);
             self.backfills.insert(id, backfill);

@@ -255,27 +255,29 @@ impl Run {
                 }),
                 Some((old, _)),
             ) => {
+                // Split or dropped meanwhile: the router cannot follow while it waits
+                // here, and nobody else will answer.
+                if !map.partitions.contains_key(partition) {
+                    self.end("a partition went while a key changed in it");
+                    return Step::Waits;
+                }
                 if is_out(call) {
                     return Step::Waits;
                 }
-                if !self.routes_partition(*partition) {
-                    at.resolved = Some(VectorColumn::Unchanged);
-                } else {
-                    if let Some(node) = self.replica_at(*partition, *before, effects) {
-                        effects.note(format!("looks for {old:?} before {position}"));
-                        let ticket = effects.ticket();
-                        *call = Some((ticket, now));
-                        let fetch = Message::FetchRow {
-                            call: ticket,
-                            partition: *partition,
-                            key: old,
-                            before: position,
-                            at_least: *before,
-                        };
-                        effects.call(node, fetch);
-                    }
-                    return Step::Waits;
+                if let Some(node) = self.replica_at(*partition, *before, effects) {
+                    effects.note(format!("looks for {old:?} before {position}"));
+                    let ticket = effects.ticket();
+                    *call = Some((ticket, now));
+                    let fetch = Message::FetchRow {
+                        call: ticket,
+                        partition: *partition,
+                        key: old,
+                        before: position,
+                        at_least: *before,
+                    };
+                    effects.call(node, fetch);
                 }
+                return Step::Waits;
             }
             (Some(Wait::Reread { call }), Some((_, new))) => {
                 if !is_out(call) {

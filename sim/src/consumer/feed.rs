@@ -57,11 +57,18 @@ pub struct Fed {
     /// Must be found at or above the start of the stream.
     is_complete: bool,
     /// The slot waits for it.
-    is_required: bool,
+    pub is_required: bool,
     pub is_learning: bool,
     pub applied: WalPosition,
     pub durable: WalPosition,
     attach_at: u64,
+}
+
+impl Fed {
+    /// Something was queued that it has not made durable, or should have been.
+    pub fn has_work(&self) -> bool {
+        self.is_absent || self.last_to > self.durable
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +81,8 @@ enum Link {
 /// What the run has to know of a node's message.
 pub enum News {
     Moved(PartitionId),
+    /// A learner's feed has ended: it is to be attached anew.
+    Detached,
     /// Begin again at the confirmed position.
     Restart(&'static str),
     /// A complete replica lacks what the slot no longer has.
@@ -193,6 +202,14 @@ impl Feed {
             from: fed.kept_from,
         };
         effects.stream(self.to, stream, attach);
+    }
+
+    /// The slot waits for a learner from now on; the map does not say so yet.
+    pub fn counted(&mut self, id: PartitionId) {
+        if let Some(fed) = self.partitions.get_mut(&id) {
+            fed.is_complete = true;
+            fed.is_required = true;
+        }
     }
 
     pub fn promoted(&mut self, id: PartitionId) {
@@ -413,7 +430,7 @@ impl Feed {
         match self.partitions.get(&id) {
             Some(fed) if !fed.is_required => {
                 self.remove(id);
-                Vec::new()
+                vec![News::Detached]
             }
             Some(_) => vec![News::Restart("gap")],
             None => Vec::new(),

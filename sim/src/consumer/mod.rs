@@ -5,10 +5,12 @@
 mod asks;
 mod backfill;
 mod commit;
+mod counting;
 mod feed;
 mod replicas;
 mod router;
 mod run;
+mod splits;
 
 use crate::checks::Fact;
 use crate::message::Message;

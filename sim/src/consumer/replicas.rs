@@ -1,28 +1,17 @@
-//! Which replicas are fed, which the slot waits for, and what the coordinators are
-//! asked about them.
-//!
-//! A learner is counted as required in the same step in which its report shows that
-//! it is live at or above the confirmed position, and only then promoted.
+//! Which replicas are fed, as the map has them.
 
-use super::asks::{Purpose, Wish};
+use super::asks::Purpose;
 use super::feed::Fed;
-use super::run::{Run, Stall, end_of};
+use super::run::{Run, end_of};
 use crate::coordinator::SOURCE;
 use crate::message::Report;
-use crate::mutant::Mutant;
 use crate::process::Effects;
 use cluster_core::collection::CollectionState;
 use cluster_core::confirm::ReplicaKey;
-use cluster_core::control::Command;
 use cluster_core::ids::*;
 use cluster_core::map::{PartitionMap, ReplicaState};
 use cluster_core::wal_position::WalPosition;
 use std::sync::Arc;
-
-/// A required replica that makes nothing durable for so long, with work
-/// outstanding, is demoted.
-const STALL_MS: u64 = 5_000;
-const DEMOTE_AGAIN_MS: u64 = 2_000;
 
 impl Run {
     /// Learners that a run before this one, under the same token, may have counted
@@ -31,7 +20,7 @@ impl Run {
     /// was never counted; of one whose node does not answer nobody knows.
     pub(super) fn count_inherited(&mut self, map: &PartitionMap, effects: &mut Effects<'_>) {
         let start = end_of(self.start);
-        for partition in map.partitions.values() {
+        for (partition, _) in map.held_partitions() {
             for replica in partition.in_state(ReplicaState::Learner) {
                 let node = replica.node;
                 let inherited = key(partition.id, node, replica.generation);
@@ -58,8 +47,9 @@ impl Run {
     /// of one.
     pub(super) fn follow_map(&mut self, map: &Arc<PartitionMap>, effects: &mut Effects<'_>) {
         self.drop_gone(map);
+        self.follow_splits(map);
         for id in self.routed_partitions() {
-            let learners = map.partitions.get(&id).into_iter();
+            let learners = map.held_partition(id).into_iter();
             let learners = learners.flat_map(|p| p.in_state(ReplicaState::Learner));
             for replica in learners {
                 let (node, generation) = (replica.node, replica.generation);
@@ -71,11 +61,6 @@ impl Run {
         self.follow_replicas(map);
     }
 
-    fn routed_partitions(&self) -> Vec<PartitionId> {
-        let ranges = self.collections.values().flatten();
-        ranges.map(|(_, partition)| *partition).collect()
-    }
-
     fn fed(&self, id: PartitionId, node: NodeId, generation: Generation) -> Option<&Fed> {
         let fed = self.feeds.get(&node)?.partitions.get(&id);
         fed.filter(|fed| fed.generation == generation)
@@ -84,7 +69,7 @@ impl Run {
     /// Who serves now, who goes, and for whom the slot waits.
     pub(super) fn follow_replicas(&mut self, map: &Arc<PartitionMap>) {
         for id in self.routed_partitions() {
-            let Some(partition) = map.partitions.get(&id) else {
+            let Some(partition) = map.held_partition(id) else {
                 continue;
             };
             for replica in &partition.replicas {
@@ -116,6 +101,9 @@ impl Run {
             }
         }
         self.counted.retain(|r| state_of_key(map, r).is_some());
+        self.promoted
+            .retain(|r| state_of_key(map, r) == Some(ReplicaState::Learner));
+        self.counting.retain(|r, _| state_of_key(map, r).is_some());
         let counted = &self.counted;
         self.tracker.retain(|r| match state_of_key(map, r) {
             Some(ReplicaState::Serving) => true,
@@ -124,7 +112,10 @@ impl Run {
         });
         self.asks.retain(|purpose| match purpose {
             Purpose::Promote(r) => state_of_key(map, r) == Some(ReplicaState::Learner),
-            Purpose::Demote(r) => state_of_key(map, r) == Some(ReplicaState::Serving),
+            Purpose::Demote(r) => matches!(
+                state_of_key(map, r),
+                Some(ReplicaState::Serving | ReplicaState::Learner)
+            ),
             _ => true,
         });
     }
@@ -142,67 +133,6 @@ impl Run {
             feed.attach(id, generation, from, effects);
         }
     }
-
-    pub(super) fn count_learners(&mut self, effects: &mut Effects<'_>) {
-        let confirmed = end_of(self.tracker.confirmed());
-        let is_early = effects.is_broken(Mutant::LearnerCountedEarly);
-        for (node, feed) in &self.feeds {
-            for (id, fed) in feed.partitions.iter().filter(|(_, fed)| fed.is_learner) {
-                let replica = key(*id, *node, fed.generation);
-                let is_live = (!fed.is_learning || is_early) && fed.durable >= confirmed;
-                if !is_live || fed.durable == WalPosition::ZERO {
-                    continue;
-                }
-                if self.counted.insert(replica) {
-                    effects.note(format!("counts {replica:?} at {}", fed.durable));
-                    self.tracker.require(replica);
-                    self.tracker.durable(replica, fed.durable);
-                }
-                let command = Command::PromoteReplica {
-                    token: self.token,
-                    partition: *id,
-                    node: *node,
-                    generation: fed.generation,
-                };
-                self.asks
-                    .ask(Purpose::Promote(replica), Wish::Command(command));
-            }
-        }
-    }
-
-    pub(super) fn demote_stalled(&mut self, map: &PartitionMap, effects: &mut Effects<'_>) {
-        let (now, goal) = (effects.now, end_of(self.complete));
-        for (node, feed) in &self.feeds {
-            for (id, fed) in &feed.partitions {
-                let replica = key(*id, *node, fed.generation);
-                let is_serving = state_of_key(map, &replica) == Some(ReplicaState::Serving);
-                let durable = fed.durable;
-                let stall = self.stalls.entry(replica).or_insert(Stall {
-                    durable,
-                    since: now,
-                });
-                if durable > stall.durable || durable >= goal || !is_serving {
-                    *stall = Stall {
-                        durable,
-                        since: now,
-                    };
-                }
-                if now < stall.since + STALL_MS || !is_ready(map, *id) {
-                    continue;
-                }
-                stall.since = now - STALL_MS + DEMOTE_AGAIN_MS;
-                let command = Command::DemoteReplica {
-                    token: self.token,
-                    partition: *id,
-                    node: *node,
-                    generation: fed.generation,
-                    min_required: 1,
-                };
-                self.asks
-                    .ask(Purpose::Demote(replica), Wish::Command(command));
-            }
-        }
-    }
 }
 
 pub fn key(partition: PartitionId, node: NodeId, generation: Generation) -> ReplicaKey {
@@ -214,7 +144,7 @@ pub fn key(partition: PartitionId, node: NodeId, generation: Generation) -> Repl
 }
 
 pub(super) fn state_of_key(map: &PartitionMap, of: &ReplicaKey) -> Option<ReplicaState> {
-    let replica = map.partitions.get(&of.partition)?.replica_on(of.node)?;
+    let replica = map.held_partition(of.partition)?.replica_on(of.node)?;
     (replica.generation == of.generation).then_some(replica.state)
 }
 
@@ -223,7 +153,7 @@ pub(super) fn state_of(map: &PartitionMap, node: NodeId, report: &Report) -> Opt
 }
 
 pub fn is_ready(map: &PartitionMap, partition: PartitionId) -> bool {
-    let record = map.partitions.get(&partition);
+    let record = map.held_partition(partition);
     let collection = record.and_then(|p| map.collections.get(&p.collection));
     collection.is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }))
 }

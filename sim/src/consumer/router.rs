@@ -4,17 +4,31 @@ use super::backfill::Backfill;
 use super::feed::{Feed, Retention};
 use super::replicas::{is_fed, key};
 use super::run::{Run, end_of};
+use super::splits::ranges_of;
+use crate::mutant::Mutant;
 use crate::process::{Effects, Proc};
 use cluster_core::change::{Change, PositionedChange};
 use cluster_core::collection::CollectionState;
 use cluster_core::confirm::ReplicaKey;
 use cluster_core::ids::*;
-use cluster_core::map::{PartitionMap, ReplicaState};
-use cluster_core::wal_position::WalPosition;
+use cluster_core::map::{HashRange, PartitionMap, ReplicaState};
+use cluster_core::wal_position::{Lsn, WalPosition};
+use cluster_core::xid::FullXid;
 use std::sync::Arc;
 
+const TELL_EVERY_MS: u64 = 60;
+const REFRESH_EVERY_MS: u64 = 1_000;
 /// Changes of a partition that are sent together.
 const BATCH_CHANGES_MAX: usize = 4;
+
+/// What the nodes were last told, and when.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Told {
+    pub end: Lsn,
+    at: u64,
+    oldest_xmin: FullXid,
+    confirmed: WalPosition,
+}
 
 impl Run {
     pub fn add_collection(&mut self, map: &Arc<PartitionMap>, id: CollectionId) {
@@ -29,9 +43,10 @@ impl Run {
             true => end_of(self.start),
             false => WalPosition::ZERO,
         };
-        let mut ranges = Vec::new();
-        for partition in map.partitions_of(id) {
-            ranges.push((partition.range, partition.id));
+        self.collections.insert(id, ranges_of(map, id));
+        self.take_halves(map);
+        let held = map.held_partitions().map(|(partition, _)| partition);
+        for partition in held.filter(|partition| partition.collection == id) {
             // One that is released may lie below the slot by now: it is left alone.
             for replica in partition.in_state(ReplicaState::Serving) {
                 let Some(feed) = self.feed(map, replica.node) else {
@@ -41,7 +56,6 @@ impl Run {
                 self.require(key(partition.id, replica.node, replica.generation));
             }
         }
-        self.collections.insert(id, ranges);
         if !is_complete {
             self.backfills.insert(id, Backfill::new(id));
         }
@@ -58,27 +72,22 @@ impl Run {
         let gone = self.collections.keys().filter(|id| !is_fed(map, **id));
         for id in gone.copied().collect::<Vec<_>>() {
             for (_, partition) in self.collections.remove(&id).unwrap_or_default() {
-                self.buffers.remove(&partition);
-                self.sent_to.remove(&partition);
-                for feed in self.feeds.values_mut() {
-                    feed.remove(partition);
+                for (_, half) in self.halves.remove(&partition).unwrap_or_default() {
+                    self.remove_partition(half);
                 }
+                self.remove_partition(partition);
             }
             self.backfills.remove(&id);
         }
-        let fed = &self.collections;
-        let is_fed = |id: PartitionId| fed.values().flatten().any(|(_, p)| *p == id);
-        self.tracker.retain(|replica| is_fed(replica.partition));
+        let routed = self.routed_partitions();
+        self.tracker
+            .retain(|replica| routed.contains(&replica.partition));
     }
 
     pub fn partition_for(&self, id: CollectionId, hash: u64) -> Option<PartitionId> {
         let ranges = self.collections.get(&id)?.iter();
         let mut found = ranges.filter(|(range, _)| range.contains(hash));
         found.next().map(|(_, partition)| *partition)
-    }
-
-    pub fn routes_partition(&self, id: PartitionId) -> bool {
-        self.collections.values().flatten().any(|(_, p)| *p == id)
     }
 
     /// A node whose serving replica has applied a position.
@@ -97,16 +106,12 @@ impl Run {
     }
 
     pub fn route(&mut self, id: CollectionId, change: PositionedChange, effects: &mut Effects<'_>) {
-        let targets: Vec<PartitionId> = match &change.change {
-            Change::Upsert { key, .. } | Change::Delete { key } => {
-                let target = self.partition_for(id, key.placement_hash());
-                target.into_iter().collect()
-            }
-            Change::Truncate => {
-                let ranges = self.collections.get(&id).into_iter().flatten();
-                ranges.map(|(_, partition)| *partition).collect()
-            }
+        let hash = match &change.change {
+            Change::Upsert { key, .. } | Change::Delete { key } => Some(key.placement_hash()),
+            Change::Truncate => None,
         };
+        let feeds_halves = !effects.is_broken(Mutant::HalvesUnfed);
+        let targets = self.targets(id, hash, feeds_halves);
         for partition in targets {
             let buffer = self.buffers.entry(partition).or_default();
             // Both halves of a key change bear one position.
@@ -121,6 +126,21 @@ impl Run {
                 .or_default()
                 .push(change.clone());
         }
+    }
+
+    /// The partitions that a hash belongs to, all without one: those in force, and
+    /// halves of those.
+    fn targets(&self, id: CollectionId, hash: Option<u64>, feeds_halves: bool) -> Vec<PartitionId> {
+        let is_meant = |range: &HashRange| hash.is_none_or(|hash| range.contains(hash));
+        let mut targets = Vec::new();
+        let in_force = self.collections.get(&id).into_iter().flatten();
+        for (_, partition) in in_force.filter(|(range, _)| is_meant(range)) {
+            targets.push(*partition);
+            let halves = self.halves.get(partition).filter(|_| feeds_halves);
+            let halves = halves.into_iter().flatten();
+            targets.extend(halves.filter(|(r, _)| is_meant(r)).map(|(_, half)| *half));
+        }
+        targets
     }
 
     pub fn flush_within(&mut self, partition: PartitionId, effects: &mut Effects<'_>) {
@@ -158,25 +178,40 @@ impl Run {
         }
     }
 
-    /// Sends what is buffered, then "nothing else".
+    /// Sends what is buffered, then "nothing else", news or not: whoever waits for it
+    /// may have missed the last.
     pub fn tell(&mut self, effects: &mut Effects<'_>) {
-        self.told.1 = effects.now;
+        let confirmed = end_of(self.tracker.confirmed());
         let retention = Retention {
             oldest_xmin: self.oldest_xmin,
-            confirmed: end_of(self.tracker.confirmed()),
+            confirmed,
         };
         self.flush(effects);
-        let is_news = self.complete > self.told.0;
         for feed in self.feeds.values_mut() {
             feed.retention = retention;
-            if is_news {
-                feed.push_nothing_else(end_of(self.complete), effects);
-            }
+            feed.push_nothing_else(end_of(self.complete), effects);
         }
-        if is_news {
-            self.told.0 = self.complete;
-            self.tracker.sent(self.complete);
-        }
+        self.tracker.sent(self.complete);
+        self.told = Told {
+            end: self.complete,
+            at: effects.now,
+            oldest_xmin: self.oldest_xmin,
+            confirmed,
+        };
+    }
+
+    /// Whether the nodes are to be told: of an idle source they learn what they may
+    /// forget.
+    pub(super) fn owes(&self, now: u64) -> bool {
+        let confirmed = end_of(self.tracker.confirmed());
+        let told = (self.told.oldest_xmin, self.told.confirmed);
+        let is_retention_news = (self.oldest_xmin, confirmed) != told;
+        let wait_ms = match (self.complete > self.told.end, is_retention_news) {
+            (true, _) => TELL_EVERY_MS,
+            (false, true) => REFRESH_EVERY_MS,
+            (false, false) => return false,
+        };
+        now >= self.told.at + wait_ms
     }
 
     pub fn is_durable(&self, at: WalPosition, collection: CollectionId) -> bool {

@@ -6,8 +6,11 @@
 use super::asks::{Asks, Purpose};
 use super::backfill::Backfill;
 use super::commit::Committing;
+use super::counting::{Counting, DEMOTION};
 use super::feed::{Feed, News};
 use super::replicas::{is_ready, key, state_of};
+use super::router::Told;
+use super::splits::Ranges;
 use crate::checks::Fact;
 use crate::message::{Message, Report};
 use crate::mutant::Mutant;
@@ -16,15 +19,15 @@ use crate::process::{Effects, Proc, Ticket};
 use cluster_core::change::PositionedChange;
 use cluster_core::confirm::{ConfirmTracker, ReplicaKey};
 use cluster_core::control::Response;
+use cluster_core::demotion::DemotionWatch;
 use cluster_core::ids::*;
 use cluster_core::invariants::check_confirmation;
-use cluster_core::map::{HashRange, PartitionMap, ReplicaState};
+use cluster_core::map::{PartitionMap, ReplicaState};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-const TELL_EVERY_MS: u64 = 60;
 const INSTALL_MS: u64 = 700;
 const WAL_SILENCE_MS: u64 = 2_500;
 const STATUS_EVERY_MS: u64 = 200;
@@ -46,11 +49,6 @@ enum Phase {
     Following,
 }
 
-pub(super) struct Stall {
-    pub durable: WalPosition,
-    pub since: u64,
-}
-
 pub struct Run {
     pub token: ConsumerEpoch,
     phase: Phase,
@@ -66,16 +64,23 @@ pub struct Run {
     pub committing: Option<Committing>,
     /// Everything up to here has been received and routed.
     pub complete: Lsn,
-    pub(super) told: (Lsn, u64),
+    /// The end of the WAL, as the server said last.
+    pub(super) server_end: Lsn,
+    pub(super) told: Told,
     /// The map whose replicas are fed.
     pub(super) followed: MapStamp,
     pub(super) status_at: u64,
     pub(super) tracker: ConfirmTracker,
     pub(super) counted: BTreeSet<ReplicaKey>,
-    pub(super) stalls: BTreeMap<ReplicaKey, Stall>,
+    pub(super) counting: BTreeMap<ReplicaKey, Counting>,
+    /// Promoted; the map is on its way.
+    pub(super) promoted: BTreeSet<ReplicaKey>,
+    pub(super) watch: DemotionWatch,
     pub(super) feeds: BTreeMap<NodeId, Feed>,
     /// Ranges in hash order.
-    pub collections: BTreeMap<CollectionId, Vec<(HashRange, PartitionId)>>,
+    pub collections: BTreeMap<CollectionId, Ranges>,
+    /// By the partition that is being split: what goes to it goes to them too.
+    pub(super) halves: BTreeMap<PartitionId, Ranges>,
     pub(super) buffers: BTreeMap<PartitionId, Vec<PositionedChange>>,
     pub(super) sent_to: BTreeMap<PartitionId, WalPosition>,
     pub asks: Asks,
@@ -91,7 +96,7 @@ pub fn end_of(lsn: Lsn) -> WalPosition {
 impl Run {
     pub fn begin(token: ConsumerEpoch, map: &PartitionMap, effects: &mut Effects<'_>) -> Self {
         let mut calls = BTreeSet::new();
-        let replicas = map.partitions.values().flat_map(|p| &p.replicas);
+        let replicas = map.held_partitions().flat_map(|(p, _)| &p.replicas);
         let nodes: BTreeSet<NodeId> = replicas.map(|r| r.node).collect();
         for node in nodes {
             if let Some(process) = map.nodes.get(&node).and_then(|n| Proc::at(&n.address)) {
@@ -116,14 +121,18 @@ impl Run {
             inbox: VecDeque::new(),
             committing: None,
             complete: Lsn(0),
-            told: (Lsn(0), 0),
+            server_end: Lsn(0),
+            told: Told::default(),
             followed: MapStamp::default(),
             status_at: 0,
             tracker: ConfirmTracker::new(INCARNATION, Lsn(0)),
             counted: BTreeSet::new(),
-            stalls: BTreeMap::new(),
+            counting: BTreeMap::new(),
+            promoted: BTreeSet::new(),
+            watch: DemotionWatch::new(DEMOTION),
             feeds: BTreeMap::new(),
             collections: BTreeMap::new(),
+            halves: BTreeMap::new(),
             buffers: BTreeMap::new(),
             sent_to: BTreeMap::new(),
             asks: Asks::default(),
@@ -144,7 +153,7 @@ impl Run {
         format!(
             "complete {}, told {}, confirmed {}, {committing:?}, {} received, {backfills:?}, {feeds:#?}",
             self.complete,
-            self.told.0,
+            self.told.end,
             self.tracker.confirmed(),
             self.inbox.len()
         )
@@ -182,8 +191,8 @@ impl Run {
         for feed in self.feeds.values_mut() {
             feed.tick(effects);
         }
-        self.count_learners(effects);
-        self.demote_stalled(map, effects);
+        self.count_learners(map, effects);
+        self.demote_late(effects);
         self.backfill(map, effects);
         self.asks.tick(effects);
         self.send_status(effects);
@@ -196,7 +205,7 @@ impl Run {
             self.followed = stamp;
             self.follow_map(map, effects);
         }
-        if effects.now >= self.told.1 + TELL_EVERY_MS {
+        if self.owes(effects.now) {
             self.tell(effects);
         }
     }
@@ -285,6 +294,7 @@ impl Run {
                 self.heard_at = effects.now;
                 self.oldest_xmin = oldest_xmin;
                 self.next_xid = next_xid;
+                self.server_end = wal_end;
                 self.inbox.push_back(Inbound::Keepalive(wal_end));
                 self.advance(map, effects);
             }
@@ -303,7 +313,7 @@ impl Run {
             Message::NotLeader { call, hint } => self.asks.not_leader(call, hint, effects.now),
             Message::Answer { call, response } => {
                 if let Some((purpose, response)) = self.asks.answered(call, response) {
-                    self.asked(purpose, response);
+                    self.asked(purpose, response, effects.now);
                     self.advance(map, effects);
                 }
             }
@@ -348,7 +358,10 @@ impl Run {
         for news in feed.on(message, effects) {
             match news {
                 News::Moved(id) => {
-                    if let Some(fed) = feed.partitions.get(&id) {
+                    // What a learner has logged is not what a replica has.
+                    let fed = feed.partitions.get(&id);
+                    let is_early = effects.is_broken(Mutant::LearnerCountedEarly);
+                    if let Some(fed) = fed.filter(|fed| !fed.is_learning || is_early) {
                         let durable = match ignored {
                             true => end_of(self.complete),
                             false => fed.durable,
@@ -357,6 +370,7 @@ impl Run {
                             .durable(key(id, *node, fed.generation), durable);
                     }
                 }
+                News::Detached => self.followed = MapStamp::default(),
                 News::Restart(why) => {
                     self.ended.get_or_insert(why);
                 }
@@ -367,7 +381,7 @@ impl Run {
         }
     }
 
-    fn asked(&mut self, purpose: Purpose, response: Response) {
+    fn asked(&mut self, purpose: Purpose, response: Response, now: u64) {
         match (purpose, response) {
             (Purpose::Create(_), Response::CollectionCreated { collection }) => {
                 self.created(collection);
@@ -377,8 +391,9 @@ impl Run {
                     it.begun(backfill);
                 }
             }
-            // A demotion that is refused is asked for again while it is due, a
-            // promotion until the map says what became of the learner.
+            (Purpose::Demote(replica), Response::Refused(_)) => self.watch.refused(replica, now),
+            (Purpose::Promote(replica), Response::Done) => drop(self.promoted.insert(replica)),
+            // A promotion that is refused is asked for until the map says what became of the learner.
             (Purpose::Promote(_) | Purpose::Demote(_), _) | (_, Response::Done) => {}
             (_, Response::Refused(_)) => self.end("refused"),
             _ => {}

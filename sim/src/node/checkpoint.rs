@@ -4,6 +4,7 @@
 use super::disk::ReplicaData;
 use cluster_core::apply::{FormerVersion, StoredRow};
 use cluster_core::ids::BackfillId;
+use cluster_core::map::HashRange;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use std::collections::BTreeSet;
@@ -25,10 +26,18 @@ pub struct CheckpointPage {
     pub is_last: bool,
 }
 
-pub fn page(data: &ReplicaData, watermark: WalPosition, after: Option<&RowKey>) -> CheckpointPage {
+/// What follows `after`, of the keys in `range` alone for a half of a split.
+pub fn page(
+    data: &ReplicaData,
+    watermark: WalPosition,
+    (after, range): (Option<&RowKey>, Option<HashRange>),
+) -> CheckpointPage {
     let row_keys = data.rows.keys();
     let former_keys = data.formers.keys().map(|(key, _)| key);
-    let is_next = |key: &&RowKey| after.is_none_or(|after| *key > after);
+    let is_next = |key: &&RowKey| {
+        after.is_none_or(|after| *key > after)
+            && range.is_none_or(|range| range.contains(key.placement_hash()))
+    };
     let keys: BTreeSet<&RowKey> = row_keys.chain(former_keys).filter(is_next).collect();
     let page: BTreeSet<&RowKey> = keys.iter().copied().take(PAGE_KEYS).collect();
     let rows = data.rows.iter().filter(|(key, _)| page.contains(key));

@@ -6,18 +6,43 @@ use super::checkpoint::{self, CheckpointPage};
 use super::writer::{Job, Replica};
 use crate::message::Message;
 use crate::process::{Effects, Proc, Ticket};
-use cluster_core::ids::PartitionId;
-use cluster_core::learner::choose_peer;
-use cluster_core::map::ReplicaState;
+use cluster_core::ids::{NodeId, PartitionId};
+use cluster_core::learner::{choose_parent, choose_peer};
+use cluster_core::map::{HashRange, PartitionMap, ReplicaState};
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
+
+/// Whom a learner copies, and what of it.
+struct Peer {
+    process: Proc,
+    partition: PartitionId,
+    range: Option<HashRange>,
+}
+
+/// A peer that the map lets serve: for a half, one of the partition that is being
+/// split.
+fn peer(map: &PartitionMap, id: PartitionId, learner: NodeId, turn: u32) -> Option<Peer> {
+    let (partition, range, chosen) = match map.partitions.get(&id) {
+        Some(partition) => (partition.id, None, choose_peer(partition, learner, turn)?),
+        None => {
+            let (parent, half) = map.split_of(id)?;
+            let chosen = choose_parent(parent, learner, turn)?;
+            (parent.id, Some(half.range), chosen)
+        }
+    };
+    Some(Peer {
+        process: Proc::at(&map.nodes.get(&chosen.node)?.address)?,
+        partition,
+        range,
+    })
+}
 
 impl Node {
     pub(super) fn checkpoint(
         &self,
         partition: PartitionId,
         at_least: WalPosition,
-        after: Option<&RowKey>,
+        wanted: (Option<&RowKey>, Option<HashRange>),
     ) -> Option<CheckpointPage> {
         let replica = self.replicas.get(&partition)?;
         let state = self.assigned(partition, replica.data.generation);
@@ -25,7 +50,7 @@ impl Node {
             && replica.data.learning.is_none()
             && replica.data.open_backfill.is_none()
             && replica.applied >= at_least;
-        serves.then(|| checkpoint::page(&replica.data, replica.applied, after))
+        serves.then(|| checkpoint::page(&replica.data, replica.applied, wanted))
     }
 
     /// Asks serving peers for the next pages of what is being copied.
@@ -41,24 +66,22 @@ impl Node {
             if replica.is_busy || replica.fetching.is_some_and(waits) {
                 continue;
             }
-            let Some(record) = self.map.partitions.get(partition) else {
-                continue;
-            };
             let Some(member) = self.member else { continue };
             // Turns stand for failures in a row: any peer may be the next.
             let turn = effects.rng.below(8) as u32;
-            let peer = choose_peer(record, member, turn);
-            let peer = peer.and_then(|r| Proc::at(&self.map.nodes.get(&r.node)?.address));
-            let Some(peer) = peer else { continue };
+            let Some(peer) = peer(&self.map, *partition, member, turn) else {
+                continue;
+            };
             let call = effects.ticket();
             replica.fetching = Some((call, effects.now));
             let fetch = Message::FetchCheckpoint {
                 call,
-                partition: *partition,
+                partition: peer.partition,
                 at_least: wanted.at_least,
                 after: RowKey::from_bytes(wanted.after.0).ok(),
+                range: peer.range,
             };
-            effects.call(peer, fetch);
+            effects.call(peer.process, fetch);
         }
     }
 

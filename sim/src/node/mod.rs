@@ -7,6 +7,7 @@ pub mod checkpoint;
 mod copy;
 pub mod disk;
 pub mod learner;
+mod lease;
 mod search;
 mod stage;
 mod stream;
@@ -20,12 +21,13 @@ use crate::raft;
 use cluster_core::collection::CollectionState;
 use cluster_core::control::{Command, Response};
 use cluster_core::ids::*;
-use cluster_core::lease::HeldLease;
+use cluster_core::lease::{Offer, TokenFence};
 use cluster_core::map::{PartitionMap, ReplicaState};
 use cluster_core::wal_position::WalPosition;
 use cluster_core::xid::FullXid;
 use disk::{NodeDisk, NodeWrite, ReplicaData};
 use learner::Learning;
+use lease::NodeLease;
 use search::Searches;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,12 +70,10 @@ struct Stream {
 pub struct Node {
     index: usize,
     pub member: Option<NodeId>,
-    token: ConsumerEpoch,
-    lease: HeldLease,
+    token: TokenFence,
+    lease: NodeLease,
     grace_ms: u64,
     renew_every_ms: u64,
-    /// The newest map that a grant spoke of.
-    floor: MapStamp,
     map: Arc<PartitionMap>,
     replicas: BTreeMap<PartitionId, Replica>,
     stream: Option<Stream>,
@@ -95,11 +95,10 @@ impl Node {
         Self {
             index,
             member: None,
-            token: ConsumerEpoch(0),
-            lease: HeldLease::default(),
+            token: TokenFence::default(),
+            lease: NodeLease::default(),
             grace_ms,
             renew_every_ms: 1_000,
-            floor: MapStamp::default(),
             map: Arc::default(),
             replicas: BTreeMap::new(),
             stream: None,
@@ -120,7 +119,7 @@ impl Node {
     pub fn restart(&mut self, disk: &NodeDisk, effects: &mut Effects<'_>) {
         *self = Node::new(self.index, self.grace_ms);
         self.member = disk.member;
-        self.token = disk.token;
+        self.token = TokenFence::new(disk.token);
         for (partition, data) in &disk.replicas {
             let mut restored = (**data).clone();
             restored.learning = data.learning.as_ref().map(Learning::restored);
@@ -186,6 +185,12 @@ impl Node {
         self.replicas.keys().copied().collect()
     }
 
+    fn rows(&self) -> Vec<(PartitionId, u64)> {
+        let replicas = self.replicas.iter();
+        let rows = replicas.map(|(id, replica)| (*id, replica.data.rows.len() as u64));
+        rows.collect()
+    }
+
     fn keep_lease(&mut self, effects: &mut Effects<'_>) {
         let now = effects.now;
         if self
@@ -206,6 +211,7 @@ impl Node {
                 call,
                 node,
                 known: self.map_stamp(),
+                rows: self.rows(),
             },
             None => Message::Propose {
                 call,
@@ -227,7 +233,7 @@ impl Node {
         self.map_at = effects.now + MAP_EVERY_MS;
         let call = effects.ticket();
         self.fetching_map = Some((call, effects.now));
-        let at_least = self.floor;
+        let at_least = self.lease.floor;
         let any = Proc::Coordinator(effects.rng.below(raft::MEMBERS as u64) as usize);
         effects.call(any, Message::GetMap { call, at_least });
     }
@@ -245,11 +251,8 @@ impl Node {
 
     /// What the map says of a replica of this node in this generation.
     fn assigned(&self, partition: PartitionId, generation: Generation) -> Option<ReplicaState> {
-        let replica = self
-            .map
-            .partitions
-            .get(&partition)?
-            .replica_on(self.member?)?;
+        let replica = self.map.held_partition(partition)?;
+        let replica = replica.replica_on(self.member?)?;
         (replica.generation == generation).then_some(replica.state)
     }
 
@@ -260,7 +263,7 @@ impl Node {
         if self.map.cluster_id.is_empty() {
             return;
         }
-        if self.lease.is_held(effects.now) && self.map_stamp() >= self.floor {
+        if self.lease.is_held(effects.now) && self.map_stamp() >= self.lease.floor {
             for partition in self.partitions() {
                 let generation = self.replicas[&partition].data.generation;
                 if self.assigned(partition, generation).is_none() {
@@ -269,10 +272,13 @@ impl Node {
             }
         }
         let map = self.map.clone();
-        for partition in map.partitions.values() {
+        for (partition, _) in map.held_partitions() {
             let Some(replica) = partition.replica_on(member) else {
                 continue;
             };
+            if replica.state.is_left_behind() || replica.state == ReplicaState::Releasing {
+                continue;
+            }
             if self.replicas.contains_key(&partition.id) {
                 continue;
             }
@@ -381,7 +387,8 @@ impl Node {
                 backfill,
                 step,
             } => {
-                if token < self.token || !self.replicas.contains_key(&partition) {
+                let is_old = matches!(self.token.offer(token), Offer::Old { .. });
+                if is_old || !self.replicas.contains_key(&partition) {
                     let result = Err("fenced, or not held here".to_owned());
                     effects.call(from, Message::BackfillDone { call, result });
                     return;
@@ -397,8 +404,9 @@ impl Node {
                 partition,
                 at_least,
                 after,
+                range,
             } => {
-                let page = self.checkpoint(partition, at_least, after.as_ref());
+                let page = self.checkpoint(partition, at_least, (after.as_ref(), range));
                 effects.call(from, Message::Checkpoint { call, page });
             }
             Message::Checkpoint { call, page } => self.copied(call, page, effects),
@@ -414,9 +422,8 @@ impl Node {
         };
         self.renewing = None;
         self.renew_at = effects.now + self.renew_every_ms;
-        self.floor = known.max(self.floor);
         let before = self.lease.epoch();
-        self.lease.granted(known.0, sent_at, ttl_ms, effects.now);
+        self.lease.granted(known, sent_at, ttl_ms, effects.now);
         effects.tell(Fact::EpochHeld {
             before,
             after: self.lease.epoch(),

@@ -9,6 +9,7 @@ use crate::process::{Effects, Proc, Ticket, Timer};
 use cluster_core::apply::StoredVector;
 use cluster_core::collection::CollectionState;
 use cluster_core::ids::*;
+use cluster_core::lease::Standing;
 use cluster_core::map::ReplicaState;
 use cluster_core::row_key::RowKey;
 use cluster_core::scan::{Failure, FailureKind, Hit, PartitionAsk, PartitionPage};
@@ -63,11 +64,12 @@ impl Node {
     pub fn search(&mut self, from: Proc, call: Ticket, search: Search, effects: &mut Effects<'_>) {
         let now = effects.now;
         let epoch = search.ask.known.0;
-        if epoch > self.lease.epoch() {
+        let (standing, renews_at_once) = self.lease.admit(epoch, now, self.grace_ms);
+        if renews_at_once {
             self.renew_at = self.renew_at.min(now);
         }
-        let is_held = self.lease.is_held(now);
-        if self.lease.is_stale_request(epoch, now, self.grace_ms) {
+        let is_held = standing == Standing::Held;
+        if standing == Standing::StaleRequest {
             return self.refuse_search(from, call, stale("the request's epoch is over"), effects);
         }
         let is_broken = effects.is_broken(Mutant::AnswerWithoutLease);
@@ -87,7 +89,7 @@ impl Node {
     }
 
     fn refuse_search(&self, to: Proc, call: Ticket, failure: Failure, effects: &mut Effects<'_>) {
-        let known = Some(self.map_stamp().max(self.floor));
+        let known = Some(self.map_stamp().max(self.lease.floor));
         let failed = Message::SearchFailed {
             call,
             failure,
@@ -143,12 +145,8 @@ impl Node {
         ask: &PartitionAsk,
         effects: &Effects<'_>,
     ) -> Result<(), Failure> {
-        let is_broken = effects.is_broken(Mutant::AnswerOnOldMap);
-        // A lease that was renewed after the replica had been given away vouches for
-        // nothing as long as the map is of before.
-        let is_old = self.map_stamp() < self.floor && !is_broken;
-        if search.min_lsn.is_none() && is_old {
-            return Err(stale("the node's map is older than its lease"));
+        if !self.lease.lets_answer_by(self.map_stamp(), effects) {
+            return Err(stale("the lease came back under a newer map"));
         }
         let replica = self.replicas.get(&ask.partition);
         let replica = replica.filter(|r| r.data.generation == ask.generation);
@@ -179,7 +177,7 @@ impl Node {
             let page = self.page(search, ask, &mut served, effects);
             pages.push((ask.partition, page));
         }
-        let is_held = self.lease.is_held(effects.now);
+        let is_held = waiting.is_held && self.lease.is_held(effects.now);
         let is_broken = effects.is_broken(Mutant::AnswerWithoutLease);
         if search.min_lsn.is_none() && !is_held && !is_broken {
             let failure = stale("the node's lease ran out");
@@ -192,7 +190,7 @@ impl Node {
         let found = Message::Found {
             call,
             pages,
-            known: self.map_stamp().max(self.floor),
+            known: self.map_stamp().max(self.lease.floor),
         };
         effects.call(waiting.from, found);
     }

@@ -12,12 +12,13 @@ use crate::mutant::Mutant;
 use crate::node::disk::NodeWrite;
 use crate::process::{Effects, Ticket};
 use cluster_core::ids::*;
+use cluster_core::lease::Offer;
 use cluster_core::map::ReplicaState;
 use cluster_core::wal_position::WalPosition;
 
 impl Node {
     pub(super) fn install(&mut self, token: ConsumerEpoch, then: Then, effects: &mut Effects<'_>) {
-        if token <= self.token {
+        if self.token.offer(token) != Offer::New {
             return self.installed(token, then, effects);
         }
         let ticket = effects.write(NodeWrite::Token(token));
@@ -31,8 +32,11 @@ impl Node {
         then: Then,
         effects: &mut Effects<'_>,
     ) {
-        let is_fenced = token < self.token;
-        self.token = token.max(self.token);
+        // A later one may have been written meanwhile.
+        let is_fenced = matches!(self.token.offer(token), Offer::Old { .. });
+        if !is_fenced {
+            self.token.install(token);
+        }
         match then {
             Then::Installed(to, call) => {
                 let result = match is_fenced {
@@ -88,13 +92,13 @@ impl Node {
     /// The stream, if it is the present one and may feed.
     fn feeding(&mut self, ticket: Ticket, effects: &mut Effects<'_>) -> Option<Stream> {
         let stream = self.stream.filter(|s| s.ticket == ticket)?;
-        if stream.token < self.token || !self.lease.is_held(effects.now) {
+        if stream.token < self.token.installed() || !self.lease.is_held(effects.now) {
             self.refuse(effects);
             return None;
         }
         effects.tell(Fact::Fed {
             token: stream.token,
-            installed: self.token,
+            installed: self.token.installed(),
         });
         Some(stream)
     }
