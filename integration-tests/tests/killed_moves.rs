@@ -13,7 +13,8 @@
 //! | copy | nobody: copies are throttled, and their nodes report how far they are |
 //! | replay | the consumer, since it attached the learners: it hears of none that is live |
 //! | promote | all coordinators but the leader: nothing is committed |
-//! | release | the node that gives; of a split, the node whose halves come last |
+//! | release | the node that gives; of a split, the node whose halves come last. Before the |
+//! |         | other node is killed, the quorum in its stead: of three nodes one may be away |
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result, ensure};
@@ -104,6 +105,10 @@ impl Stage {
         self.reach(&relocation, step, &mut held)
             .with_context(|| what.clone())?;
 
+        if let (Step::Release, Victim::To) = (step, victim) {
+            self.stop_the_quorum(&mut held)?;
+            held.go_on(&self.process_of(relocation.from)?)?;
+        }
         let leader = self.wire.leader()?;
         let process = match victim {
             Victim::From => self.process_of(relocation.from)?,
