@@ -205,8 +205,12 @@ impl Stage {
         }
     }
 
-    /// The leader goes on, and commits nothing.
+    /// The leader goes on, and commits nothing. Whoever follows the map of one that is
+    /// stopped has been told of all so far.
     fn stop_the_quorum(&self, held: &mut Held) -> Result<()> {
+        let newest = self.maps.newest().context("no map")?;
+        let version = (newest.epoch, newest.version);
+        self.wire.wait_for_coordinator_maps(version)?;
         let leader = self.wire.leader()?.process();
         for id in 1..=3 {
             let process = format!("coordinator-{id}");
@@ -316,9 +320,7 @@ fn assert_releasing_answers_estale(stage: &Stage) -> Result<()> {
     let query = clustered_vector(7, DIMENSIONS);
     let search = DirectSearch::new(before, &stage.items.index(), query)?;
     let asked = search.of_replica(relocation.partition, relocation.from)?;
-    // All have told it, in case it follows one that is stopped now. Until the quorum
-    // is back, the map goes on saying that it is being released.
-    wire.wait_for_coordinator_maps(version)?;
+    // Until the quorum is back, the map goes on saying that it is being released.
     stage.stop_the_quorum(&mut held)?;
     held.go_on(&stage.cluster.node_process_at(&address)?)?;
     wire.wait_for_node_map(&address, version)?;
