@@ -23,7 +23,7 @@ use cluster_core::ids::NodeId;
 use cluster_core::map::PartitionMap;
 use integration_tests::{
     Cluster, DirectSearch, Held, Items, Leader, Load, MapLog, Relocation, Shape, Step, Wire,
-    assert_whole, clustered_vector, moves_of, wait_until_settled,
+    assert_whole, clustered_vector, moves_of, wait_until_served, wait_until_settled,
 };
 use std::time::{Duration, Instant};
 
@@ -133,6 +133,7 @@ impl Stage {
         self.cluster.restart(&process)?;
         self.wire.wait_for_coordinators()?;
         let map = wait_until_settled(&self.wire, REPLICAS, &what)?;
+        self.wait_until_all_serve(&map)?;
         println!(
             "{what}: {process} killed after {killed_after:.1?}, {} after {:.1?}",
             match relocation.is_done(&map) {
@@ -181,6 +182,16 @@ impl Stage {
         self.wire.leader_within(LIMIT, "all is copied", |leader| {
             relocation.has_copied(leader)
         })?;
+        Ok(())
+    }
+
+    /// A node that has returned has its lease and its rows: until then no other may
+    /// be away.
+    fn wait_until_all_serve(&self, map: &PartitionMap) -> Result<()> {
+        let (index, query) = (self.items.index(), clustered_vector(7, DIMENSIONS));
+        for node in map.nodes.values() {
+            wait_until_served(&self.wire, &index, &query, &node.address, LIMIT)?;
+        }
         Ok(())
     }
 
