@@ -203,14 +203,20 @@ impl Cluster {
 
     /// `host:port` of a process's gRPC server.
     pub fn address(&self, process: &str) -> Result<String> {
+        self.setting(process, "listen")
+    }
+
+    /// A setting in a process's configuration file that is a text.
+    pub(crate) fn setting(&self, process: &str, name: &str) -> Result<String> {
         let file = self.run_dir.join(format!("cluster/config/{process}.toml"));
         let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
-        let listen = |line: &str| {
-            let address = line.strip_prefix("listen = \"")?.strip_suffix('"')?;
-            Some(address.to_owned())
+        let value = |line: &str| {
+            let (key, value) = line.split_once(" = ")?;
+            let value = value.strip_prefix('"')?.strip_suffix('"')?;
+            (key == name).then(|| value.to_owned())
         };
-        let found = text.lines().find_map(listen);
-        found.with_context(|| format!("{} has no listen", file.display()))
+        let found = text.lines().find_map(value);
+        found.with_context(|| format!("{} has no {name}", file.display()))
     }
 
     /// The process that serves at an address: a node's id is what the

@@ -117,6 +117,15 @@ impl DirectSearch {
         Ok(self.request(cursors, min_lsn))
     }
 
+    /// Asks one replica for its first page, under the generation that the kept map
+    /// gives it.
+    pub fn of_replica(&self, id: PartitionId, node: NodeId) -> Result<v1::SearchRequest> {
+        let partition = self.map.partitions.get(&id);
+        let replica = partition.and_then(|partition| partition.replica_on(node));
+        let replica = replica.with_context(|| format!("{node} holds no {id}"))?;
+        Ok(self.request(vec![cursor(id, replica, 0)], None))
+    }
+
     fn request(
         &self,
         partitions: Vec<v1::PartitionCursor>,

@@ -7,18 +7,25 @@
 
 mod cluster;
 mod direct_search;
+mod held;
 mod items;
 mod load;
 mod map_log;
+mod metrics;
 mod placed;
+mod relocation;
+mod settled;
 mod sql;
 mod wire;
 
 pub use cluster::{Cluster, Shape};
 pub use direct_search::{Answer, DirectSearch, assert_replicas_agree, wait_until_served};
+pub use held::Held;
 pub use items::{Items, clustered_vector, literal};
 pub use load::{Done, Load};
 pub use map_log::MapLog;
 pub use placed::{is_settled, moves_of, serving_per_node};
+pub use relocation::{Relocation, Step};
+pub use settled::{assert_whole, wait_until_settled};
 pub use sql::{Explained, Session};
 pub use wire::{Leader, Wire};

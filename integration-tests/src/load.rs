@@ -21,6 +21,8 @@ const LIMIT: usize = 10;
 const MISSED_MAX: usize = 1;
 /// Twice the default: misses shall be the fault's, not the graph's.
 const EF_SEARCH: u32 = 200;
+/// How late a row may be found while the consumer is dead or stopped, and succeeded.
+const SUCCEEDED_WITHIN: Duration = Duration::from_secs(45);
 /// Ids that the load inserts; rows below were there before it.
 const INSERTS_FROM: i64 = 2_000_000;
 /// Problems that are kept; one tells most of it.
@@ -56,6 +58,21 @@ impl Load {
     pub fn start(cluster: &Cluster, items: &Items, readers: usize) -> Result<Self> {
         let load = Self::of_searches(cluster, items, readers)?;
         load.and(cluster, items, insert)
+    }
+
+    /// The same where the consumer dies and sleeps: a row that it must bring first is
+    /// waited for. Searches that need none have their usual time.
+    pub fn start_without_a_steady_consumer(
+        cluster: &Cluster,
+        items: &Items,
+        readers: usize,
+    ) -> Result<Self> {
+        let load = Self::of_searches(cluster, items, readers)?;
+        let timeout_ms = SUCCEEDED_WITHIN.as_millis();
+        load.and(cluster, items, move |session, items, tally| {
+            session.batch_execute(&format!("SET ruvector.search_timeout_ms = {timeout_ms}"))?;
+            insert(session, items, tally)
+        })
     }
 
     /// Searches only.

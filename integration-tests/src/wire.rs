@@ -213,6 +213,23 @@ impl Wire {
         }
     }
 
+    /// Waits until every coordinator shows a map at least this new.
+    pub fn wait_for_coordinator_maps(&self, at_least: (LeaseEpoch, MapVersion)) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let statuses = self.statuses()?;
+            let maps = statuses.iter().filter_map(|(_, s)| s.map.as_ref());
+            let is_new = |map: &v1::PartitionMap| {
+                (LeaseEpoch(map.epoch), MapVersion(map.version)) >= at_least
+            };
+            if maps.filter(|map| is_new(map)).count() == self.coordinators.len() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "not all know {at_least:?}");
+            std::thread::sleep(POLL_EVERY);
+        }
+    }
+
     /// The leader's map.
     pub fn map(&self) -> Result<PartitionMap> {
         Ok(self.leader()?.map)

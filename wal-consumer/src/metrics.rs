@@ -25,6 +25,7 @@ pub struct Metrics {
     transactions: Family<OfSource, Counter>,
     restarts: Family<OfReason, Counter>,
     learners: Family<OfSource, Gauge>,
+    counted: Family<OfSource, Gauge>,
     promotions: Family<OfSource, Counter>,
     demotions: Family<OfReason, Counter>,
     demotions_refused: Family<OfSource, Counter>,
@@ -59,6 +60,11 @@ impl Metrics {
             "learners",
             "Replicas that are fed and not counted yet",
             metrics.learners.clone(),
+        );
+        registry.register(
+            "learners_counted",
+            "Learners that the slot waits for, while the coordinators are asked to let them serve",
+            metrics.counted.clone(),
         );
         registry.register(
             "promotions",
@@ -123,10 +129,15 @@ impl Metrics {
             .inc();
     }
 
-    pub fn learners(&self, source: SourceId, learners: usize) {
+    /// How many learn, and how many are counted and do not serve yet.
+    pub fn learners(&self, source: SourceId, learning: usize, counted: usize) {
         let label = OfSource { source: source.0 };
-        let learners = i64::try_from(learners).unwrap_or(i64::MAX);
-        self.learners.get_or_create(&label).set(learners);
+        let set = |family: &Family<OfSource, Gauge>, value: usize| {
+            let value = i64::try_from(value).unwrap_or(i64::MAX);
+            family.get_or_create(&label).set(value);
+        };
+        set(&self.learners, learning);
+        set(&self.counted, counted);
     }
 
     pub fn promoted(&self, source: SourceId) {

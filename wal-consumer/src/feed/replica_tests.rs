@@ -171,6 +171,7 @@ impl World {
         world.all_durable(&[1, 2], 20);
         world.reports(3, 1, 20, false);
         assert_eq!(world.feed(3).counted(), [key(3)]);
+        assert_eq!((world.router.learners(), world.router.counted()), (0, 1));
         world
     }
 
@@ -198,7 +199,7 @@ async fn p4_a_new_learner_is_attached_where_everything_has_been_routed() {
     world.add(3, 1, ReplicaState::Learner);
     world.follow().unwrap();
     assert_eq!(world.router.take_new_feeds().len(), 1);
-    assert_eq!(world.router.learners(), 1);
+    assert_eq!((world.router.learners(), world.router.counted()), (1, 0));
     // Its node is not reached yet.
     world.rest(20);
     world.commit(30).await;

@@ -102,6 +102,11 @@ impl Router {
         self.feeds.values().map(|feed| feed.learners()).sum()
     }
 
+    /// How many learners are counted, and do not serve yet.
+    pub fn counted(&self) -> usize {
+        self.feeds.values().map(|feed| feed.counted().len()).sum()
+    }
+
     /// "Nothing else" would attach a learner.
     pub fn can_attach(&self) -> bool {
         self.feeds.values().any(|feed| feed.can_attach())

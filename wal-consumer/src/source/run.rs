@@ -298,7 +298,7 @@ impl Run {
         });
         let (source, metrics) = (self.context.source, &self.context.metrics);
         metrics.positions(source, &self.context.standing);
-        metrics.learners(source, self.router.learners());
+        metrics.learners(source, self.router.learners(), self.router.counted());
     }
 
     fn add_known_collections(&mut self) {
