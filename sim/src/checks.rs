@@ -90,8 +90,6 @@ pub enum Fact {
         consistency: Consistency,
     },
     Searched(Outcome),
-    /// A process found its own broken assumption.
-    Broken(String),
 }
 
 /// What a run has seen, to tell a run that proves something from an idle one.
@@ -178,7 +176,6 @@ impl Checks {
             Fact::Answered { is_unleased, of } => self.answered(who, is_unleased, &of, truth),
             Fact::Searching { .. } => Ok(()),
             Fact::Searched(outcome) => self.searched(&outcome, truth),
-            Fact::Broken(violation) => Err(violation),
         }
     }
 

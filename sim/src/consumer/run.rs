@@ -21,7 +21,6 @@ use cluster_core::confirm::{ConfirmTracker, ReplicaKey};
 use cluster_core::control::Response;
 use cluster_core::demotion::DemotionWatch;
 use cluster_core::ids::*;
-use cluster_core::invariants::check_confirmation;
 use cluster_core::map::{PartitionMap, ReplicaState};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
@@ -246,18 +245,8 @@ impl Run {
         }
         self.status_at = effects.now + STATUS_EVERY_MS;
         let flush = self.tracker.confirmed();
-        if let Err(violation) = check_confirmation(end_of(flush), self.required_since_start()) {
-            effects.tell(Fact::Broken(violation.to_string()));
-        }
         let stream = self.wal;
         effects.stream(Proc::Postgres, stream, Message::Status { stream, flush });
-    }
-
-    /// A replica that was required only after the confirmed position was passed
-    /// has reported nothing yet, and holds what follows.
-    fn required_since_start(&self) -> impl Iterator<Item = WalPosition> {
-        let reported = self.tracker.required_durable();
-        reported.filter(|durable| *durable > WalPosition::ZERO)
     }
 
     pub fn on(
