@@ -12,6 +12,7 @@ mod load;
 mod map_log;
 mod placed;
 mod sql;
+mod standby;
 mod wire;
 
 pub use cluster::{Cluster, Shape};
@@ -21,4 +22,5 @@ pub use load::{Done, Load};
 pub use map_log::MapLog;
 pub use placed::{is_settled, moves_of, serving_per_node};
 pub use sql::{Explained, Session};
+pub use standby::Standby;
 pub use wire::{Leader, Wire};
