@@ -170,6 +170,7 @@ fn partition_page(node: NodeId, page: v1::PartitionPage) -> Result<PartitionPage
         resume_token: page.resume_token,
         tail_rows: page.tail_rows,
         distances: page.distances,
+        waited_ms: page.waited_ms,
         is_stale: page.is_stale,
     })
 }

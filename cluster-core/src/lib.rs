@@ -5,8 +5,8 @@
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
 //! [`apply`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`]), who may speak
-//! ([`lease`]), where partitions live ([`ring`], [`placement`], [`rebalance`], [`control`]), and
-//! how a search is put together ([`scan`]).
+//! ([`lease`]), where partitions live ([`ring`], [`placement`], [`rebalance`], [`control`]), how a
+//! search is put together ([`scan`]), and how much of the log it must include ([`freshness`]).
 
 pub mod apply;
 pub mod change;
@@ -14,6 +14,7 @@ pub mod collection;
 pub mod confirm;
 pub mod control;
 pub mod demotion;
+pub mod freshness;
 pub mod ids;
 pub mod invariants;
 mod layout;

@@ -151,7 +151,7 @@ impl Cluster {
         run(make)
     }
 
-    fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
@@ -290,7 +290,7 @@ impl Drop for Cluster {
     }
 }
 
-fn run(mut command: Command) -> Result<String> {
+pub(crate) fn run(mut command: Command) -> Result<String> {
     let output = command
         .output()
         .with_context(|| format!("{command:?} does not run"))?;

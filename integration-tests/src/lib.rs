@@ -16,6 +16,7 @@ mod placed;
 mod relocation;
 mod settled;
 mod sql;
+mod standby;
 mod wire;
 
 pub use cluster::{Cluster, Shape};
@@ -28,4 +29,5 @@ pub use placed::{is_settled, moves_of, serving_per_node};
 pub use relocation::{Relocation, Step};
 pub use settled::{assert_whole, wait_until_settled};
 pub use sql::{Explained, Session};
+pub use standby::Standby;
 pub use wire::{Leader, Wire};

@@ -78,6 +78,20 @@ impl Session {
         error.code().map(|state| state.code().to_owned())
     }
 
+    /// SQLSTATE, message and detail of the error that a statement fails with.
+    pub fn failure(&mut self, sql: &str) -> Result<(String, String)> {
+        let outcome = self.client.batch_execute(sql);
+        let error = outcome
+            .err()
+            .with_context(|| format!("{sql} did not fail"))?;
+        let error = error.as_db_error().context("not an error of the server")?;
+        let detail = error.detail().unwrap_or_default();
+        Ok((
+            error.code().code().to_owned(),
+            format!("{}: {detail}", error.message()),
+        ))
+    }
+
     /// Runs EXPLAIN (ANALYZE) and asserts that the cluster answered.
     pub fn explain(&mut self, sql: &str) -> Result<Explained> {
         let lines = self

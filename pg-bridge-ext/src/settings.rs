@@ -1,5 +1,7 @@
 //! The settings of `ruvector.*`, with their defaults in one place.
 
+use crate::scan::session_token;
+use crate::worker;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 use std::ffi::CString;
 
@@ -8,6 +10,8 @@ use std::ffi::CString;
 pub enum ReadConsistency {
     #[name = c"eventual"]
     Eventual,
+    #[name = c"bounded"]
+    Bounded,
     #[name = c"session"]
     Session,
     #[name = c"strong"]
@@ -42,6 +46,8 @@ static ALLOW_PLAINTEXT_OFF_LOOPBACK: GucSetting<bool> = GucSetting::<bool>::new(
 static EF_SEARCH: GucSetting<i32> = GucSetting::<i32>::new(100);
 static READ_CONSISTENCY: GucSetting<ReadConsistency> =
     GucSetting::<ReadConsistency>::new(ReadConsistency::Session);
+static MAX_LAG_MS: GucSetting<i32> = GucSetting::<i32>::new(100);
+static SESSION_TOKEN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 static ON_UNAVAILABLE: GucSetting<OnUnavailable> =
     GucSetting::<OnUnavailable>::new(OnUnavailable::Exact);
 static EXACT_SCAN_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
@@ -83,6 +89,17 @@ pub fn ef_search() -> u32 {
 
 pub fn read_consistency() -> ReadConsistency {
     READ_CONSISTENCY.get()
+}
+
+pub fn max_lag_ms() -> u64 {
+    u64::from(MAX_LAG_MS.get().unsigned_abs())
+}
+
+/// Empty for none.
+pub fn session_token() -> String {
+    SESSION_TOKEN
+        .get()
+        .map_or_else(String::new, |text| text.to_string_lossy().into_owned())
 }
 
 pub fn on_unavailable() -> OnUnavailable {
@@ -137,15 +154,16 @@ pub fn register() {
     GucRegistry::define_enum_guc(
         c"ruvector.read_consistency",
         c"How current an answer must be.",
-        c"session waits for this session's own commits, strong for every commit before the query.",
+        c"eventual takes what is there, bounded waits for commits older than ruvector.max_lag_ms, session for this session's own commits, strong for every commit before the query.",
         &READ_CONSISTENCY,
         GucContext::Userset,
         none,
     );
+    define_freshness();
     GucRegistry::define_enum_guc(
         c"ruvector.on_unavailable",
         c"What a scan does when the cluster cannot answer.",
-        c"exact scans the table, within ruvector.exact_scan_max_rows; error fails with RV003.",
+        c"exact scans the table, within ruvector.exact_scan_max_rows; error fails with RV003, or with RV002 where the index only lags.",
         &ON_UNAVAILABLE,
         GucContext::Userset,
         none,
@@ -188,4 +206,31 @@ pub fn register() {
         GucContext::Userset,
         none,
     );
+}
+
+fn define_freshness() {
+    GucRegistry::define_int_guc(
+        c"ruvector.max_lag_ms",
+        c"How old what a bounded answer lacks may be at most.",
+        c"Counted from when a commit was on disk; 0 asks for all that is on disk.",
+        &MAX_LAG_MS,
+        0,
+        worker::LAG_MS_MAX,
+        GucContext::Userset,
+        GucFlags::UNIT_MS,
+    );
+    // SAFETY: the hook is guarded.
+    unsafe {
+        GucRegistry::define_string_guc_with_hooks(
+            c"ruvector.session_token",
+            c"A token of ruvector_session_token() whose commit session searches wait for.",
+            c"For clients whose statements run on changing connections; empty for none.",
+            &SESSION_TOKEN,
+            GucContext::Userset,
+            GucFlags::default(),
+            Some(session_token::check),
+            None,
+            None,
+        );
+    }
 }

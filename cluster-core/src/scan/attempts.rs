@@ -44,7 +44,12 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         let Some(sent) = self.attempts.remove(&attempt) else {
             return;
         };
-        let Attempt { node, asks, .. } = sent;
+        let Attempt {
+            node,
+            asks,
+            sent_at,
+            ..
+        } = sent;
         self.failed.remove(&node);
         let (mut is_estale, mut is_used) = (false, false);
         for ask in asks {
@@ -62,7 +67,12 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
                 (Some(index), Ok(page)) => {
                     is_used |= self.accept(index, attempt, node, ask, page, now);
                 }
-                (Some(index), Err(failure)) => self.fail(index, attempt, node, failure, now),
+                (Some(index), Err(failure)) => {
+                    if failure.kind == FailureKind::Lagging {
+                        self.partitions[index].waited_ms += now.saturating_sub(sent_at);
+                    }
+                    self.fail(index, attempt, node, failure, now);
+                }
                 (None, Ok(page)) if page.resume_token != 0 && !page.exhausted => {
                     // A hedge lost, or the partition is gone: nobody will come back.
                     let resume_tokens = vec![page.resume_token];
@@ -163,6 +173,8 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         partition.waiting.clear();
         partition.failures = 0;
         partition.last_failure = None;
+        partition.lagging = None;
+        partition.waited_ms += page.waited_ms;
         partition.failed_on = None;
         partition.failed.remove(&node);
         partition.tail_rows = page.tail_rows;
@@ -198,10 +210,10 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         now: Millis,
     ) {
         let drops_given = !self.given.is_empty();
+        let is_late = self.page.as_ref().is_some_and(|page| now >= page.deadline);
         let partition = &mut self.partitions[index];
         partition.waiting.retain(|waiting| *waiting != attempt);
-        partition.last_failure = Some(failure.clone());
-        partition.failed_on = Some(node);
+        partition.note_failure(node, failure.clone(), is_late);
         if partition
             .cursor
             .is_some_and(|cursor| cursor.at.node == node)

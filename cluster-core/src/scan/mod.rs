@@ -43,6 +43,8 @@ pub use staleness::StaleReason;
 pub use state::DistributedScan;
 
 #[cfg(test)]
+mod lagging_tests;
+#[cfg(test)]
 mod moving_tests;
 #[cfg(test)]
 mod scan_tests;

@@ -32,6 +32,10 @@ pub(super) struct PartitionScan<K> {
     /// Failures in a row.
     pub failures: u32,
     pub last_failure: Option<Failure>,
+    /// A replica that answers, and said that it has not come to the position.
+    pub lagging: Option<(NodeId, Failure)>,
+    /// Spent on waiting for the position, on this page.
+    pub waited_ms: Millis,
     /// Where it happened; `None` after a page.
     pub failed_on: Option<NodeId>,
     /// Which nodes failed for this partition; others may do well there.
@@ -58,6 +62,8 @@ impl<K: Ord> PartitionScan<K> {
             waiting: Vec::new(),
             failures: 0,
             last_failure: None,
+            lagging: None,
+            waited_ms: 0,
             failed_on: None,
             failed: FailureTimes::new(),
             not_before: 0,
@@ -109,6 +115,32 @@ impl<K: Ord> PartitionScan<K> {
         self.is_left_behind
             && self.last_failure.as_ref().is_some_and(lags)
             && self.failures as usize >= self.usable_replicas().max(1)
+    }
+
+    /// What stands between the scan and this partition. A replica that answers but
+    /// lags outweighs others that do not answer: there is something to wait for.
+    pub fn trouble(&self) -> Option<&Failure> {
+        let last = self.last_failure.as_ref()?;
+        let gives_way = matches!(
+            last.kind,
+            FailureKind::Estale | FailureKind::CursorLost | FailureKind::Unavailable
+        );
+        match &self.lagging {
+            Some((_, lagging)) if gives_way => Some(lagging),
+            _ => Some(last),
+        }
+    }
+
+    /// Takes note of a failure. One at the deadline says nothing new of a replica
+    /// that lags: the request was cut off.
+    pub fn note_failure(&mut self, node: NodeId, failure: Failure, is_late: bool) {
+        if failure.kind == FailureKind::Lagging {
+            self.lagging = Some((node, failure.clone()));
+        } else if !is_late {
+            self.lagging.take_if(|(lagging, _)| *lagging == node);
+        }
+        self.last_failure = Some(failure);
+        self.failed_on = Some(node);
     }
 
     /// Forgets everything that a replica has said and the scan has not given.

@@ -86,6 +86,8 @@ pub struct PartitionPage<K> {
     pub resume_token: u64,
     pub tail_rows: u64,
     pub distances: u64,
+    /// How long the replica let the request wait for its position.
+    pub waited_ms: Millis,
     /// Answered without a lease or by a stale replica: newer rows may be missing.
     pub is_stale: bool,
 }
@@ -158,4 +160,6 @@ pub struct PageStats {
     pub hedges_won: u32,
     /// Partitions answered without a lease, or by a stale replica.
     pub stale_partitions: u32,
+    /// How long the partition that waited longest for the position did.
+    pub waited_ms: Millis,
 }

@@ -77,6 +77,7 @@ pub(super) fn page(
         resume_token: token,
         tail_rows: 1,
         distances: 10,
+        waited_ms: 0,
         is_stale: false,
     }
 }

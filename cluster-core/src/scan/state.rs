@@ -89,6 +89,8 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
                 });
                 for partition in &mut self.partitions {
                     partition.failures = 0;
+                    partition.lagging = None;
+                    partition.waited_ms = 0;
                 }
             }
             Event::Answered {
@@ -206,6 +208,8 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
                 page.stats.tail_rows = self.partitions.iter().map(|p| p.tail_rows).sum();
                 let stale = self.partitions.iter().filter(|p| p.is_stale);
                 page.stats.stale_partitions = stale.count() as u32;
+                let waited = self.partitions.iter().map(|p| p.waited_ms).max();
+                page.stats.waited_ms = waited.unwrap_or_default();
                 self.spent = page.stats;
                 self.commands.push(Command::Page(MergedPage {
                     rows,
@@ -233,9 +237,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
             .iter()
             .filter(|p| p.stream.holds_up(head))
             .collect();
-        let gravest = missing
-            .iter()
-            .filter_map(|p| Some((*p, p.last_failure.as_ref()?)));
+        let gravest = missing.iter().filter_map(|p| Some((*p, p.trouble()?)));
         let (kind, story) = match gravest.max_by_key(|(_, failure)| failure.kind) {
             Some((partition, failure)) => {
                 let kind = match failure.kind {

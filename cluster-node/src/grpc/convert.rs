@@ -72,6 +72,7 @@ pub fn page(partition: PartitionId, page: Result<Page, PageError>) -> v1::Partit
             distances: page.distances as u64,
             error: None,
             is_stale: page.is_stale,
+            waited_ms: page.waited_ms,
         },
         Err(error) => v1::PartitionPage {
             partition_id,

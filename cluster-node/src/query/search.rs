@@ -62,6 +62,8 @@ pub struct Page {
     pub applied: WalPosition,
     pub tail_rows: usize,
     pub distances: usize,
+    /// For the position, before the search began.
+    pub waited_ms: u64,
     /// Answered without a lease, or by a stale replica.
     pub is_stale: bool,
 }
@@ -157,9 +159,11 @@ impl Node {
         deadline: Instant,
     ) -> Result<Page, PagingError> {
         let served = self.served_soon(search, of, deadline).await?;
+        let asked_at = Instant::now();
         if let Some(lsn) = search.min_lsn {
             self.reach(&served, lsn, standing, deadline).await?;
         }
+        let waited_ms = asked_at.elapsed().as_millis() as u64;
         let Served { replica, is_stale } = served;
         let open = match of.token {
             0 => None,
@@ -195,6 +199,7 @@ impl Node {
         if !Arc::ptr_eq(&now.replica, &replica) {
             return Err(PageError::Stale("the partition has left this node").into());
         }
+        page.waited_ms = waited_ms;
         // A position that is reached is the whole of what was asked for.
         page.is_stale = search.min_lsn.is_none() && (is_stale || now.is_stale);
         if !page.exhausted {
@@ -316,8 +321,12 @@ impl Node {
         match timeout_at(deadline, applied.wait_for(|at| *at >= target)).await {
             Ok(Ok(_)) => Ok(()),
             _ => {
-                let at = replica.progress.applied();
-                let message = format!("{} is at {at}, not at {target}", replica.id.partition);
+                let at = replica.progress.applied().commit_end;
+                let message = format!(
+                    "{} has applied the log up to {at}, {} bytes before {lsn}",
+                    replica.id.partition,
+                    lsn.0.saturating_sub(at.0)
+                );
                 Err(PageError::Lagging(message).into())
             }
         }
@@ -377,6 +386,7 @@ fn compute(
         applied: open.applied,
         tail_rows: page.tail_rows,
         distances: page.distances,
+        waited_ms: 0,
         is_stale: false,
     };
     Ok((page, open))

@@ -158,6 +158,7 @@ impl ClusterScan {
             counters.retries += u64::from(page.stats.retries);
             counters.hedges += u64::from(page.stats.hedges);
             counters.distances += page.stats.distances;
+            counters.waited_ms += page.stats.waited_ms;
             counters.stale_partitions = counters
                 .stale_partitions
                 .max(u64::from(page.stats.stale_partitions));

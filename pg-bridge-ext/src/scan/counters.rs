@@ -1,6 +1,7 @@
 //! What the scans of the last statement did, for EXPLAIN (ANALYZE) and the
-//! status function. Of this backend only.
+//! status function. Of this backend only; [`publish`] adds them to the server's.
 
+use super::visibility;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
@@ -19,6 +20,8 @@ pub struct Counters {
     pub hedges: u64,
     pub stale_partitions: u64,
     pub distances: u64,
+    /// For the position, over all pages.
+    pub waited_ms: u64,
     /// Why a scan was exact; the last reason.
     pub fallback: Option<String>,
 }
@@ -28,15 +31,25 @@ const REASONS_MAX: usize = 1000;
 
 thread_local! {
     static COUNTERS: RefCell<Counters> = RefCell::default();
+    /// What of them the server's counters have.
+    static PUBLISHED: RefCell<Counters> = RefCell::default();
     static REASONS: RefCell<HashMap<u32, String>> = RefCell::default();
 }
 
 pub fn reset() {
+    publish();
+    PUBLISHED.set(Counters::default());
     COUNTERS.with_borrow_mut(|counters| *counters = Counters::default());
 }
 
 pub fn snapshot() -> Counters {
     COUNTERS.with_borrow(Clone::clone)
+}
+
+/// Adds what is new to the counters of the server.
+pub fn publish() {
+    let now = snapshot();
+    visibility::scanned(&PUBLISHED.replace(now.clone()), &now);
 }
 
 pub fn count(change: impl FnOnce(&mut Counters)) {

@@ -1,18 +1,21 @@
 //! Index scans. In reading order: the callbacks (here), how a scan is answered
 //! ([`state`]), by the cluster ([`cluster`]) or exactly ([`exact`]), and what
-//! both stand on: [`ranking`], [`key_lookup`], [`own_writes`], [`snapshot`],
-//! [`freshness`], [`exact_slots`], [`counters`].
+//! both stand on: [`failure`], [`ranking`], [`key_lookup`], [`own_writes`], [`snapshot`],
+//! [`freshness`], [`session_token`], [`exact_slots`], [`counters`], [`visibility`].
 
 pub mod cluster;
 pub mod counters;
 pub mod exact;
 pub mod exact_slots;
+pub mod failure;
 pub mod freshness;
 pub mod key_lookup;
 pub mod own_writes;
 pub mod ranking;
+pub mod session_token;
 pub mod snapshot;
 pub mod state;
+pub mod visibility;
 
 use crate::error::guard;
 use pgrx::itemptr::u64_to_item_pointer;

@@ -5,8 +5,12 @@
 
 use super::cluster::{ClusterScan, Subject};
 use super::exact::{ExactRequest, ExactScan, TooManyRows};
+use super::failure::{
+    failure_error, failure_text, notice_stale, outage_reason, outage_state, too_large,
+};
 use super::key_lookup::KeyLookup;
 use super::ranking::{Ranked, Ranking};
+use super::visibility::{self, ExactReason};
 use super::{counters, exact_slots, freshness, own_writes, snapshot};
 use crate::access_method::definition::{Definition, RowKeyIndex, fingerprint_hash};
 use crate::access_method::metapage::Metapage;
@@ -14,9 +18,10 @@ use crate::catalog::{collections, prerequisites};
 use crate::error::{SqlError, SqlState};
 use crate::settings::{self, IterativeScan, OnUnavailable};
 use crate::types::vector;
-use crate::worker::{self, IndexView, OpenScan, ScanFailure, ViewState};
+use crate::worker::{self, IndexView, OpenScan, ScanFailure, ScanHandle, ScanPage, ViewState};
 use pgrx::pg_sys;
 use std::collections::HashSet;
+use std::time::Instant;
 
 /// Rows in a page: few, for the first page is often all that is read.
 const PAGE_ROWS_MIN: u32 = 10;
@@ -42,13 +47,13 @@ enum Phase {
 
 /// Why the cluster is not asked.
 enum Refusal {
-    Structural(String),
+    Structural(ExactReason, String),
     Outage(ScanFailure),
 }
 
 impl Refusal {
-    fn structural(reason: impl Into<String>) -> Self {
-        Self::Structural(reason.into())
+    fn structural(kind: ExactReason, reason: impl Into<String>) -> Self {
+        Self::Structural(kind, reason.into())
     }
 }
 
@@ -86,6 +91,7 @@ impl ScanState {
             Phase::Exact(scan) => scan.close(),
             Phase::Fresh | Phase::Done => {}
         }
+        counters::publish();
     }
 
     /// The next row, None at the end.
@@ -217,13 +223,22 @@ unsafe fn ask_cluster(
     ranking: Ranking,
 ) -> Result<ClusterScan, Refusal> {
     let Some(query) = ranking.query.as_ref() else {
-        return Err(Refusal::structural("the scan has no vector to order by"));
+        return Err(Refusal::structural(
+            ExactReason::Order,
+            "the scan has no vector to order by",
+        ));
     };
     if ranking.is_undefined() {
-        return Err(Refusal::structural("the query has no direction"));
+        return Err(Refusal::structural(
+            ExactReason::Order,
+            "the query has no direction",
+        ));
     }
     if !snapshot::is_mvcc(request.snapshot) {
-        return Err(Refusal::structural("the snapshot is not an ordinary one"));
+        return Err(Refusal::structural(
+            ExactReason::Snapshot,
+            "the snapshot is not an ordinary one",
+        ));
     }
     let metapage = Metapage::read(request.index);
     let key = followed_key(definition, &metapage)?;
@@ -246,7 +261,7 @@ unsafe fn ask_cluster(
         timeout_ms: settings::search_timeout_ms(),
         exact: false,
     };
-    let (handle, first) = worker::open_scan(&open).map_err(Refusal::Outage)?;
+    let (handle, first) = open_scan(&open).map_err(Refusal::Outage)?;
     let lookup = KeyLookup::open(request.table, request.snapshot, key);
     let subject = Subject {
         table: request.table,
@@ -259,31 +274,60 @@ unsafe fn ask_cluster(
     Ok(scan)
 }
 
+/// Opens the scan, and counts what its freshness cost.
+fn open_scan(open: &OpenScan<'_>) -> Result<(ScanHandle, ScanPage), ScanFailure> {
+    let level = settings::read_consistency();
+    visibility::searched(level);
+    let began = Instant::now();
+    let outcome = worker::open_scan(open);
+    match &outcome {
+        Ok((_, first)) => visibility::waited(level, first.stats.waited_ms),
+        Err(ScanFailure::Lagging(_)) => {
+            visibility::lagged(level, began.elapsed().as_millis() as u64);
+        }
+        Err(_) => {}
+    }
+    outcome
+}
+
 /// The key, if the cluster follows this very definition.
 unsafe fn followed_key<'a>(
     definition: &'a Definition,
     metapage: &Metapage,
 ) -> Result<&'a RowKeyIndex, Refusal> {
     if pg_sys::RecoveryInProgress() {
-        return Err(Refusal::structural("the server is a standby"));
+        return Err(Refusal::structural(
+            ExactReason::Standby,
+            "the server is a standby",
+        ));
     }
     if let Some(missing) = prerequisites::missing() {
-        return Err(Refusal::structural(missing.reason));
+        return Err(Refusal::structural(
+            ExactReason::Prerequisites,
+            missing.reason,
+        ));
     }
     let key = definition
         .key
         .as_ref()
-        .map_err(|reason| Refusal::structural(reason.as_str()))?;
+        .map_err(|reason| Refusal::structural(ExactReason::NoKey, reason.as_str()))?;
     if metapage.definition_generation == 0 {
-        return Err(Refusal::structural(NOT_REGISTERED));
+        return Err(Refusal::structural(
+            ExactReason::NotFollowed,
+            NOT_REGISTERED,
+        ));
     }
     if metapage.fingerprint_hash != fingerprint_hash(&definition.fingerprint()) {
         return Err(Refusal::structural(
+            ExactReason::NotFollowed,
             "the table's key or column changed; REINDEX the index",
         ));
     }
     if !collections::is_registered(definition.index_oid, metapage.definition_generation) {
-        return Err(Refusal::structural(NO_LONGER_REGISTERED));
+        return Err(Refusal::structural(
+            ExactReason::NotFollowed,
+            NO_LONGER_REGISTERED,
+        ));
     }
     Ok(key)
 }
@@ -298,10 +342,12 @@ unsafe fn own_writes_of(request: &Request) -> Result<Vec<u64>, Refusal> {
     let in_worker = pg_sys::ParallelWorkerNumber >= 0;
     if in_worker && pg_sys::GetTopTransactionIdIfAny() != pg_sys::TransactionId::INVALID {
         return Err(Refusal::structural(
+            ExactReason::OwnWrites,
             "a parallel worker of a transaction that writes",
         ));
     }
-    own_writes::of((*request.index).rd_id).map_err(Refusal::structural)
+    own_writes::of((*request.index).rd_id)
+        .map_err(|reason| Refusal::structural(ExactReason::OwnWrites, reason))
 }
 
 unsafe fn covered_xmin(request: &Request, view: &IndexView) -> Result<u64, Refusal> {
@@ -312,33 +358,41 @@ unsafe fn covered_xmin(request: &Request, view: &IndexView) -> Result<u64, Refus
                 view.reason.clone(),
             )));
         }
-        ViewState::Building => return Err(Refusal::structural("the collection is being built")),
+        ViewState::Building => {
+            let reason = "the collection is being built";
+            return Err(Refusal::structural(ExactReason::Building, reason));
+        }
         ViewState::Unknown => {
             return Err(Refusal::structural(
+                ExactReason::Building,
                 "the cluster does not have the collection yet",
             ));
         }
         ViewState::Failed => {
-            return Err(Refusal::structural(format!(
-                "the collection failed: {}",
-                view.reason
-            )));
+            let reason = format!("the collection failed: {}", view.reason);
+            return Err(Refusal::structural(ExactReason::Failed, reason));
         }
     }
-    snapshot::covered(request.snapshot, &view.snapshot)
-        .ok_or_else(|| Refusal::structural("the snapshot is older than the collection"))
+    snapshot::covered(request.snapshot, &view.snapshot).ok_or_else(|| {
+        Refusal::structural(
+            ExactReason::Snapshot,
+            "the snapshot is older than the collection",
+        )
+    })
 }
 
 impl Request {
     /// Answers from the table, or ends the statement.
     unsafe fn exact(&self, refusal: Refusal, ranking: &Ranking, returned: HashSet<u64>) -> Phase {
-        let (reason, rows_max) = match refusal {
-            Refusal::Structural(reason) => (reason, None),
+        let (kind, reason, outage) = match refusal {
+            Refusal::Structural(kind, reason) => (kind, reason, None),
             Refusal::Outage(failure) => {
                 let rows_max = self.admit_outage(&failure);
-                (failure_text(&failure), Some(rows_max))
+                let reason = failure_text(&failure);
+                (outage_reason(&failure), reason, Some((failure, rows_max)))
             }
         };
+        visibility::scanned_exactly(kind);
         counters::fallback(self.index_oid, &reason);
         let exact = ExactRequest {
             table: self.table,
@@ -346,13 +400,16 @@ impl Request {
             snapshot: self.snapshot,
             row_memory: self.row_memory,
             with_nulls: !self.ordered,
-            rows_max,
+            rows_max: outage.as_ref().map(|(_, rows_max)| *rows_max),
         };
         let outcome = ExactScan::run(&exact, ranking, returned);
         exact_slots::release();
         match outcome {
             Ok(scan) => Phase::Exact(scan),
-            Err(TooManyRows) => too_large(&reason, rows_max.unwrap_or_default()),
+            Err(TooManyRows) => match outage {
+                Some((failure, rows_max)) => too_large(&failure, rows_max),
+                None => pgrx::error!("an exact scan without a limit met one"),
+            },
         }
     }
 
@@ -369,16 +426,13 @@ impl Request {
         let rows_max = settings::exact_scan_rows_max();
         let estimate = (*(*self.table).rd_rel).reltuples;
         if f64::from(estimate) > rows_max as f64 {
-            too_large(&failure_text(failure), rows_max);
+            too_large(failure, rows_max);
         }
         if !exact_slots::acquire() {
-            let state = match failure {
-                ScanFailure::Throttled(_) => SqlState::CONFIGURATION_LIMIT,
-                _ => SqlState::UNAVAILABLE,
-            };
+            let (state, what) = outage_state(failure);
             SqlError::new(
                 state,
-                "the vector index is unavailable, and enough exact scans are running already",
+                format!("{what}, and enough exact scans are running already"),
             )
             .detail(failure_text(failure))
             .hint("Try again later, or raise ruvector.exact_scan_max_concurrent.")
@@ -386,93 +440,4 @@ impl Request {
         }
         rows_max
     }
-}
-
-fn notice_stale(partitions: u32) {
-    SqlError::new(
-        SqlState::SUCCESS,
-        format!("{partitions} partitions were answered from data that may be old"),
-    )
-    .detail(
-        "Their nodes reach no coordinator, or all their replicas are stale; newer rows may be \
-         missing from the result.",
-    )
-    .hint(
-        "Nodes without a lease answer where lease_loss = serve_stale is set. If ruvector ctl \
-         status shows stale partitions, REINDEX builds the index anew.",
-    )
-    .notice()
-}
-
-fn too_large(reason: &str, rows_max: u64) -> ! {
-    SqlError::new(
-        SqlState::UNAVAILABLE,
-        format!(
-            "the vector index is unavailable, and the table has more than {rows_max} rows to scan instead"
-        ),
-    )
-    .detail(reason)
-    .hint("Try again later, or raise ruvector.exact_scan_max_rows.")
-    .raise()
-}
-
-pub fn failure_text(failure: &ScanFailure) -> String {
-    let (kind, text) = match failure {
-        ScanFailure::Estale(text) => ("stale map", text),
-        ScanFailure::Lagging(text) => ("lagging", text),
-        ScanFailure::Unavailable(text) => ("unavailable", text),
-        ScanFailure::Throttled(text) => ("throttled", text),
-        ScanFailure::Invalid(text) => ("invalid request", text),
-        ScanFailure::Corrupt(text) => ("corrupt", text),
-        ScanFailure::Gated(text) => ("gated", text),
-        ScanFailure::NotAuthorised(text) => ("not authorised", text),
-    };
-    format!("{kind}: {text}")
-}
-
-fn failure_error(failure: &ScanFailure) -> SqlError {
-    let detail = failure_text(failure);
-    let (state, message, hint) = match failure {
-        ScanFailure::Estale(_) => (
-            SqlState::ESTALE,
-            "the cluster's map kept changing during the search",
-            "Try again.",
-        ),
-        ScanFailure::Lagging(_) => (
-            SqlState::LAGGING,
-            "the vector index has not caught up with this query",
-            "Wait, raise ruvector.search_timeout_ms, or set ruvector.read_consistency = eventual.",
-        ),
-        ScanFailure::Unavailable(_) => (
-            SqlState::UNAVAILABLE,
-            "the vector index is unavailable",
-            "See ruvector_index_status(); ruvector.on_unavailable = exact scans the table instead.",
-        ),
-        ScanFailure::Throttled(_) => (
-            SqlState::CONFIGURATION_LIMIT,
-            "the cluster is overloaded",
-            "Try again later.",
-        ),
-        ScanFailure::Invalid(_) => (
-            SqlState::DATA_EXCEPTION,
-            "the cluster refused the search",
-            "REINDEX the index if its column was changed.",
-        ),
-        ScanFailure::Corrupt(_) => (
-            SqlState::CORRUPT_DATA,
-            "the vector index is corrupt",
-            "The cluster rebuilds the partition; ruvector.on_unavailable = exact scans the table instead.",
-        ),
-        ScanFailure::Gated(_) => (
-            SqlState::GATED,
-            "the cluster does not admit searches of this index yet",
-            "Wait; ruvector.on_unavailable = exact scans the table instead.",
-        ),
-        ScanFailure::NotAuthorised(_) => (
-            SqlState::NOT_AUTHORISED,
-            "the cluster does not let this server search the index",
-            "The operator of the cluster decides who may search it.",
-        ),
-    };
-    SqlError::new(state, message).detail(detail).hint(hint)
 }

@@ -158,7 +158,7 @@ unsafe fn show(state: *mut pg_sys::ExplainState, counters: &Counters) {
     pg_sys::ExplainCloseGroup(group, std::ptr::null(), true, state);
 }
 
-fn numbers(counters: &Counters) -> [(&'static str, u64); 13] {
+fn numbers(counters: &Counters) -> [(&'static str, u64); 14] {
     [
         ("Scans", counters.scans),
         ("Partitions", counters.partitions),
@@ -172,6 +172,7 @@ fn numbers(counters: &Counters) -> [(&'static str, u64); 13] {
         ("Retries", counters.retries),
         ("Hedges", counters.hedges),
         ("Stale Partitions", counters.stale_partitions),
+        ("Waited Ms", counters.waited_ms),
         ("Exact Rows", counters.exact_rows),
     ]
 }

@@ -1,6 +1,8 @@
-//! What SQL shows: [`status`] of an index, [`wait`] until it is ready, and what
-//! a statement did, in [`explain`].
+//! What SQL shows: [`status`] of an index, [`wait`] until it is ready, what a
+//! statement did, in [`explain`], and how fresh answers are, in [`visibility`].
 
 pub mod explain;
+pub mod records;
 pub mod status;
+pub mod visibility;
 pub mod wait;

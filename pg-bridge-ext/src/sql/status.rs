@@ -48,7 +48,7 @@ fn remote(index_oid: pg_sys::Oid, local: &mut Local) -> Option<IndexStatus> {
         }
         Err(failure) => {
             if local.reason.is_empty() {
-                local.reason = crate::scan::state::failure_text(&failure);
+                local.reason = crate::scan::failure::failure_text(&failure);
             }
             None
         }

@@ -1,6 +1,7 @@
 //! What backends and worker write into a slot: little-endian, read with checks,
 //! though both ends are the same library.
 
+use super::progress::SourceProgress;
 use super::{IndexStatus, PageStats, ScanFailure, ScanPage};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -9,6 +10,7 @@ pub enum Request {
     Next { scan: u64, timeout_ms: u64 },
     Close { scan: u64 },
     Status { index: IndexName, timeout_ms: u64 },
+    Progress { database_oid: u32, timeout_ms: u64 },
 }
 
 /// How a backend names an index.
@@ -33,8 +35,13 @@ pub struct Open {
 
 #[derive(Debug)]
 pub enum Response {
-    Page { scan: u64, page: ScanPage },
+    Page {
+        scan: u64,
+        page: ScanPage,
+    },
     Status(IndexStatus),
+    /// None: no source follows the database.
+    Progress(Option<SourceProgress>),
     Failure(ScanFailure),
 }
 
@@ -43,7 +50,7 @@ pub enum Response {
 pub struct Garbled;
 
 /// Bytes of a page before its rows, and of a row before its key.
-pub const PAGE_BYTES: usize = 1 + 8 + 8 + 1 + 4 + 8 + 8 + 4 + 4 + 4 + 4;
+pub const PAGE_BYTES: usize = 1 + 8 + 8 + 1 + 4 + 8 + 8 + 4 + 4 + 4 + 8 + 4;
 pub const ROW_BYTES: usize = 8 + 4;
 const FAILURE_TEXT_BYTES_MAX: usize = 4096;
 
@@ -79,6 +86,14 @@ impl Request {
                 out.index(*index);
                 out.u64(*timeout_ms);
             }
+            Request::Progress {
+                database_oid,
+                timeout_ms,
+            } => {
+                out.u8(5);
+                out.u32(*database_oid);
+                out.u64(*timeout_ms);
+            }
         }
         out.0
     }
@@ -111,6 +126,10 @@ impl Request {
                 index: bytes.index()?,
                 timeout_ms: bytes.u64()?,
             },
+            5 => Request::Progress {
+                database_oid: bytes.u32()?,
+                timeout_ms: bytes.u64()?,
+            },
             _ => return Err(Garbled),
         })
     }
@@ -131,6 +150,7 @@ impl Response {
                 out.u32(page.stats.retries);
                 out.u32(page.stats.hedges);
                 out.u32(page.stats.stale_partitions);
+                out.u64(page.stats.waited_ms);
                 out.u32(page.rows.len() as u32);
                 for (key, distance) in &page.rows {
                     out.u64(distance.to_bits());
@@ -157,6 +177,13 @@ impl Response {
                 out.u8(kind);
                 out.text(text);
             }
+            Response::Progress(progress) => {
+                out.u8(4);
+                out.u8(progress.is_some().into());
+                if let Some(progress) = progress {
+                    progress.write(&mut out);
+                }
+            }
         }
         out.0
     }
@@ -175,6 +202,7 @@ impl Response {
                     retries: bytes.u32()?,
                     hedges: bytes.u32()?,
                     stale_partitions: bytes.u32()?,
+                    waited_ms: bytes.u64()?,
                 };
                 let count = bytes.u32()? as usize;
                 let mut rows = Vec::with_capacity(count.min(bytes.0.len() / ROW_BYTES));
@@ -209,28 +237,32 @@ impl Response {
                 let kind = bytes.u8()?;
                 Response::Failure(ScanFailure::from_parts(kind, bytes.text()?).ok_or(Garbled)?)
             }
+            4 => Response::Progress(match bytes.u8()? {
+                0 => None,
+                _ => Some(SourceProgress::read(&mut bytes)?),
+            }),
             _ => return Err(Garbled),
         })
     }
 }
 
 #[derive(Default)]
-struct Writer(Vec<u8>);
+pub(super) struct Writer(Vec<u8>);
 
 impl Writer {
-    fn u8(&mut self, value: u8) {
+    pub(super) fn u8(&mut self, value: u8) {
         self.0.push(value);
     }
 
-    fn u32(&mut self, value: u32) {
+    pub(super) fn u32(&mut self, value: u32) {
         self.0.extend_from_slice(&value.to_le_bytes());
     }
 
-    fn u64(&mut self, value: u64) {
+    pub(super) fn u64(&mut self, value: u64) {
         self.0.extend_from_slice(&value.to_le_bytes());
     }
 
-    fn text(&mut self, text: &str) {
+    pub(super) fn text(&mut self, text: &str) {
         let mut len = text.len().min(FAILURE_TEXT_BYTES_MAX);
         while !text.is_char_boundary(len) {
             len -= 1;
@@ -246,7 +278,7 @@ impl Writer {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8], Garbled> {
@@ -259,19 +291,19 @@ impl<'a> Reader<'a> {
         self.take(N)?.try_into().map_err(|_| Garbled)
     }
 
-    fn u8(&mut self) -> Result<u8, Garbled> {
+    pub(super) fn u8(&mut self) -> Result<u8, Garbled> {
         Ok(self.array::<1>()?[0])
     }
 
-    fn u32(&mut self) -> Result<u32, Garbled> {
+    pub(super) fn u32(&mut self) -> Result<u32, Garbled> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64, Garbled> {
+    pub(super) fn u64(&mut self) -> Result<u64, Garbled> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn text(&mut self) -> Result<String, Garbled> {
+    pub(super) fn text(&mut self) -> Result<String, Garbled> {
         let len = self.u32()? as usize;
         Ok(String::from_utf8_lossy(self.take(len)?).into_owned())
     }

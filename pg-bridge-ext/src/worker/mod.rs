@@ -4,21 +4,28 @@
 //! Backends ask it through slots in shared memory ([`segment`], [`codec`],
 //! [`call`]) and read what it knows of indexes from a table there ([`view`]). The
 //! worker itself is a main thread that alone talks to Postgres ([`process`]) and
-//! two runtime threads that talk to the cluster ([`service`], [`status`]).
+//! two runtime threads that talk to the cluster ([`service`], [`status`],
+//! [`progress`]). Every 10 ms it notes how far the log is on disk ([`samples`]).
 
 mod call;
 mod codec;
 mod process;
+mod progress;
+mod samples;
 mod segment;
 mod service;
 mod status;
 mod view;
 
+use crate::scan::visibility::VisibilityStats;
+use cluster_core::freshness::samples::BootMicros;
 use codec::{IndexName, Open, Request, Response};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
 use std::time::Duration;
 
+pub use progress::{CollectionProgress, CollectionStanding, SourceProgress};
+pub use samples::{LAG_MS_MAX, Samples};
 pub use view::{IndexView, ViewState};
 
 const RESTART_AFTER: Duration = Duration::from_secs(1);
@@ -60,6 +67,8 @@ pub struct PageStats {
     pub hedges: u32,
     /// Answered by nodes without a lease: newer rows may be missing.
     pub stale_partitions: u32,
+    /// For the position, at the partition that waited longest.
+    pub waited_ms: u64,
 }
 
 /// Why there is no page; DESIGN §8 says who acts next.
@@ -302,10 +311,39 @@ pub fn index_status(
     }
 }
 
+/// How far the cluster has followed a database; `None` where no source does.
+pub fn source_progress(database_oid: u32) -> Result<Option<SourceProgress>, ScanFailure> {
+    let timeout_ms = STATUS_TIMEOUT.as_millis() as u64;
+    let request = Request::Progress {
+        database_oid,
+        timeout_ms,
+    };
+    // The worker's own answer, without positions, comes at the timeout.
+    match call::call(&request, STATUS_TIMEOUT)? {
+        Response::Progress(progress) => Ok(progress),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// The worker's samples of the log; `None` where the library is not preloaded.
+pub fn samples() -> Option<&'static Samples> {
+    segment::get().map(|segment| &segment.samples)
+}
+
+pub fn visibility_stats() -> Option<&'static VisibilityStats> {
+    segment::get().map(|segment| &segment.visibility)
+}
+
+/// The clock of [`samples`].
+pub fn boot_micros() -> BootMicros {
+    view::boot_micros()
+}
+
 fn unexpected(response: &Response) -> ScanFailure {
     let kind = match response {
         Response::Page { .. } => "a page",
         Response::Status(_) => "a status",
+        Response::Progress(_) => "a source's progress",
         Response::Failure(_) => "a failure",
     };
     ScanFailure::Unavailable(format!("the worker answered with {kind} to something else"))

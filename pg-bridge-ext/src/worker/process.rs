@@ -1,12 +1,15 @@
 //! The worker process. Its main thread alone calls Postgres: it waits for its
 //! latch, which backends set, and for an eventfd, which the runtime's threads
-//! write; takes requests out of the slots; and sets the latches of those that
-//! were answered.
+//! write; takes requests out of the slots; sets the latches of those that were
+//! answered; and wakes every 10 ms to sample the log.
 
+use super::samples::SAMPLE_EVERY;
 use super::segment::{self, Claim, SLOTS, Segment};
 use super::service::Service;
-use super::{ScanFailure, codec::Response};
+use super::{ScanFailure, codec::Response, view};
+use crate::scan::freshness;
 use crate::settings;
+use cluster_core::freshness::samples::Sample;
 use parking_lot::Mutex;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::pg_sys;
@@ -19,8 +22,6 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 const RUNTIME_THREADS: usize = 2;
-/// A wake-up that went astray costs no more than this.
-const WAIT_MAX: Duration = Duration::from_millis(500);
 const RUNTIME_STOP_MAX: Duration = Duration::from_secs(1);
 
 /// Latches to set, of backends whose answers are there.
@@ -111,9 +112,10 @@ pub unsafe extern "C-unwind" fn ruvector_worker_main(_arg: pg_sys::Datum) {
         for latch in answered.take() {
             pg_sys::SetLatch(latch.0);
         }
+        sample(segment);
         take_requests(segment, &runtime, &service, &answered, &mut running);
         let mut event = pg_sys::WaitEvent::default();
-        let timeout = WAIT_MAX.as_millis() as c_long;
+        let timeout = SAMPLE_EVERY.as_millis() as c_long;
         pg_sys::WaitEventSetWait(waiting, timeout, &mut event, 1, pg_sys::PG_WAIT_EXTENSION);
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
@@ -122,6 +124,19 @@ pub unsafe extern "C-unwind" fn ruvector_worker_main(_arg: pg_sys::Datum) {
     fail_orphans(segment);
     // Not 0: the postmaster would not start it again.
     pg_sys::proc_exit(1);
+}
+
+/// Notes how far the log is on disk, if it is time to. A standby's log is another
+/// server's.
+unsafe fn sample(segment: &Segment) {
+    let now = view::boot_micros();
+    if segment.samples.is_due(now) && !pg_sys::RecoveryInProgress() {
+        // The time was read first: see the samples' module.
+        segment.samples.take(Sample {
+            at: now,
+            flushed: freshness::flushed(),
+        });
+    }
 }
 
 /// Takes what was submitted, and tells tasks whose backends have left.

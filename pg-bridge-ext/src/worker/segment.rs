@@ -1,5 +1,6 @@
 //! The shared memory between backends and the worker: a table of what the
-//! cluster knows ([`super::view`]) and the slots of the queue.
+//! cluster knows ([`super::view`]), samples of the log ([`super::samples`]), the
+//! server's counters, and the slots of the queue.
 //!
 //! A slot's word holds a generation and a phase; whoever changes the phase owns
 //! the slot's bytes until the next change:
@@ -13,7 +14,9 @@
 //! changed hands. Everything here is atomics and plain bytes: it can be used from
 //! any thread, and an error may unwind through it at any point.
 
+use super::samples::Samples;
 use super::view::Table;
+use crate::scan::visibility::VisibilityStats;
 use pgrx::pg_sys;
 use std::cell::UnsafeCell;
 use std::ffi::CStr;
@@ -55,6 +58,8 @@ pub struct Segment {
     /// Counts the worker's starts.
     pub worker_starts: AtomicU64,
     pub table: Table,
+    pub samples: Samples,
+    pub visibility: VisibilityStats,
     slots: [Slot; SLOTS],
 }
 

@@ -4,7 +4,7 @@
 use super::codec::{IndexName, Open, PAGE_BYTES, ROW_BYTES, Request, Response};
 use super::segment::{Claim, RESPONSE_BYTES, Segment};
 use super::view::{self, IndexView, ViewState};
-use super::{PageStats, ScanFailure, ScanPage, status};
+use super::{PageStats, ScanFailure, ScanPage, progress, status};
 use crate::settings::Coordinators;
 use cluster_client::transport::Transport;
 use cluster_client::{
@@ -128,6 +128,10 @@ impl Service {
             Ok(Request::Open(open)) => self.open(open).await,
             Ok(Request::Next { scan, timeout_ms }) => self.next(scan, timeout_ms).await,
             Ok(Request::Status { index, timeout_ms }) => self.status(index, timeout_ms).await,
+            Ok(Request::Progress {
+                database_oid,
+                timeout_ms,
+            }) => Ok(self.progress(database_oid, timeout_ms).await),
             Ok(Request::Close { scan }) => {
                 self.close(scan);
                 return None;
@@ -228,6 +232,7 @@ impl Service {
             retries: page.stats.retries,
             hedges: page.stats.hedges,
             stale_partitions: page.stats.stale_partitions,
+            waited_ms: page.stats.waited_ms,
         };
         Response::Page {
             scan: id,
@@ -280,6 +285,13 @@ impl Service {
                 "no coordinator answered in time".to_owned(),
             )),
         }
+    }
+
+    async fn progress(&self, database_oid: u32, timeout_ms: u64) -> Response {
+        let client = self.client();
+        let limit = Duration::from_millis(timeout_ms);
+        let of = progress::of_database(&client, self.system_identifier, database_oid, limit);
+        Response::Progress(of.await)
     }
 
     /// What the table says of the index, if it has a collection.

@@ -6,6 +6,7 @@
 //! is not looked at before that.
 
 use cluster_core::collection::{BackfillSnapshot, CollectionState};
+use cluster_core::freshness::samples::BootMicros;
 use cluster_core::ids::{CollectionId, SourceId};
 use cluster_core::map::PartitionMap;
 use std::cell::UnsafeCell;
@@ -374,11 +375,15 @@ fn flatten(map: &PartitionMap, system_identifier: u64) -> (Vec<Database>, Vec<(K
 
 /// Milliseconds of CLOCK_BOOTTIME, the same for all processes of the machine.
 pub fn boot_ms() -> u64 {
+    boot_micros().0 / 1_000
+}
+
+pub fn boot_micros() -> BootMicros {
     let mut now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: fills the struct that it is given.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut now) };
-    now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000
+    BootMicros(now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000)
 }

@@ -234,6 +234,7 @@ impl Node {
             resume_token,
             tail_rows: 0,
             distances: 0,
+            waited_ms: 0,
         })
     }
 

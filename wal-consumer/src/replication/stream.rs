@@ -25,6 +25,8 @@ const RECEIVE_QUEUE_MESSAGES: usize = 16_384;
 const MESSAGE_OVERHEAD_BYTES: usize = 64;
 /// How long the server is asked on behalf of one waiting search.
 const WANTED_FOR: Duration = Duration::from_secs(60);
+/// At most one status update in so long because something new is confirmed.
+const CONFIRMED_EVERY: Duration = Duration::from_millis(10);
 /// From 1970 to 2000, where Postgres's clock starts.
 const POSTGRES_EPOCH: Duration = Duration::from_secs(946_684_800);
 
@@ -53,6 +55,7 @@ pub struct Feedback {
     reached: AtomicU64,
     wanted: Mutex<Option<(Lsn, Instant)>>,
     reply: Notify,
+    confirmed_changed: Notify,
     wanted_changed: Notify,
 }
 
@@ -65,7 +68,9 @@ impl Feedback {
     }
 
     pub fn confirm(&self, confirmed: Lsn) {
-        self.confirmed.fetch_max(confirmed.0, Ordering::AcqRel);
+        if self.confirmed.fetch_max(confirmed.0, Ordering::AcqRel) < confirmed.0 {
+            self.confirmed_changed.notify_one();
+        }
     }
 
     pub fn confirmed(&self) -> Lsn {
@@ -225,17 +230,32 @@ async fn write_status(
 ) -> anyhow::Result<()> {
     let mut status = tokio::time::interval(times.status_every);
     status.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut sent_at = tokio::time::Instant::now();
+    let mut asked_at = sent_at;
     loop {
         let is_wanted = feedback.is_wanted();
+        // A commit may wait for it, where the consumer is a synchronous standby. An
+        // update that another reason sends meanwhile says the same.
+        let confirmed_more = async {
+            feedback.confirmed_changed.notified().await;
+            tokio::time::sleep_until(sent_at + CONFIRMED_EVERY).await;
+        };
         let ask = tokio::select! {
             _ = status.tick() => false,
             () = feedback.reply.notified() => false,
+            () = confirmed_more => false,
             () = feedback.wanted_changed.notified(), if !is_wanted => feedback.is_wanted(),
-            () = tokio::time::sleep(times.wanted_every), if is_wanted => feedback.is_wanted(),
+            () = tokio::time::sleep_until(asked_at + times.wanted_every), if is_wanted => {
+                feedback.is_wanted()
+            }
         };
         writer
             .send(&status_update(feedback.confirmed(), ask))
             .await?;
+        sent_at = tokio::time::Instant::now();
+        if ask {
+            asked_at = sent_at;
+        }
     }
 }
 

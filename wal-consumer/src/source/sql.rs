@@ -6,9 +6,12 @@ use tokio_postgres::{Client, Config, NoTls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Names are resolved in pg_catalog only: nobody's objects get in between.
+/// Names are resolved in pg_catalog only: nobody's objects get in between. Commits
+/// are local: where the consumer is a synchronous standby, it must not wait for
+/// itself.
 const SESSION_SETTINGS: &str = "SET search_path = pg_catalog, pg_temp; \
      SET row_security = off; \
+     SET synchronous_commit = local; \
      SET idle_in_transaction_session_timeout = 0; \
      SET statement_timeout = 0; \
      SET client_min_messages = warning";
