@@ -363,7 +363,7 @@ impl Coordinator {
                 self.command(from, call, command, effects);
             }
             Message::GetMap { call, at_least } => {
-                let answer = match (self.map.epoch, self.map.version) >= at_least {
+                let answer = match self.map.stamp() >= at_least {
                     true => Message::Map {
                         call,
                         map: self.map.clone(),

@@ -67,7 +67,7 @@ impl Duties {
 
     fn observe(&mut self, state: &ClusterState) {
         let map = state.map();
-        let seen_in = (map.epoch, map.version);
+        let seen_in = map.stamp();
         let known = std::mem::take(&mut self.releasing);
         self.releasing = releasing(map, state.moves())
             .map(|release| (release, known.get(&release).copied().unwrap_or(seen_in)))

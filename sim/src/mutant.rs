@@ -21,8 +21,6 @@ pub enum Mutant {
     HalfPromotedUncounted,
     /// What goes to a partition that is being split does not go to its halves.
     HalvesUnfed,
-    /// A run does not count the learners that a run before it may have promoted.
-    CountedForgotten,
     /// A node acknowledges before its disk has synced.
     AckBeforeSync,
     /// "Nothing else" moves replicas that the stream does not feed.
@@ -36,7 +34,7 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    pub const ALL: [Mutant; 15] = [
+    pub const ALL: [Mutant; 14] = [
         Mutant::ApplyWithoutAdmit,
         Mutant::ConfirmIgnoringNode,
         Mutant::AnswerWithoutLease,
@@ -46,7 +44,6 @@ impl Mutant {
         Mutant::LearnerCountedBelow,
         Mutant::HalfPromotedUncounted,
         Mutant::HalvesUnfed,
-        Mutant::CountedForgotten,
         Mutant::AckBeforeSync,
         Mutant::NothingElseToUnfed,
         Mutant::GrantWithoutQuorum,

@@ -112,7 +112,7 @@ impl Consumer {
     }
 
     fn stamp(&self) -> MapStamp {
-        (self.map.epoch, self.map.version)
+        self.map.stamp()
     }
 
     fn keep_lease(&mut self, effects: &mut Effects<'_>) {

@@ -199,7 +199,7 @@ impl Run {
 
     /// What must wait for the end of a transaction, and not for the end of all.
     pub fn between_transactions(&mut self, map: &Arc<PartitionMap>, effects: &mut Effects<'_>) {
-        let stamp = (map.epoch, map.version);
+        let stamp = map.stamp();
         if self.followed != stamp {
             self.followed = stamp;
             self.follow_map(map, effects);
@@ -229,9 +229,7 @@ impl Run {
         for id in map.collections.keys() {
             self.add_collection(map, *id);
         }
-        if !effects.is_broken(Mutant::CountedForgotten) {
-            self.count_inherited(map, effects);
-        }
+        self.count_inherited(map, effects);
         self.follow_map(map, effects);
     }
 

@@ -149,7 +149,7 @@ impl Node {
     }
 
     fn map_stamp(&self) -> MapStamp {
-        (self.map.epoch, self.map.version)
+        self.map.stamp()
     }
 
     pub fn tick(&mut self, effects: &mut Effects<'_>) {
