@@ -4,7 +4,7 @@
 //! Each request names the coordinator and the disk that it is meant for. An address
 //! that another process has taken over does not vote in the name of its former
 //! owner, nor does a coordinator whose disk was emptied: it has forgotten for whom
-//! it voted, and would vote a second time (LESSONS 26, openraft #2002).
+//! it voted, and would vote a second time (openraft #2002).
 
 use super::{PeerNode, Raft, TypeConfig};
 use cluster_client::transport::{Transport, TransportError};

@@ -3,7 +3,7 @@
 use super::disk::{Disk, DiskError};
 use super::log_store::LogStore;
 use super::state_machine::StateMachine;
-use super::{LogId, StorageError, TypeConfig, Vote};
+use super::{LogId, PeerNode, StorageError, TypeConfig, Vote};
 use cluster_core::control::{Command, CoordinatorMember};
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
 use openraft::testing::{StoreBuilder, Suite, log_id};
@@ -126,6 +126,25 @@ fn lesson_26_the_disk_of_another_coordinator_is_refused() {
         Err(DiskError::WrongDisk(_))
     ));
     drop(Disk::open(dir.path(), 1).unwrap());
+}
+
+#[test]
+fn what_0_1_0_wrote_names_no_disk_and_is_read() {
+    let membership: PeerNode = serde_json::from_str(r#"{"addr":"127.0.0.1:1"}"#).unwrap();
+    assert_eq!(
+        (&*membership.addr, &*membership.disk_uuid),
+        ("127.0.0.1:1", "")
+    );
+    let dir = TempDir::new().unwrap();
+    let disk = Disk::open(dir.path(), 1).unwrap();
+    let drawn = disk.uuid().to_owned();
+    drop(disk);
+    let disk = Disk::open(dir.path(), 1).unwrap();
+    assert_eq!((disk.uuid(), drawn.len()), (&*drawn, 32), "drawn once");
+    let old = serde_json::json!({"format": 1, "coordinator_id": 1});
+    disk.put_synced(b"identity", &old).unwrap();
+    drop(disk);
+    assert_eq!(Disk::open(dir.path(), 1).unwrap().uuid(), "");
 }
 
 #[tokio::test]
