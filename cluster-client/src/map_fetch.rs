@@ -63,7 +63,7 @@ impl ClusterClient {
             }
         };
         // Whoever brings the map, this fetch, another or the watch, ends the wait.
-        let arrived = maps.wait_for(|map| (map.epoch, map.version) >= at_least);
+        let arrived = maps.wait_for(|map| map.stamp() >= at_least);
         let arrived = async { arrived.await.is_ok() };
         let waiting = async {
             tokio::select! {
@@ -115,7 +115,7 @@ impl ClusterClient {
     /// newer than the one held at the start has come.
     async fn fetch_newer(&self) -> Result<(), String> {
         let held = self.map();
-        let newer_than = (held.epoch, held.version);
+        let newer_than = held.stamp();
         let mut to_ask = self.whom_to_ask(&held);
         let mut under_way: FuturesUnordered<BoxFuture<'_, Result<(), String>>> =
             FuturesUnordered::new();
@@ -132,7 +132,7 @@ impl ClusterClient {
                 Some(answer) = under_way.next() => match answer {
                     Ok(()) => {
                         let map = self.map();
-                        if (map.epoch, map.version) > newer_than {
+                        if map.stamp() > newer_than {
                             return Ok(());
                         }
                         last = "its map is not newer".to_owned();

@@ -64,7 +64,7 @@ pub struct ScanPage {
     pub stats: PageStats,
 }
 
-/// Why there is no page; the kind says who acts next (DESIGN §8).
+/// Why there is no page; the kind says who acts next (docs/errors.md).
 pub type ScanError = Failure;
 pub type ScanErrorKind = FailureKind;
 
@@ -139,7 +139,7 @@ impl Scan {
         };
         let mut events = VecDeque::from([first]);
         let map = self.client.map();
-        if (map.epoch, map.version) > self.state.map_stamp() {
+        if map.stamp() > self.state.map_stamp() {
             events.push_front(Event::Map(map));
         }
         loop {
@@ -181,7 +181,7 @@ impl Scan {
             });
             // A map that the watch brought may say whom to ask instead.
             let map = self.client.map();
-            if (map.epoch, map.version) > self.state.map_stamp() {
+            if map.stamp() > self.state.map_stamp() {
                 events.push_back(Event::Map(map));
             }
         }

@@ -127,7 +127,7 @@ pub fn check_map(map: &PartitionMap) -> Result<(), Violation> {
 
 /// What holds between a map and its successor at any observer (P6).
 pub fn check_successor(before: &PartitionMap, after: &PartitionMap) -> Result<(), Violation> {
-    if (after.epoch, after.version) < (before.epoch, before.version) {
+    if after.stamp() < before.stamp() {
         return Err(Violation::MapWentBack {
             before: format!("epoch {} version {}", before.epoch, before.version),
             after: format!("epoch {} version {}", after.epoch, after.version),

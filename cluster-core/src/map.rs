@@ -211,10 +211,14 @@ pub struct PartitionMap {
 }
 
 impl PartitionMap {
+    pub fn stamp(&self) -> MapStamp {
+        (self.epoch, self.version)
+    }
+
     /// Whether a client that holds `self` takes `other`: a newer epoch, or the
     /// same epoch with a newer version.
     pub fn is_superseded_by(&self, other: &PartitionMap) -> bool {
-        (self.epoch, self.version) < (other.epoch, other.version)
+        self.stamp() < other.stamp()
     }
 
     /// The partitions of a collection in hash order.

@@ -130,7 +130,7 @@ pub async fn reconcile(node: &Arc<Node>) {
         held
     };
     let removals = plan(&map, id, &held()).remove;
-    if node.lease.is_held() && (map.epoch, map.version) >= node.lease.map_floor() {
+    if node.lease.is_held() && map.stamp() >= node.lease.map_floor() {
         for partition in removals {
             tracing::info!(%partition, version = %map.version, "deleting a partition that left this node");
             if let Err(error) = node.replicas.remove(partition).await {

@@ -1,5 +1,5 @@
 //! Joining the cluster. A disk that knows its id joins as that node; an empty one
-//! joins as a new node, under an id that was never used (LESSONS 26).
+//! joins as a new node, under an id that was never used.
 
 use crate::node::Node;
 use crate::storage::Identity;

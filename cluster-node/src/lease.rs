@@ -65,7 +65,7 @@ impl Lease {
 
     /// See [`HeldLease::lets_answer_by`].
     pub fn lets_answer_by(&self, map: &PartitionMap) -> bool {
-        self.held.lock().lets_answer_by((map.epoch, map.version))
+        self.held.lock().lets_answer_by(map.stamp())
     }
 
     /// Judges a request. One that bears a newer epoch makes the node renew at
@@ -159,7 +159,7 @@ async fn renew(node: &Node) -> Duration {
 /// off from the others stays open and brings nothing.
 fn catch_up(node: &Node, client: &ClusterClient, map: MapStamp) {
     let known = node.map();
-    if (known.epoch, known.version) >= map {
+    if known.stamp() >= map {
         return;
     }
     let client = client.clone();

@@ -43,7 +43,7 @@ async fn a_killed_leaders_successor_has_the_next_epoch_and_the_same_map() {
         (before.epoch.0 + 1, before.version.0 + 1)
     );
     let mut same = after.clone();
-    (same.epoch, same.version) = (before.epoch, before.version);
+    (same.epoch, same.version) = before.stamp();
     assert_eq!(same, before, "nothing but the epoch changed");
 
     // The killed one returns as a follower and has the new map.

@@ -103,7 +103,7 @@ async fn follow(mut coordinator: CoordinatorClient<Channel>, seen: Arc<Mutex<Map
                     break;
                 };
                 let mut seen = seen.lock().expect("no panic while held");
-                seen.insert((map.epoch, map.version), map);
+                seen.insert(map.stamp(), map);
             }
         }
         tokio::time::sleep(RETRY_EVERY).await;

@@ -271,7 +271,7 @@ impl Wire {
         let deadline = Instant::now() + CALL_MAX;
         loop {
             let map = self.node_map(node)?;
-            if (map.epoch, map.version) >= at_least {
+            if map.stamp() >= at_least {
                 return Ok(());
             }
             ensure!(

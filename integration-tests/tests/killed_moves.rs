@@ -220,7 +220,7 @@ impl Stage {
     /// stopped has been told of all so far.
     fn stop_the_quorum(&self, held: &mut Held) -> Result<()> {
         let newest = self.maps.newest().context("no map")?;
-        let version = (newest.epoch, newest.version);
+        let version = newest.stamp();
         self.wire.wait_for_coordinator_maps(version)?;
         let leader = self.wire.leader()?.process();
         for id in 1..=3 {
@@ -325,7 +325,7 @@ fn assert_releasing_answers_estale(stage: &Stage) -> Result<()> {
     let relocation = begin_move(stage, 0)?;
     stage.reach(&relocation, Step::Release, &mut held)?;
     let released = stage.maps.newest().context("no map")?;
-    let version = (released.epoch, released.version);
+    let version = released.stamp();
 
     let address = released.nodes[&relocation.from].address.clone();
     let query = clustered_vector(7, DIMENSIONS);

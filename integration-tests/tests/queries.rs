@@ -1,5 +1,5 @@
 //! The shapes of SQL that applications send are answered by the cluster, and as
-//! an exact scan would (LESSONS: joins, parameters, cursors, counts, no LIMIT).
+//! an exact scan would (joins, parameters, cursors, counts, no LIMIT).
 #![allow(clippy::unwrap_used)]
 
 use anyhow::Result;

@@ -153,9 +153,9 @@ fn p7_p11_with_all_coordinators_dead_searches_go_on_until_leases_end_and_maps_co
     let old = wire.block_on(client.refresh_map(first))?;
     let other = Items::indexed(&mut session, "other", 100, DIMENSIONS)?;
     let newer = wire.leader_within(SERVES_WITHIN, "the map has changed", |leader| {
-        (leader.map.epoch, leader.map.version) > (old.epoch, old.version)
+        leader.map.stamp() > old.stamp()
     })?;
-    let newer = (newer.map.epoch, newer.map.version);
+    let newer = newer.map.stamp();
     for node in NODES {
         wire.wait_for_node_map(&cluster.address(node)?, newer)?;
     }
@@ -168,7 +168,7 @@ fn p7_p11_with_all_coordinators_dead_searches_go_on_until_leases_end_and_maps_co
     }
     let map = wire.block_on(client.refresh_map(newer))?;
     ensure!(
-        (map.epoch, map.version) >= newer,
+        map.stamp() >= newer,
         "an older map was taken: {} {}",
         map.epoch,
         map.version

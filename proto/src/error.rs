@@ -1,6 +1,6 @@
 //! Error details on the wire: an error says what its caller does next.
 //!
-//! The reason travels as `google.rpc.ErrorInfo`; see DESIGN and docs/errors.md.
+//! The reason travels as `google.rpc.ErrorInfo`; see docs/errors.md.
 
 use cluster_core::ids::{LeaseEpoch, MapVersion};
 use std::collections::HashMap;

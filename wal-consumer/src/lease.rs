@@ -224,7 +224,7 @@ impl Consumer {
     /// off from the others stays open and brings nothing.
     fn catch_up(&self, map: (LeaseEpoch, MapVersion)) {
         let known = self.client.map();
-        if (known.epoch, known.version) >= map {
+        if known.stamp() >= map {
             return;
         }
         let client = self.client.clone();

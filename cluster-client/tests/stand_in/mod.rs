@@ -105,7 +105,7 @@ impl NodeService for StandIn {
         let rows = u64::from(request.page_rows);
         let known = {
             let map = self.map.lock();
-            (map.epoch, map.version)
+            map.stamp()
         };
         let is_lapsed = self.is_lapsed.load(Ordering::Relaxed);
         let serves_stale = self.serves_stale.load(Ordering::Relaxed) && request.accepts_stale;

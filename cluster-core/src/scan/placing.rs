@@ -13,7 +13,7 @@ use std::hash::Hash;
 
 impl<K: Ord + Hash + Clone> DistributedScan<K> {
     pub(super) fn take_map(&mut self, map: &PartitionMap, now: Millis) {
-        let stamp = (map.epoch, map.version);
+        let stamp = map.stamp();
         if self.refreshing.is_some_and(|wanted| wanted <= stamp) {
             self.refreshing = None;
         }

@@ -488,7 +488,7 @@ fn run(cluster: &mut Cluster, page_rows: usize) -> (Vec<Hit<u64>>, usize) {
                             (a.partition, cluster.serve(ask.node, *a, ask.page_rows))
                         };
                         let pages: Vec<_> = ask.partitions.iter().map(serve).collect();
-                        let known = (cluster.map.epoch, cluster.map.version);
+                        let known = cluster.map.stamp();
                         let is_lost = cluster.draw(100) < cluster.failure_percent / 2;
                         let attempt = ask.attempt;
                         flying.push(if is_lost {

@@ -58,7 +58,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
             collection,
             limits,
             seed,
-            known: (map.epoch, map.version),
+            known: map.stamp(),
             refreshing: None,
             partitions: Vec::new(),
             problem: None,

@@ -97,7 +97,7 @@ async fn open(
     // it has taken away, and that are not fed any more.
     let routed_by = (LeaseEpoch(open.epoch), MapVersion(open.map_version));
     let mut maps = node.watch_map();
-    let arrives = maps.wait_for(|map| (map.epoch, map.version) >= routed_by);
+    let arrives = maps.wait_for(|map| map.stamp() >= routed_by);
     let arrived = timeout(MAP_WAIT, arrives)
         .await
         .is_ok_and(|map| map.is_ok());

@@ -222,7 +222,7 @@ impl Node {
             answered => return answered,
         };
         let mut maps = self.watch_map();
-        let arrives = maps.wait_for(|map| (map.epoch, map.version) >= asked_by);
+        let arrives = maps.wait_for(|map| map.stamp() >= asked_by);
         let until = deadline.min(Instant::now() + MAP_WAIT);
         match timeout_at(until, arrives).await {
             Ok(Ok(_)) => {}

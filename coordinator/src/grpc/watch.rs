@@ -22,7 +22,7 @@ pub async fn map_at_least(
     version: MapVersion,
 ) -> Result<Arc<PartitionMap>, Status> {
     let mut maps = coordinator.state.watch_map();
-    let is_new_enough = |map: &Arc<PartitionMap>| (map.epoch, map.version) >= (epoch, version);
+    let is_new_enough = |map: &Arc<PartitionMap>| map.stamp() >= (epoch, version);
     let patience = Duration::from_millis(coordinator.config.map_wait_ms);
     match timeout(patience, maps.wait_for(is_new_enough)).await {
         Ok(Ok(map)) => Ok(map.clone()),

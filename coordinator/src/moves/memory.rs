@@ -47,7 +47,7 @@ impl MoveMemory {
         for (partition, begun) in moves {
             self.running.entry(*partition).or_insert((*begun, now));
         }
-        let seen_in = (map.epoch, map.version);
+        let seen_in = map.stamp();
         let known = std::mem::take(&mut self.releasing);
         self.releasing = releasing(map, moves)
             .map(|release| (release, known.get(&release).copied().unwrap_or(seen_in)))

@@ -71,7 +71,7 @@ pub struct PageStats {
     pub waited_ms: u64,
 }
 
-/// Why there is no page; DESIGN §8 says who acts next.
+/// Why there is no page; docs/errors.md says who acts next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ScanFailure {
     Estale(String),

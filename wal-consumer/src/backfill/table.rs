@@ -2,7 +2,7 @@
 //! the publication.
 //!
 //! A table without a usable replica identity is never published: its owner's
-//! UPDATE and DELETE would fail from then on (LESSONS 12).
+//! UPDATE and DELETE would fail from then on.
 
 use super::Shared;
 use crate::feed::router;

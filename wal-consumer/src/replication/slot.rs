@@ -73,7 +73,7 @@ pub async fn create(
 }
 
 /// Streams from `start`, which must be what the slot has confirmed: asked for
-/// something older, Postgres would silently start there (LESSONS 4).
+/// something older, Postgres would silently start there.
 pub async fn start(
     connection: Connection,
     name: &str,

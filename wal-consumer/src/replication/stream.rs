@@ -1,9 +1,9 @@
 //! The running stream: one task reads it, one writes status updates. The writer
 //! waits for nothing but its timers and the socket, so that however long apply
-//! takes, keepalives are answered (LESSONS 16).
+//! takes, keepalives are answered.
 //!
 //! Only the confirmed position is ever reported, as written, flushed and
-//! applied alike (LESSONS 2). Positions of the server arrive in order with the
+//! applied alike. Positions of the server arrive in order with the
 //! changes: a keepalive says that everything up to it has been sent.
 
 use super::connection::{FrameReader, FrameWriter, server_error};

@@ -35,7 +35,7 @@ impl Tables {
     }
 
     fn relation(&self, oid: u32) -> Result<&Relation, RunEnd> {
-        // Skipping a row of an unknown table would lose it (LESSONS 22).
+        // Skipping a row of an unknown table would lose it.
         self.relations
             .get(&oid)
             .ok_or_else(|| RunEnd::restart("protocol", format!("a row of unknown relation {oid}")))

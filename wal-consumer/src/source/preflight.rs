@@ -51,7 +51,7 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
     // A map of before the assignment may lack collections of the former consumer.
     let is_ours = |map: &PartitionMap| {
         let source = map.sources.get(&context.source);
-        let is_current = (map.epoch, map.version) >= context.map_floor;
+        let is_current = map.stamp() >= context.map_floor;
         is_current && source.is_some_and(|s| s.consumer_epoch >= context.token)
     };
     let map = wait_for_map(context, is_ours).await?;
