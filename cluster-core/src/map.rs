@@ -221,6 +221,12 @@ impl PartitionMap {
         self.stamp() < other.stamp()
     }
 
+    /// How many partitions of a collection have no replica with everything any more.
+    pub fn stale_partitions(&self, collection: CollectionId) -> usize {
+        let partitions = self.partitions_of(collection);
+        partitions.iter().filter(|p| p.needs_reconcile()).count()
+    }
+
     /// The partitions of a collection in hash order.
     pub fn partitions_of(&self, collection: CollectionId) -> Vec<&Partition> {
         let mut found: Vec<_> = self

@@ -40,6 +40,8 @@ pub struct Coordinator {
     pub network: Network,
     /// Held while coordinators come or go: one change at a time.
     pub changing_members: tokio::sync::Mutex<()>,
+    /// When the others were last asked for their disks, which 0.1.0 did not note.
+    pub disks_asked_at: parking_lot::Mutex<Option<Instant>>,
     /// Read by each proposal and each ReadIndex round, written while the lead
     /// goes to another: whose log must be as long as this one, and whose voters
     /// must hear nothing more from here.

@@ -95,6 +95,7 @@ async fn open(config: Config, metrics: Metrics) -> anyhow::Result<Coordinator> {
         asking: tokio::sync::Mutex::new(()),
         network,
         changing_members: tokio::sync::Mutex::new(()),
+        disks_asked_at: parking_lot::Mutex::new(None),
         leading: tokio::sync::RwLock::new(()),
         config,
     })

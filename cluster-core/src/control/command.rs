@@ -128,6 +128,11 @@ pub enum Command {
         partition: PartitionId,
         node: NodeId,
         generation: Generation,
+        /// Whether a replica that was left behind is waited out as well when it gives
+        /// its place. The logs of 0.1.0 say nothing of it, and are applied as 0.1.0
+        /// applied them: it went at once.
+        #[serde(default)]
+        waits_out: bool,
     },
     /// The slot waits no longer for a replica, as long as `min_required` others
     /// are left.

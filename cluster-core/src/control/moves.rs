@@ -103,8 +103,8 @@ impl ClusterState {
         &mut self,
         token: ConsumerEpoch,
         partition: PartitionId,
-        node: NodeId,
-        generation: Generation,
+        (node, generation): (NodeId, Generation),
+        waits_out: bool,
     ) -> Outcome {
         if let Some(parent) = self.parent_of(partition) {
             self.check_partition_token(token, parent)?;
@@ -126,9 +126,13 @@ impl ClusterState {
         let given = running
             .from
             .and_then(|from| record.replicas.iter_mut().find(|r| r.node == from));
-        match given {
+        match given.map(|given| (given.node, &mut given.state)) {
+            Some((from, state)) if state.is_left_behind() && !waits_out => {
+                record.replicas.retain(|r| r.node != from);
+                self.moves.remove(&partition);
+            }
             // One that was left behind as well: by an older map its node may answer.
-            Some(given) if given.state.gives_its_place() => given.state = ReplicaState::Releasing,
+            Some((_, state)) if state.gives_its_place() => *state = ReplicaState::Releasing,
             _ => drop(self.moves.remove(&partition)),
         }
         Ok((Response::Done, MapChanged::Yes))

@@ -29,6 +29,7 @@ fn promote(cluster: &mut Cluster, node: u64) -> Response {
         partition: P,
         node: NodeId(node),
         generation,
+        waits_out: true,
     })
 }
 
@@ -189,6 +190,22 @@ fn p5_a_demoted_replica_is_replaced_elsewhere_and_waited_out() {
     assert_eq!(states(&cluster), waited_for, "by an older map it answers");
     let old = generation(&cluster, 2);
     assert_eq!(release(&mut cluster, 2, old), Response::Done);
+    assert_eq!(states(&cluster), [(1, Serving), (3, Serving)]);
+    assert!(cluster.state.moves().is_empty());
+}
+
+#[test]
+fn the_log_of_0_1_0_is_applied_as_0_1_0_applied_it() {
+    let mut cluster = Cluster::with_collection(3, &[1, 2]);
+    demote(&mut cluster, 2, 1);
+    start(&mut cluster, 3, Some(2));
+    let logged = format!(
+        r#"{{"PromoteReplica":{{"token":{},"partition":1,"node":3,"generation":{}}}}}"#,
+        TOKEN.0,
+        generation(&cluster, 3).0
+    );
+    let command: Command = serde_json::from_str(&logged).expect("as it was written");
+    assert_eq!(cluster.apply(command), Response::Done);
     assert_eq!(states(&cluster), [(1, Serving), (3, Serving)]);
     assert!(cluster.state.moves().is_empty());
 }

@@ -24,6 +24,7 @@ fn promote(cluster: &mut Cluster, half: &Partition, token: ConsumerEpoch) -> Vec
         partition: half.id,
         node: replica.node,
         generation: replica.generation,
+        waits_out: true,
     });
     let promotions: Vec<_> = promotions.collect();
     promotions.into_iter().map(|c| cluster.apply(c)).collect()

@@ -36,6 +36,7 @@ fn promote(cluster: &mut Cluster, node: u64) -> Response {
         partition: P,
         node: NodeId(node),
         generation: generation(cluster, node),
+        waits_out: true,
     })
 }
 

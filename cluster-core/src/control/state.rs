@@ -208,7 +208,8 @@ impl ClusterState {
                 partition,
                 node,
                 generation,
-            } => self.promote_replica(token, partition, node, generation),
+                waits_out,
+            } => self.promote_replica(token, partition, (node, generation), waits_out),
             Command::DemoteReplica {
                 token,
                 partition,

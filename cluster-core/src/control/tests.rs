@@ -648,6 +648,7 @@ fn command(cluster: &Cluster, draw: &Draw) -> Command {
             partition: PartitionId(a),
             node: NodeId(c),
             generation: generation(cluster, a, c),
+            waits_out: true,
         },
         17 => Command::DemoteReplica {
             token,

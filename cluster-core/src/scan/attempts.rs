@@ -69,7 +69,8 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
                 }
                 (Some(index), Err(failure)) => {
                     if failure.kind == FailureKind::Lagging {
-                        self.partitions[index].waited_ms += now.saturating_sub(sent_at);
+                        let waited_ms = &mut self.partitions[index].waited_ms;
+                        *waited_ms = waited_ms.saturating_add(now.saturating_sub(sent_at));
                     }
                     self.fail(index, attempt, node, failure, now);
                 }
@@ -153,7 +154,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         if !is_next {
             self.close_cursor(index);
         }
-        self.count(|stats| stats.distances += page.distances);
+        self.count(|stats| stats.distances = stats.distances.saturating_add(page.distances));
         let partition = &mut self.partitions[index];
         if ask.resume_token == 0 {
             partition.restart(drops_given);
@@ -174,7 +175,7 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
         partition.failures = 0;
         partition.last_failure = None;
         partition.lagging = None;
-        partition.waited_ms += page.waited_ms;
+        partition.waited_ms = partition.waited_ms.saturating_add(page.waited_ms);
         partition.failed_on = None;
         partition.failed.remove(&node);
         partition.tail_rows = page.tail_rows;

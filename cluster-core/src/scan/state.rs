@@ -205,7 +205,10 @@ impl<K: Ord + Hash + Clone> DistributedScan<K> {
                     ranges().collect::<Vec<_>>()
                 );
                 page.stats.partitions = self.partitions.len() as u32;
-                page.stats.tail_rows = self.partitions.iter().map(|p| p.tail_rows).sum();
+                page.stats.tail_rows = self
+                    .partitions
+                    .iter()
+                    .fold(0, |sum, p| p.tail_rows.saturating_add(sum));
                 let stale = self.partitions.iter().filter(|p| p.is_stale);
                 page.stats.stale_partitions = stale.count() as u32;
                 let waited = self.partitions.iter().map(|p| p.waited_ms).max();

@@ -338,6 +338,7 @@ impl Model for Releasing {
                     partition: PARTITION,
                     node: TAKES,
                     generation,
+                    waits_out: true,
                 })?;
                 world.released = Some(world.committed().stamp());
             }

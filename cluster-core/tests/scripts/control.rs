@@ -80,6 +80,7 @@ impl Control {
                 partition,
                 node,
                 generation: replica(self),
+                waits_out: true,
             },
             "demote" => Command::DemoteReplica {
                 token: token(),

@@ -7,6 +7,7 @@ use super::renewals::{renew_consumer, renew_node, renew_tokens};
 use super::status::status_of;
 use super::watch::{map_at_least, maps};
 use crate::coordinator::Coordinator;
+use crate::membership::disks::names_every_disk;
 use crate::metrics::{CONSUMER, HolderLabel, NODE};
 use crate::moves::{liveness, plan_now};
 use cluster_core::control::{Command, Refusal, Response as Applied};
@@ -379,6 +380,7 @@ impl Service for CoordinatorService {
             partition,
             node,
             generation,
+            waits_out: names_every_disk(&self.coordinator),
         })
         .await?;
         answer(v1::ReplicaChangeResponse {})

@@ -111,6 +111,14 @@ async fn named(
                 "coordinator {other} answers at {address}, not coordinator {id}"
             )));
         }
+        if answer.is_initialised {
+            let cluster = answer.map.map(|map| map.cluster_id).unwrap_or_default();
+            return Err(Status::failed_precondition(format!(
+                "coordinator {id} at {address} belongs to cluster {cluster}, and a second one is \
+                 not made beside it: bring back the disks of its coordinators, or give this one \
+                 a new id and `ctl coordinator add` it"
+            )));
+        }
         answer.disk_uuid
     };
     let node = PeerNode {

@@ -9,6 +9,7 @@
 //! given; begins a change that the coordinators left could not commit.
 
 pub mod addition;
+pub mod disks;
 pub mod peers;
 pub mod removal;
 pub mod transfer;
@@ -72,7 +73,8 @@ pub async fn settle(coordinator: &Coordinator) -> Result<(), Status> {
     if !coordinator.state.read(|state| state.is_initialised()) {
         return Ok(());
     }
-    whole(coordinator).await?;
+    let found = whole(coordinator).await?;
+    disks::name_disks(coordinator, &found).await?;
     name_voters(coordinator).await
 }
 

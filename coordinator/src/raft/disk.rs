@@ -48,7 +48,7 @@ pub enum DiskError {
 struct Identity {
     format: u32,
     coordinator_id: u64,
-    /// Drawn when the disk was first used. Disks of 0.1.0 have none.
+    /// Drawn when the disk was first used, or at the first start after 0.1.0.
     #[serde(default)]
     disk_uuid: String,
 }
@@ -83,10 +83,10 @@ impl Disk {
 
     /// Whose disk it is from now on, if it is nobody's. Answers its uuid.
     fn claim(&self, dir: &Path, coordinator_id: u64) -> Result<String, DiskError> {
-        if let Some(found) = self.get::<Identity>(IDENTITY)? {
-            if (found.format, found.coordinator_id) == (FORMAT, coordinator_id) {
-                return Ok(found.disk_uuid);
-            }
+        let found = self.get::<Identity>(IDENTITY)?;
+        if let Some(found) = &found
+            && (found.format, found.coordinator_id) != (FORMAT, coordinator_id)
+        {
             return Err(DiskError::WrongDisk(format!(
                 "{} belongs to coordinator {} (format {}), not to coordinator {coordinator_id} \
                  (format {FORMAT})",
@@ -94,6 +94,9 @@ impl Disk {
                 found.coordinator_id,
                 found.format
             )));
+        }
+        if let Some(drawn) = found.map(|found| found.disk_uuid).filter(|u| !u.is_empty()) {
+            return Ok(drawn);
         }
         let own = Identity {
             format: FORMAT,
@@ -104,8 +107,7 @@ impl Disk {
         Ok(own.disk_uuid)
     }
 
-    /// Tells this disk from one that was emptied, or put in its place. Empty when
-    /// 0.1.0 has made it.
+    /// Tells this disk from one that was emptied, or put in its place.
     pub fn uuid(&self) -> &str {
         &self.uuid
     }

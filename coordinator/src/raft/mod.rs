@@ -18,7 +18,8 @@ use std::io::Cursor;
 pub struct PeerNode {
     /// `host:port`.
     pub addr: String,
-    /// The disk that votes in its name. Memberships that 0.1.0 wrote do not say.
+    /// The disk that votes in its name. Memberships that 0.1.0 wrote do not say,
+    /// until the leader has asked.
     #[serde(default)]
     pub disk_uuid: String,
 }

@@ -144,7 +144,9 @@ fn what_0_1_0_wrote_names_no_disk_and_is_read() {
     let old = serde_json::json!({"format": 1, "coordinator_id": 1});
     disk.put_synced(b"identity", &old).unwrap();
     drop(disk);
-    assert_eq!(Disk::open(dir.path(), 1).unwrap().uuid(), "");
+    let drawn = Disk::open(dir.path(), 1).unwrap().uuid().to_owned();
+    assert_eq!(drawn.len(), 32, "drawn at the first start after it");
+    assert_eq!(Disk::open(dir.path(), 1).unwrap().uuid(), drawn);
 }
 
 #[tokio::test]

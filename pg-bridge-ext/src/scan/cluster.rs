@@ -157,8 +157,8 @@ impl ClusterScan {
             counters.tail_rows = counters.tail_rows.max(page.stats.tail_rows);
             counters.retries += u64::from(page.stats.retries);
             counters.hedges += u64::from(page.stats.hedges);
-            counters.distances += page.stats.distances;
-            counters.waited_ms += page.stats.waited_ms;
+            counters.distances = counters.distances.saturating_add(page.stats.distances);
+            counters.waited_ms = counters.waited_ms.saturating_add(page.stats.waited_ms);
             counters.stale_partitions = counters
                 .stale_partitions
                 .max(u64::from(page.stats.stale_partitions));

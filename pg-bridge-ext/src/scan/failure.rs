@@ -28,7 +28,13 @@ pub fn too_large(failure: &ScanFailure, rows_max: u64) -> ! {
         format!("{what}, and the table has more than {rows_max} rows to scan instead"),
     )
     .detail(failure_text(failure))
-    .hint("Try again later, or raise ruvector.exact_scan_max_rows.")
+    .hint(match failure {
+        ScanFailure::Lagging(_) => {
+            "Try again later, take older data with ruvector.read_consistency = bounded or \
+             eventual, or raise ruvector.exact_scan_max_rows."
+        }
+        _ => "Try again later, or raise ruvector.exact_scan_max_rows.",
+    })
     .raise()
 }
 
@@ -63,7 +69,7 @@ pub fn outage_reason(failure: &ScanFailure) -> ExactReason {
 
 pub fn failure_text(failure: &ScanFailure) -> String {
     let (kind, text) = match failure {
-        ScanFailure::Estale(text) => ("stale map", text),
+        ScanFailure::Estale(text) => ("estale", text),
         ScanFailure::Lagging(text) => ("lagging", text),
         ScanFailure::Unavailable(text) => ("unavailable", text),
         ScanFailure::Throttled(text) => ("throttled", text),
@@ -88,7 +94,8 @@ pub fn failure_error(failure: &ScanFailure) -> SqlError {
             LAGGING,
             "Try again, raise ruvector.search_timeout_ms, or take older data with \
              ruvector.read_consistency = bounded or eventual. ruvector_replication_status shows \
-             how far the cluster is; ruvector.on_unavailable = exact scans the table instead.",
+             how far the cluster is, and whether the index is stale: then only eventual answers \
+             until REINDEX. ruvector.on_unavailable = exact scans the table instead.",
         ),
         ScanFailure::Unavailable(_) => (
             SqlState::UNAVAILABLE,

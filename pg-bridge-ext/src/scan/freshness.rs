@@ -22,7 +22,9 @@ pub unsafe fn min_lsn() -> u64 {
         ReadConsistency::Eventual => return 0,
         ReadConsistency::Bounded => return bounded(),
         // A parallel worker does not know what its leader committed.
-        ReadConsistency::Session if pg_sys::ParallelWorkerNumber >= 0 => end_of_wal(),
+        ReadConsistency::Session if pg_sys::ParallelWorkerNumber >= 0 => {
+            end_of_wal().max(session_token::position())
+        }
         ReadConsistency::Session => last_commit().max(session_token::position()),
         ReadConsistency::Strong => end_of_wal(),
     };

@@ -81,20 +81,27 @@ unsafe fn reachable(text: &str) -> u64 {
 
 unsafe fn here(made_on: u32) -> Here {
     let timeline = pg_sys::GetWALInsertionTimeLine();
-    let mut left_at = None;
-    if made_on < timeline {
-        let history = readTimeLineHistory(timeline);
-        if tliInHistory(made_on, history) {
-            let at = tliSwitchPoint(made_on, history, std::ptr::null_mut());
-            left_at = (at != 0).then_some(Lsn(at));
-        }
-        pg_sys::list_free_deep(history);
-    }
     Here {
         timeline,
-        left_at,
+        left_at: (made_on < timeline)
+            .then(|| left_at(made_on, timeline))
+            .flatten(),
         end: Lsn(freshness::end_of_wal()),
     }
+}
+
+/// Where the history of `timeline` left an earlier one. A history file that cannot be
+/// read is an error of Postgres, which must not jump over our frames.
+unsafe fn left_at(made_on: u32, timeline: u32) -> Option<Lsn> {
+    pg_sys::ffi::pg_guard_ffi_boundary(|| {
+        let history = readTimeLineHistory(timeline);
+        let at = match tliInHistory(made_on, history) {
+            true => tliSwitchPoint(made_on, history, std::ptr::null_mut()),
+            false => 0,
+        };
+        pg_sys::list_free_deep(history);
+        (at != 0).then_some(Lsn(at))
+    })
 }
 
 fn refuse(problem: String) -> ! {

@@ -64,7 +64,7 @@ impl ExactReason {
             Self::Lagging => "lagging",
             Self::Unavailable => "unavailable",
             Self::Throttled => "throttled",
-            Self::Estale => "stale map",
+            Self::Estale => "estale",
             Self::Corrupt => "corrupt",
             Self::Gated => "gated",
         }

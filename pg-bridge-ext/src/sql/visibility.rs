@@ -2,6 +2,7 @@
 
 use super::records::{Rows, bigint};
 use crate::error::{SqlError, SqlState, sql_functions};
+use crate::scan::failure::failure_text;
 use crate::scan::{freshness, session_token};
 use crate::worker::{self, CollectionProgress, CollectionStanding, SourceProgress};
 use cluster_core::freshness::samples::BootMicros;
@@ -55,7 +56,13 @@ sql_functions! {
 unsafe fn replication_progress(rows: &mut Rows) {
     let progress = match worker::source_progress(pg_sys::MyDatabaseId.to_u32()) {
         Ok(progress) => progress,
-        Err(failure) => crate::scan::failure::failure_error(&failure).raise(),
+        Err(failure) => SqlError::new(
+            SqlState::UNAVAILABLE,
+            "the ruvector worker does not answer for the cluster",
+        )
+        .detail(failure_text(&failure))
+        .hint("The server's log says why; pg_replication_slots shows the slot meanwhile.")
+        .raise(),
     };
     let Some(progress) = progress else { return };
     let now = worker::boot_micros();
@@ -106,7 +113,8 @@ fn row(
         Some(CollectionStanding::Failed) => "failed",
         None => "following",
     };
-    let reason = [&source.problem, &source.silence]
+    let own = collection.map_or("", |collection| &*collection.reason);
+    let reason = [&*source.problem, own, &*source.silence]
         .into_iter()
         .find(|reason| !reason.is_empty());
     [
@@ -114,7 +122,7 @@ fn row(
         text(&source.name),
         collection.map(|collection| pg_sys::Datum::from(collection.index_oid)),
         text(state),
-        reason.and_then(|reason| text(reason)),
+        reason.and_then(text),
         text(&source.slot_name),
         reported.map(|reported| bigint(reported.received_lsn)),
         reported.map(|reported| bigint(reported.confirmed_lsn)),

@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 const RUNTIME_THREADS: usize = 2;
 const RUNTIME_STOP_MAX: Duration = Duration::from_secs(1);
+/// Without a request, a reload or a sample to take.
+const IDLE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Latches to set, of backends whose answers are there.
 struct Answered {
@@ -112,10 +114,10 @@ pub unsafe extern "C-unwind" fn ruvector_worker_main(_arg: pg_sys::Datum) {
         for latch in answered.take() {
             pg_sys::SetLatch(latch.0);
         }
-        sample(segment);
+        let pause = sample(segment);
         take_requests(segment, &runtime, &service, &answered, &mut running);
         let mut event = pg_sys::WaitEvent::default();
-        let timeout = SAMPLE_EVERY.as_millis() as c_long;
+        let timeout = pause.as_millis() as c_long;
         pg_sys::WaitEventSetWait(waiting, timeout, &mut event, 1, pg_sys::PG_WAIT_EXTENSION);
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
@@ -126,17 +128,22 @@ pub unsafe extern "C-unwind" fn ruvector_worker_main(_arg: pg_sys::Datum) {
     pg_sys::proc_exit(1);
 }
 
-/// Notes how far the log is on disk, if it is time to. A standby's log is another
-/// server's.
-unsafe fn sample(segment: &Segment) {
+/// Takes a sample of how far the log is on disk, if it is time to. Answers when the
+/// next is due. A standby's log is another server's, and without an index nobody
+/// bounds the age of an answer: the worker then sleeps.
+unsafe fn sample(segment: &Segment) -> Duration {
+    if segment.table.is_empty() || pg_sys::RecoveryInProgress() {
+        return IDLE_PAUSE;
+    }
     let now = view::boot_micros();
-    if segment.samples.is_due(now) && !pg_sys::RecoveryInProgress() {
+    if segment.samples.is_due(now) {
         // The time was read first: see the samples' module.
         segment.samples.take(Sample {
             at: now,
             flushed: freshness::flushed(),
         });
     }
+    SAMPLE_EVERY
 }
 
 /// Takes what was submitted, and tells tasks whose backends have left.

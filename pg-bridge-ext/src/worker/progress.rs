@@ -5,7 +5,7 @@ use super::codec::{Garbled, Reader, Writer};
 use super::status;
 use super::view::COLLECTIONS_MAX;
 use cluster_client::ClusterClient;
-use cluster_core::collection::CollectionState;
+use cluster_core::collection::{Collection, CollectionState};
 use cluster_core::map::{PartitionMap, Source};
 use proto::v1::GetStatusResponse;
 use std::time::Duration;
@@ -42,10 +42,12 @@ pub enum CollectionStanding {
     Failed,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CollectionProgress {
     pub index_oid: u32,
     pub standing: CollectionStanding,
+    /// Why it is failed or stale; empty otherwise.
+    pub reason: String,
     /// Lowest over all replicas, and the age of the oldest report of them.
     pub positions: Option<Positions>,
 }
@@ -57,7 +59,8 @@ pub struct Positions {
     pub durable_lsn: u64,
 }
 
-/// `None`: no source follows the database.
+/// `None`: no source follows the database. No more collections than shared memory
+/// has room for.
 pub async fn of_database(
     client: &ClusterClient,
     system_identifier: u64,
@@ -76,30 +79,25 @@ pub async fn of_database(
         Ok(Err(problem)) => (None, problem.to_string()),
         Err(_) => (None, "no coordinator answered in time".to_owned()),
     };
-    let collections = map
-        .collections
-        .values()
+    let collections = map.collections.values();
+    let collections = collections
         .filter(|collection| collection.spec.source == source.id)
         .take(COLLECTIONS_MAX)
         .map(|collection| {
-            let partitions = map.partitions_of(collection.id);
-            let is_stale = partitions.iter().any(|p| p.needs_reconcile());
+            let (standing, reason) = standing(&map, collection);
+            let positions = status.as_ref().and_then(|status| {
+                let progress = status::of_collection(client, collection.id, status);
+                Some(Positions {
+                    ms_ago: oldest_report_ms(&map, collection.id, status)?,
+                    applied_lsn: progress.applied_lsn,
+                    durable_lsn: progress.durable_lsn,
+                })
+            });
             CollectionProgress {
                 index_oid: collection.spec.index_oid,
-                standing: match &collection.state {
-                    CollectionState::Building { .. } => CollectionStanding::Building,
-                    CollectionState::Failed { .. } => CollectionStanding::Failed,
-                    CollectionState::Ready { .. } if is_stale => CollectionStanding::Stale,
-                    CollectionState::Ready { .. } => CollectionStanding::Ready,
-                },
-                positions: status.as_ref().and_then(|status| {
-                    let progress = status::of_collection(client, collection.id, status);
-                    Some(Positions {
-                        ms_ago: oldest_report_ms(&map, collection.id, status)?,
-                        applied_lsn: progress.applied_lsn,
-                        durable_lsn: progress.durable_lsn,
-                    })
-                }),
+                standing,
+                reason,
+                positions,
             }
         });
     Some(SourceProgress {
@@ -111,6 +109,18 @@ pub async fn of_database(
         reported: status.as_ref().and_then(|status| reported(source, status)),
         collections: collections.collect(),
     })
+}
+
+fn standing(map: &PartitionMap, collection: &Collection) -> (CollectionStanding, String) {
+    match (&collection.state, map.stale_partitions(collection.id)) {
+        (CollectionState::Building { .. }, _) => (CollectionStanding::Building, String::new()),
+        (CollectionState::Failed { reason }, _) => (CollectionStanding::Failed, reason.clone()),
+        (CollectionState::Ready { .. }, 0) => (CollectionStanding::Ready, String::new()),
+        (CollectionState::Ready { .. }, stale) => {
+            let reason = format!("{stale} partitions answer old data only: REINDEX the index");
+            (CollectionStanding::Stale, reason)
+        }
+    }
 }
 
 fn reported(source: &Source, status: &GetStatusResponse) -> Option<Reported> {
@@ -168,6 +178,7 @@ impl SourceProgress {
                 CollectionStanding::Stale => 3,
                 CollectionStanding::Failed => 4,
             });
+            out.text(&collection.reason);
             out.u8(collection.positions.is_some().into());
             if let Some(positions) = collection.positions {
                 out.u64(positions.ms_ago);
@@ -200,6 +211,7 @@ impl SourceProgress {
                     4 => CollectionStanding::Failed,
                     _ => return Err(Garbled),
                 },
+                reason: bytes.text()?,
                 positions: match bytes.u8()? {
                     0 => None,
                     _ => Some(Positions {

@@ -200,6 +200,12 @@ impl Table {
         self.sequence.store(before + 2, Ordering::Release);
     }
 
+    /// Whether no index of this server is known to the cluster.
+    pub fn is_empty(&self) -> bool {
+        // SAFETY: one integer, valid whatever it holds.
+        unsafe { (&raw const (*self.content.get()).count).read_volatile() == 0 }
+    }
+
     /// What was last written about an index, however long ago.
     pub fn read(&self, database_oid: u32, index_oid: u32, generation: u64) -> IndexView {
         let wanted = Key {
@@ -328,11 +334,10 @@ fn flatten(map: &PartitionMap, system_identifier: u64) -> (Vec<Database>, Vec<(K
                 index_oid: collection.spec.index_oid,
                 definition_generation: collection.spec.definition_generation,
             };
-            let partitions = map.partitions_of(collection.id);
-            let stale = partitions.iter().filter(|p| p.needs_reconcile()).count() as u32;
+            let stale = map.stale_partitions(collection.id) as u32;
             let mut entry = Entry {
                 state: BUILDING,
-                partitions: partitions.len() as u32,
+                partitions: map.partitions_of(collection.id).len() as u32,
                 stale_partitions: stale,
                 collection: collection.id.0,
                 source: source.id.0,

@@ -60,6 +60,7 @@ impl Run {
                 partition: replica.partition,
                 node: replica.node,
                 generation: replica.generation,
+                waits_out: true,
             };
             self.asks
                 .ask(Purpose::Promote(replica), Wish::Command(command));

@@ -230,6 +230,7 @@ impl World {
                 partition,
                 node,
                 generation,
+                waits_out: true,
             },
             What::Demote if broken == Broken::LastDemoted => {
                 return self.committed.demote_unchecked(node);
