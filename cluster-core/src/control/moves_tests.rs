@@ -200,7 +200,7 @@ fn the_log_of_0_1_0_is_applied_as_0_1_0_applied_it() {
     demote(&mut cluster, 2, 1);
     start(&mut cluster, 3, Some(2));
     let logged = format!(
-        r#"{{"PromoteReplica":{{"token":{},"partition":1,"node":3,"generation":{}}}}}"#,
+        r#"{{"promote_replica":{{"token":{},"partition":1,"node":3,"generation":{}}}}}"#,
         TOKEN.0,
         generation(&cluster, 3).0
     );

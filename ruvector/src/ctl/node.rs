@@ -373,10 +373,10 @@ mod tests {
             text.lines().all(|line| line.chars().count() <= 100),
             "{text}"
         );
-        assert!(!text.contains("stale"), "{text}");
+        assert!(!text.contains("STALE"), "{text}");
         let seen = observed(1, &[&[(1, 1, Stale)]]);
         let text = list(&seen).text();
-        assert!(text.contains("stale"), "{text}");
+        assert!(text.contains("STALE"), "{text}");
     }
 
     #[test]
