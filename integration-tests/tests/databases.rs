@@ -117,7 +117,7 @@ fn p2_a_dump_is_restored_into_a_followed_database_also_in_parallel() -> Result<(
         cluster.shell(&format!(
             "folder=$(mktemp -d /var/tmp/ruvector-dump.XXXXXX); trap 'rm -rf \"$folder\"' EXIT
              {dump} -Fd -f \"$folder/dump\" -n public
-             \"$PG_BIN/pg_restore\" -l \"$folder/dump\" | grep -v EXTENSION >\"$folder/list\"
+             \"$PG_BIN/pg_restore\" -l \"$folder/dump\" | grep -v ' EXTENSION \\| SCHEMA ' >\"$folder/list\"
              \"$PG_BIN/pg_restore\" -j 4 -e -L \"$folder/list\" -d '{}' \"$folder/dump\"",
             parallel.dsn()
         ))?;

@@ -148,7 +148,7 @@ fn p2_numbers_that_are_equal_and_written_otherwise_are_one_key() -> Result<()> {
     keyed.check(&mut session)?;
     session.batch_execute(
         "UPDATE kind_scale SET id = id + 0.000 WHERE id % 2 = 0;
-         UPDATE kind_scale SET embedding = '[1,2,3]' WHERE id % 3 = 0; DELETE FROM kind_scale WHERE id % 9 = 1",
+         UPDATE kind_scale SET embedding = embedding + '[1,2,3]' WHERE id % 3 = 0; DELETE FROM kind_scale WHERE id % 9 = 1",
     )?;
     keyed.assert_as_exact(&mut session)
 }
@@ -182,7 +182,7 @@ fn a_key_with_a_generated_column_is_scanned_exactly_by_name() -> Result<()> {
         "DROP TABLE IF EXISTS kind_generated;
          CREATE TABLE kind_generated(a bigint, id bigint GENERATED ALWAYS AS (a * 2) STORED PRIMARY KEY, embedding vector(3));
          CREATE INDEX kind_generated_embedding_idx ON kind_generated USING ruhnsw (embedding vector_l2_ops);
-         INSERT INTO kind_generated SELECT n, DEFAULT, ARRAY[n, 0, 0]::real[]::vector FROM generate_series(1, 40) n;
+         INSERT INTO kind_generated(a, embedding) SELECT n, ARRAY[n, 0, 0]::real[]::vector FROM generate_series(1, 40) n;
          UPDATE kind_generated SET a = a + 100 WHERE a < 10; DELETE FROM kind_generated WHERE a = 20",
     )?;
     let items = Items {

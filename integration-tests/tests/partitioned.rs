@@ -85,8 +85,9 @@ fn p3_a_truncated_partition_loses_its_rows_and_the_others_keep_theirs() -> Resul
     index(&mut session, "parts_cut")?;
     session.batch_execute("TRUNCATE parts_cut_1")?;
     assert_followed(&mut session, "parts_cut")?;
-    session
-        .batch_execute("INSERT INTO parts_cut SELECT id + 600, 1, embedding FROM parts_cut_0")?;
+    session.batch_execute(
+        "INSERT INTO parts_cut SELECT id + 600, 1, embedding + embedding FROM parts_cut_0",
+    )?;
     assert_followed(&mut session, "parts_cut")?;
     session.batch_execute("BEGIN; TRUNCATE parts_cut; INSERT INTO parts_cut VALUES (1, 0, '[1,1,1,1,1,1,1,1]'); COMMIT")?;
     assert_followed(&mut session, "parts_cut")?;
@@ -102,7 +103,7 @@ fn p2_partitions_that_come_and_go_are_followed_by_themselves() -> Result<()> {
 
     session.batch_execute(
         "CREATE TABLE parts_come_5 PARTITION OF parts_come FOR VALUES IN (5);
-         INSERT INTO parts_come SELECT id + 400, 5, embedding FROM parts_come WHERE id < 50",
+         INSERT INTO parts_come SELECT id + 400, 5, embedding + embedding FROM parts_come WHERE id < 50",
     )?;
     assert_followed(&mut session, "parts_come")?;
 
@@ -110,7 +111,7 @@ fn p2_partitions_that_come_and_go_are_followed_by_themselves() -> Result<()> {
     session.batch_execute(&format!(
         "DROP TABLE IF EXISTS parts_come_6;
          CREATE TABLE parts_come_6(id bigint NOT NULL, part int NOT NULL, embedding vector({DIMENSIONS}));
-         INSERT INTO parts_come_6 SELECT id + 800, 6, embedding FROM parts_come WHERE id < 50;
+         INSERT INTO parts_come_6 SELECT id + 800, 6, embedding - embedding - embedding FROM parts_come WHERE id < 50;
          ALTER TABLE parts_come ATTACH PARTITION parts_come_6 FOR VALUES IN (6);
          UPDATE parts_come SET embedding = embedding + embedding WHERE part = 6 AND id % 2 = 0"
     ))?;

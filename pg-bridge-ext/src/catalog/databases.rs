@@ -87,7 +87,9 @@ unsafe fn release(name: *const c_char, is_allowed: &str, lock: c_int) {
         return;
     }
     let database = pg_sys::get_database_oid(name, true);
-    if database == pg_sys::InvalidOid || database == pg_sys::MyDatabaseId {
+    // One's own database can be copied, but neither dropped nor renamed.
+    let is_refused = database == pg_sys::MyDatabaseId && lock != pg_sys::ShareLock as c_int;
+    if database == pg_sys::InvalidOid || is_refused {
         return;
     }
     let args = [
