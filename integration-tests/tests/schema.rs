@@ -38,8 +38,10 @@ fn p11_alter_table_keeps_the_index_whatever_it_changes() -> Result<()> {
         "ALTER TABLE altered ALTER COLUMN renamed TYPE varchar(50)",
         "ALTER TABLE altered ALTER COLUMN renamed TYPE varchar(60)",
         "ALTER TABLE altered ALTER COLUMN label TYPE bigint",
-        "ALTER TABLE altered ALTER COLUMN id TYPE numeric",
-        "ALTER TABLE altered ALTER COLUMN id TYPE bigint",
+        "ALTER TABLE altered ALTER COLUMN id TYPE numeric;
+         UPDATE altered SET embedding = embedding + embedding WHERE id % 9 = 3;
+         ALTER TABLE altered ALTER COLUMN id TYPE bigint",
+        "ALTER TABLE altered ALTER COLUMN id TYPE bigint USING id + 5",
         "ALTER TABLE altered ALTER COLUMN embedding SET NOT NULL",
         "ALTER TABLE altered ALTER COLUMN embedding DROP NOT NULL",
         "ALTER TABLE altered ALTER COLUMN embedding SET DEFAULT '[0,0,0,0,0,0,0,0]'",
