@@ -70,7 +70,7 @@ impl Keyed<'_> {
 fn p2_keys_of_every_common_type_name_their_rows() -> Result<()> {
     let mut session = Cluster::shared()?.session()?;
     session.batch_execute(
-        "DROP TABLE IF EXISTS kind_domain, kind_enum;
+        "DROP TABLE IF EXISTS kind_domain, kind_enum, kind_no_case;
          DROP DOMAIN IF EXISTS even_id; CREATE DOMAIN even_id AS bigint CHECK (VALUE % 2 = 0);
          DROP TYPE IF EXISTS mood; CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
          DROP COLLATION IF EXISTS no_case;
