@@ -88,6 +88,7 @@ mod tests {
                 slot: None,
                 slot_name: String::new(),
                 publication_name: String::new(),
+                server_start: None,
                 problem: String::new(),
                 consumer: None,
                 consumer_epoch: ConsumerEpoch(token),

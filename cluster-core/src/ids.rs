@@ -59,6 +59,10 @@ number!(
     /// away and came back has another one.
     Generation, "");
 number!(
+    /// A random number that a Postgres server draws when it starts. A copy of its files
+    /// has the same system identifier, timeline and OIDs, but never the same start.
+    ServerStart, "");
+number!(
     /// Counts the breaks in a source's history.
     Incarnation, "");
 number!(

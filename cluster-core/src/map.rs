@@ -182,6 +182,10 @@ pub struct Source {
     pub incarnation: Incarnation,
     /// `None` until the consumer has created the slot.
     pub slot: Option<Slot>,
+    /// The start of the very server that the consumer streams from; searches of any
+    /// other one are not answered. `None` until it was told.
+    #[serde(default)]
+    pub server_start: Option<ServerStart>,
     /// Names of slot and publication on the server.
     pub slot_name: String,
     pub publication_name: String,

@@ -103,6 +103,7 @@ pub fn map() -> PartitionMap {
         slot: None,
         slot_name: "slot".into(),
         publication_name: "p".into(),
+        server_start: None,
         problem: String::new(),
         consumer: None,
         consumer_epoch: ConsumerEpoch(0),

@@ -162,6 +162,23 @@ impl Cluster {
         command
     }
 
+    /// The same server's connection string for another of its databases.
+    pub fn dsn_of(&self, database: &str) -> String {
+        let server = self.dsn.rsplit_once('/').map_or("", |(server, _)| server);
+        format!("{server}/{database}")
+    }
+
+    /// Runs lines of bash with the scripts' words at hand: `as_server`, `$PG_BIN`, and
+    /// `$RUN_DIR` of this cluster.
+    pub fn shell(&self, lines: &str) -> Result<String> {
+        let mut shell = self.command("bash");
+        shell.args([
+            "-c",
+            &format!("set -euo pipefail; . scripts/env.sh\n{lines}"),
+        ]);
+        run(shell)
+    }
+
     /// Sends a signal to a process by the name of its pid file.
     pub fn signal(&self, process: &str, signal: &str) -> Result<()> {
         let pid = self.pid(process)?;

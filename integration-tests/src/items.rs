@@ -73,6 +73,31 @@ impl Items {
         session.wait_for(&self.index(), false)
     }
 
+    /// Waits until the index is ready, and asserts that it then answers as the heap does.
+    pub fn assert_followed(&self, session: &mut Session) -> Result<()> {
+        session.wait_for(&self.index(), false)?;
+        self.assert_equals_exact(session, 10)?;
+        self.assert_every_row_once(session)
+    }
+
+    /// Asserts that the table is scanned exactly, with the given word in the reason
+    /// that the status gives.
+    pub fn assert_exact(&self, session: &mut Session, word: &str) -> Result<()> {
+        let status = format!(
+            "SELECT state || ': ' || coalesce(reason, '') FROM ruvector_index_status('{}')",
+            self.index()
+        );
+        let status = session.value(&status)?;
+        ensure!(
+            status.starts_with("exact: ") && status.contains(word),
+            "not exact for {word:?}: {status}"
+        );
+        let sql = self.nearest(3, 10);
+        let (got, want) = (session.ids(&sql)?, session.exact_ids(&sql)?);
+        ensure!(got == want, "got {got:?}, want {want:?}");
+        Ok(())
+    }
+
     /// Loads the given ids by COPY in one transaction.
     pub fn insert(&self, session: &mut Session, ids: std::ops::Range<i64>) -> Result<()> {
         use std::io::Write as _;

@@ -3,7 +3,8 @@
 use crate::scan::session_token;
 use crate::worker;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
-use std::ffi::CString;
+use pgrx::pg_sys::{self, AsPgCStr};
+use std::ffi::{CString, c_char, c_int};
 
 /// How current an answer must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PostgresGucEnum)]
@@ -122,8 +123,36 @@ pub fn iterative_scan() -> IterativeScan {
     ITERATIVE_SCAN.get()
 }
 
+/// What the setting `ruvector.server_start` points to; shown from shared memory.
+static mut SERVER_START: *mut c_char = std::ptr::null_mut();
+
+#[pgrx::pg_guard]
+unsafe extern "C-unwind" fn show_server_start() -> *const c_char {
+    worker::server_start().to_string().as_pg_cstr()
+}
+
+/// The consumer reads it where it streams from, and tells the cluster which server
+/// its searches come from.
+unsafe fn define_server_start() {
+    pg_sys::DefineCustomStringVariable(
+        c"ruvector.server_start".as_ptr(),
+        c"A random number that the server drew when it started.".as_ptr(),
+        c"A copy of the server's files never has the same one; 0 where the library is not preloaded."
+            .as_ptr(),
+        &raw mut SERVER_START,
+        c"".as_ptr(),
+        GucContext::Internal as pg_sys::GucContext::Type,
+        (pg_sys::GUC_NOT_IN_SAMPLE | pg_sys::GUC_DISALLOW_IN_FILE) as c_int,
+        None,
+        None,
+        Some(show_server_start),
+    );
+}
+
 /// Defines the settings; called once per process, at load.
 pub fn register() {
+    // SAFETY: in _PG_init, like everything here.
+    unsafe { define_server_start() };
     let none = GucFlags::default();
     GucRegistry::define_string_guc(
         c"ruvector.coordinators",

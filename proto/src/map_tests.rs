@@ -93,6 +93,7 @@ fn map() -> PartitionMap {
                 id: SourceId(1),
                 name: "shop".into(),
                 incarnation: Incarnation(1),
+                server_start: Some(ServerStart(81)),
                 slot: Some(Slot {
                     system_identifier: 77,
                     database_oid: 5,

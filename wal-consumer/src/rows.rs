@@ -84,12 +84,32 @@ impl ColumnMap {
                 let columns = &mut relation.columns.iter();
                 columns.position(|c| c.name == spec.column_name)
             };
-            let vector = renamed.or_else(named);
-            // With FULL every column is flagged, and names are not recorded.
-            (
-                vector,
-                (flagged.len() == spec.key_attnums.len()).then(|| flagged.clone()),
-            )
+            // Renamed twice since: it has the catalog's type, and nothing else has.
+            let alone = || {
+                let kind = live
+                    .iter()
+                    .find(|l| l.attnum == spec.column_attnum)?
+                    .type_oid;
+                let of_kind = |i: &usize| relation.columns[*i].type_oid == kind;
+                let mut all = (0..relation.columns.len()).filter(of_kind);
+                all.next().filter(|_| all.next().is_none())
+            };
+            let vector = renamed.or_else(named).or_else(alone);
+            // With FULL every column is flagged, and the catalog's names have to tell.
+            let by_name = || {
+                let at = |attnum: &i16| {
+                    let now = live.iter().find(|l| l.attnum == *attnum)?;
+                    let columns = &mut relation.columns.iter();
+                    columns.position(|c| c.name == now.name && c.type_oid == now.type_oid)
+                };
+                spec.key_attnums.iter().map(at).collect()
+            };
+            let keys = if flagged.len() == spec.key_attnums.len() {
+                Some(flagged.clone())
+            } else {
+                by_name()
+            };
+            (vector, keys)
         };
         let vector = vector.ok_or_else(|| {
             Unusable(format!("column {} of {} is gone", spec.column_name, name()))

@@ -91,6 +91,36 @@ fn a_renamed_column_is_found_while_another_change_is_on_its_way() {
 }
 
 #[test]
+fn p2_a_whole_old_row_names_its_key_while_a_column_is_added() {
+    // REPLICA IDENTITY FULL flags every column, and the catalog is ahead of the stream.
+    let mut live = live();
+    live.push(LiveColumn {
+        attnum: 5,
+        name: "note".into(),
+        type_oid: 25,
+    });
+    let relation = relation(&[("id", true), ("label", true), ("embedding", true)]);
+    let columns = ColumnMap::new(&relation, &live, &spec()).unwrap();
+    assert_eq!((columns.keys, columns.vector), (vec![0], 2));
+}
+
+#[test]
+fn p2_a_vector_renamed_twice_while_it_is_on_its_way_is_found_by_its_type() {
+    let mut live = live();
+    live[2] = LiveColumn {
+        attnum: 4,
+        name: "third".into(),
+        type_oid: 9,
+    };
+    let mut relation = relation(&[("id", true), ("label", false), ("second", false)]);
+    relation.columns[2].type_oid = 9;
+    let columns = ColumnMap::new(&relation, &live, &spec()).unwrap();
+    assert_eq!((columns.keys, columns.vector), (vec![0], 2));
+    relation.columns[1].type_oid = 9;
+    assert!(ColumnMap::new(&relation, &live, &spec()).is_err());
+}
+
+#[test]
 fn columns_are_found_by_attribute_number_past_dropped_ones() {
     let op = items()
         .insert(&vec![bin(b"k"), Cell::Null, v(1.0)])

@@ -23,8 +23,9 @@ impl ClusterState {
                 .collection_by_index(spec.source, spec.index_oid, spec.definition_generation)
         {
             let (id, ready) = (existing.id, is_ready(existing));
+            let renamed = self.rename_collection(id, &spec);
             let dropped = ready && self.drop_earlier_generations(id);
-            let changed = if dropped {
+            let changed = if dropped || renamed {
                 MapChanged::Yes
             } else {
                 MapChanged::No
@@ -56,6 +57,25 @@ impl ClusterState {
             Response::CollectionCreated { collection: id },
             MapChanged::Yes,
         ))
+    }
+
+    /// What the user calls an index, its table and schema, for those who read it. The
+    /// column keeps the name of when the index was made: rows of before a renaming
+    /// that are still in the stream are read by it.
+    fn rename_collection(&mut self, id: CollectionId, now: &CollectionSpec) -> bool {
+        let Some(collection) = self.map.collections.get_mut(&id) else {
+            return false;
+        };
+        let spec = &mut collection.spec;
+        let renamed = CollectionSpec {
+            schema_name: now.schema_name.clone(),
+            table_name: now.table_name.clone(),
+            index_name: now.index_name.clone(),
+            ..spec.clone()
+        };
+        let is_news = *spec != renamed;
+        *spec = renamed;
+        is_news
     }
 
     fn check_placement(&self, placement: &[PlacedPartition]) -> Result<(), Refusal> {

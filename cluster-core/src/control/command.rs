@@ -80,6 +80,8 @@ pub enum Command {
         source: SourceId,
         token: ConsumerEpoch,
         slot: Option<Slot>,
+        #[serde(default)]
+        server_start: Option<ServerStart>,
         problem: String,
     },
     CreateCollection {

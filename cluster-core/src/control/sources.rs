@@ -55,6 +55,7 @@ impl ClusterState {
             name,
             incarnation: Incarnation(1),
             slot: None,
+            server_start: None,
             slot_name: slot_name(&self.map.cluster_id, id),
             publication_name: PUBLICATION_NAME.to_owned(),
             problem: String::new(),
@@ -107,12 +108,14 @@ impl ClusterState {
     }
 
     /// The slot's identity is told once. Another one means a break in the
-    /// source's history, which is not what a report may decide.
+    /// source's history, which is not what a report may decide. The server's start is
+    /// told again whenever the consumer finds another.
     pub(super) fn report_source(
         &mut self,
         source: SourceId,
         token: ConsumerEpoch,
         slot: Option<Slot>,
+        server_start: Option<ServerStart>,
         problem: String,
     ) -> Outcome {
         self.check_token(source, token)?;
@@ -131,8 +134,11 @@ impl ClusterState {
             return Err(Refusal::Conflict { what });
         }
         let slot = slot.or_else(|| record.slot.clone());
-        let changed = record.slot != slot || record.problem != problem;
+        let server_start = server_start.or(record.server_start);
+        let changed =
+            record.slot != slot || record.server_start != server_start || record.problem != problem;
         record.slot = slot;
+        record.server_start = server_start;
         record.problem = problem;
         Ok((
             Response::Done,

@@ -168,8 +168,9 @@ impl ClusterState {
                 source,
                 token,
                 slot,
+                server_start,
                 problem,
-            } => self.report_source(source, token, slot, problem),
+            } => self.report_source(source, token, slot, server_start, problem),
             Command::CreateCollection {
                 token,
                 spec,

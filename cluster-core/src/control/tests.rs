@@ -422,6 +422,7 @@ fn a_slots_identity_is_told_once() {
             timeline,
             consistent_point: Lsn(70),
         }),
+        server_start: None,
         problem: problem.into(),
     };
     assert_eq!(cluster.twice(report(1, "")), Response::Done);
@@ -434,6 +435,25 @@ fn a_slots_identity_is_told_once() {
         cluster.map().sources[&SourceId(1)].problem,
         "wal_level is not logical"
     );
+}
+
+#[test]
+fn p9_the_start_of_the_server_that_is_streamed_is_the_last_one_told() {
+    let mut cluster = Cluster::ready(1);
+    let report = |server_start| Command::ReportSource {
+        source: SourceId(1),
+        token: ConsumerEpoch(1),
+        slot: None,
+        server_start,
+        problem: String::new(),
+    };
+    let told = |cluster: &Cluster| cluster.map().sources[&SourceId(1)].server_start;
+    assert_eq!(told(&cluster), None);
+    cluster.twice(report(Some(ServerStart(7))));
+    cluster.twice(report(None));
+    assert_eq!(told(&cluster), Some(ServerStart(7)));
+    cluster.twice(report(Some(ServerStart(8))));
+    assert_eq!(told(&cluster), Some(ServerStart(8)));
 }
 
 #[test]

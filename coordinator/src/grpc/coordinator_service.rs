@@ -257,6 +257,7 @@ impl Service for CoordinatorService {
             source: SourceId(request.source_id),
             token: ConsumerEpoch(request.consumer_epoch),
             slot: request.slot.map(Into::into),
+            server_start: request.server_start.map(ServerStart),
             problem: request.problem,
         })
         .await?;

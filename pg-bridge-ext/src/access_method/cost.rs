@@ -68,5 +68,8 @@ unsafe fn can_answer(index_oid: pg_sys::Oid) -> bool {
         index_oid.to_u32(),
         metapage.definition_generation,
     );
-    matches!(view.state, ViewState::Ready | ViewState::Disconnected)
+    matches!(
+        view.state,
+        ViewState::Ready | ViewState::Disconnected | ViewState::Unidentified
+    )
 }

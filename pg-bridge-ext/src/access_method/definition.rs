@@ -64,8 +64,9 @@ impl Definition {
             column_typmod: (*attribute(index, 1)).atttypmod,
             metric: metric(index),
             m: options::m(index),
-            ef_construction: options::ef_construction(index),
-            key: followable(table, column).and_then(|()| row_key_index(table)),
+            // An ALTER INDEX may have raised m alone, and no rebuild fails for it.
+            ef_construction: options::ef_construction(index).max(2 * options::m(index)),
+            key: followable(table, column, index).and_then(|()| row_key_index(table)),
         }
     }
 
@@ -132,6 +133,7 @@ unsafe fn metric(index: pg_sys::Relation) -> Metric {
 unsafe fn followable(
     table: pg_sys::Relation,
     column: *const pg_sys::FormData_pg_attribute,
+    index: pg_sys::Relation,
 ) -> Result<(), String> {
     let form = (*table).rd_rel;
     if (*form).relpersistence != pg_sys::RELPERSISTENCE_PERMANENT as std::ffi::c_char {
@@ -141,6 +143,9 @@ unsafe fn followable(
     }
     if (*column).attgenerated != 0 {
         return Err("the column is generated, so the WAL does not carry its values".into());
+    }
+    if (*attribute(index, 1)).atttypmod < 1 {
+        return Err("the column does not have dimensions".into());
     }
     Ok(())
 }
@@ -176,8 +181,14 @@ pub unsafe fn row_key_index(table: pg_sys::Relation) -> Result<RowKeyIndex, Stri
         })
         .collect();
     let complete = columns.len() == attnums.len();
+    let is_generated = columns
+        .iter()
+        .any(|column| (*attribute(table, column.attnum)).attgenerated != 0);
     pg_sys::index_close(index, pg_sys::AccessShareLock as c_int);
     columns.sort_by_key(|column| column.attnum);
+    if is_generated {
+        return Err("the table's key has a generated column, which the WAL does not carry".into());
+    }
     if complete && !columns.is_empty() {
         Ok(RowKeyIndex { index_oid, columns })
     } else {

@@ -60,6 +60,13 @@ impl Metapage {
         pg_sys::UnlockReleaseBuffer(buffer);
     }
 
+    /// Whether the index stands for this very definition, as far as the cluster has
+    /// been told of it.
+    pub fn stands_for(&self, definition: &Definition) -> bool {
+        self.definition_generation != 0
+            && self.fingerprint_hash == fingerprint_hash(&definition.fingerprint())
+    }
+
     /// Reads the page, from the relation cache after the first time.
     ///
     /// # Safety

@@ -31,7 +31,7 @@ pub unsafe fn register(definition: &Definition, key: &RowKeyIndex) -> Registered
         definition.m,
         definition.ef_construction
     );
-    as_owner(owner, || {
+    as_role(owner, || {
         Spi::connect_mut(|client| {
             sweep(client);
             let known = known_generation(client, definition.index_oid, &fingerprint);
@@ -62,7 +62,7 @@ pub unsafe fn remove(index_oid: pg_sys::Oid) -> bool {
     let Some(owner) = owner_of_table() else {
         return false;
     };
-    as_owner(owner, || {
+    as_role(owner, || {
         Spi::connect_mut(|client| {
             let args = [DatumWithOid::from(index_oid)];
             run(
@@ -125,7 +125,7 @@ pub unsafe fn release_table(table_oid: pg_sys::Oid) {
     let Some(owner) = owner_of_table() else {
         return;
     };
-    as_owner(owner, || {
+    as_role(owner, || {
         Spi::connect_mut(|client| {
             let args = [DatumWithOid::from(table_oid)];
             run(
@@ -141,11 +141,54 @@ pub unsafe fn release_table(table_oid: pg_sys::Oid) {
                 &args,
             );
             for (publisher, statement) in statements(client, LEAVE_PUBLICATIONS, &args) {
-                as_owner(publisher, || run(client, &statement, &[]));
+                as_role(publisher, || run(client, &statement, &[]));
             }
         })
     })
 }
+
+/// The indexes whose rows are named by a column of the given type.
+///
+/// # Safety
+/// In a transaction.
+pub unsafe fn with_key_of(kind: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    let Some(owner) = owner_of_table() else {
+        return Vec::new();
+    };
+    let sql = "SELECT c.index_oid FROM ruvector.collections c WHERE EXISTS (\
+               SELECT FROM pg_catalog.pg_attribute a \
+               WHERE a.attrelid OPERATOR(pg_catalog.=) c.table_oid \
+               AND a.attnum OPERATOR(pg_catalog.=) ANY (c.key_attnums) \
+               AND a.atttypid OPERATOR(pg_catalog.=) $1)";
+    as_role(owner, || {
+        Spi::connect(|client| match client.select(sql, None, &[kind.into()]) {
+            Ok(rows) => rows.filter_map(|row| row.get(1).ok().flatten()).collect(),
+            Err(error) => pgrx::error!("ruvector.collections: {error}"),
+        })
+    })
+}
+
+/// Tells the cluster what indexes, tables and schemas are called now.
+///
+/// # Safety
+/// In a transaction that may write.
+pub unsafe fn refresh_names() {
+    let Some(owner) = owner_of_table() else {
+        return;
+    };
+    as_role(owner, || {
+        Spi::connect_mut(|client| run(client, REFRESH_NAMES, &[]));
+    })
+}
+
+const REFRESH_NAMES: &str = "
+UPDATE ruvector.collections c
+   SET schema_name = n.nspname, table_name = t.relname, index_name = i.relname
+  FROM pg_catalog.pg_class i, pg_catalog.pg_class t, pg_catalog.pg_namespace n
+ WHERE i.oid OPERATOR(pg_catalog.=) c.index_oid AND t.oid OPERATOR(pg_catalog.=) c.table_oid
+   AND n.oid OPERATOR(pg_catalog.=) t.relnamespace
+   AND (c.schema_name, c.table_name, c.index_name)
+       IS DISTINCT FROM (n.nspname::text, t.relname::text, i.relname::text)";
 
 const LEAVE_PUBLICATIONS: &str = "
 SELECT p.pubowner, pg_catalog.format('ALTER PUBLICATION %I DROP TABLE ONLY %I.%I', p.pubname, n.nspname, t.relname)
@@ -306,11 +349,11 @@ unsafe fn owner_of_table() -> Option<pg_sys::Oid> {
 /// write: REINDEX, VACUUM FULL and CLUSTER are allowed where a transaction is
 /// read-only. An error leaves all three to the end of the (sub)transaction, which
 /// restores them.
-unsafe fn as_owner<R>(owner: pg_sys::Oid, body: impl FnOnce() -> R) -> R {
+pub(super) unsafe fn as_role<R>(role: pg_sys::Oid, body: impl FnOnce() -> R) -> R {
     let (mut user, mut context) = (pg_sys::InvalidOid, 0);
     pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
     pg_sys::SetUserIdAndSecContext(
-        owner,
+        role,
         context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as c_int,
     );
     let level = pg_sys::NewGUCNestLevel();

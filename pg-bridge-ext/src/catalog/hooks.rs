@@ -5,7 +5,7 @@
 //! A hook calls the next one without a boundary in between, so that errors pass
 //! through unchanged; its frame therefore holds nothing that needs a destructor.
 
-use super::collections;
+use super::{collections, databases, refollow};
 use crate::access_method::{self, definition};
 use crate::error::guard;
 use crate::scan::{exact_slots, own_writes};
@@ -24,6 +24,10 @@ thread_local! {
     /// Tables whose key the running statement takes away, or replaces: which of
     /// the two is known when it ends.
     static KEY_CHANGED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
+    /// Tables that the running statement alters, and relations that it creates: a
+    /// key may be among them, or an index that Postgres gave an old one's storage.
+    static ALTERED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
+    static CREATED: RefCell<Vec<pg_sys::Oid>> = const { RefCell::new(Vec::new()) };
     /// Open subtransactions, and the depth at which each began.
     static DEPTHS: RefCell<Vec<(pg_sys::SubTransactionId, u32)>> = const { RefCell::new(Vec::new()) };
 }
@@ -60,6 +64,15 @@ pub fn in_alter_table() -> bool {
     ALTER_TABLE_DEPTH.get() > 0
 }
 
+/// Runs a build as if an ALTER TABLE asked for it: contents may have changed.
+pub fn as_alter_table<R>(body: impl FnOnce() -> R) -> R {
+    // An error leaves it to the end of the (sub)transaction.
+    ALTER_TABLE_DEPTH.set(ALTER_TABLE_DEPTH.get() + 1);
+    let result = body();
+    ALTER_TABLE_DEPTH.set(ALTER_TABLE_DEPTH.get().saturating_sub(1));
+    result
+}
+
 unsafe extern "C-unwind" fn on_process_utility(
     statement: *mut pg_sys::PlannedStmt,
     source: *const c_char,
@@ -70,7 +83,13 @@ unsafe extern "C-unwind" fn on_process_utility(
     receiver: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    let alters = (*(*statement).utilityStmt).type_ == pg_sys::NodeTag::T_AlterTableStmt;
+    // The tree may be gone when the statement is through.
+    let node = (*statement).utilityStmt;
+    let afterwards = guard(|| {
+        databases::before(node);
+        Afterwards::of(node)
+    });
+    let alters = (*node).type_ == pg_sys::NodeTag::T_AlterTableStmt;
     if alters {
         guard(|| before_alter_table((*statement).utilityStmt.cast()));
         ALTER_TABLE_DEPTH.set(ALTER_TABLE_DEPTH.get() + 1);
@@ -102,10 +121,44 @@ unsafe extern "C-unwind" fn on_process_utility(
     if alters {
         ALTER_TABLE_DEPTH.set(ALTER_TABLE_DEPTH.get().saturating_sub(1));
     }
-    let has_dropped = DROPPED_CONCURRENTLY.with_borrow(|dropped| !dropped.is_empty());
-    let has_changed = KEY_CHANGED.with_borrow(|changed| !changed.is_empty());
-    if ALTER_TABLE_DEPTH.get() == 0 && (has_dropped || has_changed) {
-        guard(|| after_statement());
+    let owes = [&DROPPED_CONCURRENTLY, &KEY_CHANGED, &ALTERED, &CREATED]
+        .into_iter()
+        .any(|list| list.with_borrow(|oids| !oids.is_empty()));
+    if ALTER_TABLE_DEPTH.get() == 0 && (owes || afterwards != Afterwards::Nothing) {
+        guard(|| after_statement(afterwards));
+    }
+}
+
+/// What a statement leaves to be done that no other hook tells of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Afterwards {
+    Nothing,
+    /// Something has another name.
+    RefreshNames,
+    /// A label of this enum has another name.
+    LabelRenamed(pg_sys::Oid),
+}
+
+impl Afterwards {
+    unsafe fn of(node: *const pg_sys::Node) -> Self {
+        use pg_sys::NodeTag::*;
+        match (*node).type_ {
+            T_RenameStmt | T_AlterObjectSchemaStmt => Self::RefreshNames,
+            // CONCURRENTLY builds another index, which then takes over the name.
+            T_ReindexStmt if !(*node.cast::<pg_sys::ReindexStmt>()).params.is_null() => {
+                Self::RefreshNames
+            }
+            T_AlterEnumStmt => {
+                let alter = &*node.cast::<pg_sys::AlterEnumStmt>();
+                if alter.oldVal.is_null() {
+                    return Self::Nothing;
+                }
+                let name = pg_sys::makeTypeNameFromNameList(alter.typeName);
+                let kind = pg_sys::LookupTypeNameOid(std::ptr::null_mut(), name, true);
+                Self::LabelRenamed(kind)
+            }
+            _ => Self::Nothing,
+        }
     }
 }
 
@@ -125,9 +178,6 @@ unsafe fn before_alter_table(statement: *const pg_sys::AlterTableStmt) {
         })
     };
     let (loses_wal, changes_key) = (has(AT_SetUnLogged), has(AT_ReplicaIdentity));
-    if !loses_wal && !changes_key {
-        return;
-    }
     let table = pg_sys::RangeVarGetRelidExtended(
         (*statement).relation,
         pg_sys::NoLock as c_int,
@@ -148,32 +198,65 @@ unsafe fn before_alter_table(statement: *const pg_sys::AlterTableStmt) {
     if changes_key {
         KEY_CHANGED.with_borrow_mut(|changed| changed.push(table));
     }
+    ALTERED.with_borrow_mut(|altered| altered.push(table));
 }
 
-unsafe fn after_statement() {
-    for index in DROPPED_CONCURRENTLY.take() {
-        collections::remove(index);
-    }
-    let mut tables = KEY_CHANGED.take();
-    if tables.is_empty() {
+unsafe fn after_statement(afterwards: Afterwards) {
+    let (dropped, keyless) = (DROPPED_CONCURRENTLY.take(), distinct(KEY_CHANGED.take()));
+    let (mut altered, created) = (ALTERED.take(), CREATED.take());
+    // COMMIT, or what ran in pieces and failed in the last one.
+    if !pg_sys::IsTransactionState() || pg_sys::IsBinaryUpgrade || pg_sys::RecoveryInProgress() {
         return;
     }
-    tables.sort_unstable_by_key(|table| table.to_u32());
-    tables.dedup();
+    for index in dropped {
+        collections::remove(index);
+    }
     // The relation cache then knows what the statement did.
     pg_sys::CommandCounterIncrement();
-    for table in tables {
-        let relation = pg_sys::try_relation_open(table, pg_sys::AccessShareLock as c_int);
-        if relation.is_null() {
-            continue;
-        }
-        // A key that differs from the one before is noticed by its fingerprint.
-        let has_key = definition::row_key_index(relation).is_ok();
-        pg_sys::relation_close(relation, pg_sys::AccessShareLock as c_int);
-        if !has_key {
-            collections::release_table(table);
+    for table in &keyless {
+        let has_key = with_table(*table, |relation| {
+            definition::row_key_index(relation).is_ok()
+        });
+        if has_key == Some(false) {
+            collections::release_table(*table);
         }
     }
+    altered.extend(keyless);
+    altered.extend(created.into_iter().filter_map(|oid| table_of_index(oid)));
+    for table in distinct(altered) {
+        with_table(table, |relation| refollow::rebuild_changed(relation));
+    }
+    match afterwards {
+        Afterwards::Nothing => {}
+        Afterwards::RefreshNames => collections::refresh_names(),
+        Afterwards::LabelRenamed(kind) => refollow::rebuild_with_key_of(kind),
+    }
+}
+
+fn distinct(mut oids: Vec<pg_sys::Oid>) -> Vec<pg_sys::Oid> {
+    oids.sort_unstable_by_key(|oid| oid.to_u32());
+    oids.dedup();
+    oids
+}
+
+/// Looks at a permanent table that is still there.
+unsafe fn with_table<R>(oid: pg_sys::Oid, look: impl FnOnce(pg_sys::Relation) -> R) -> Option<R> {
+    let relation = pg_sys::try_relation_open(oid, pg_sys::AccessShareLock as c_int);
+    if relation.is_null() {
+        return None;
+    }
+    let form = (*relation).rd_rel;
+    let is_table = (*form).relkind == pg_sys::RELKIND_RELATION as c_char
+        && (*form).relpersistence == pg_sys::RELPERSISTENCE_PERMANENT as c_char;
+    let seen = is_table.then(|| look(relation));
+    pg_sys::relation_close(relation, pg_sys::AccessShareLock as c_int);
+    seen
+}
+
+unsafe fn table_of_index(relation: pg_sys::Oid) -> Option<pg_sys::Oid> {
+    let kind = pg_sys::get_rel_relkind(relation) as u8;
+    let table = (kind == pg_sys::RELKIND_INDEX).then(|| pg_sys::IndexGetRelation(relation, true));
+    table.filter(|oid| *oid != pg_sys::InvalidOid)
 }
 
 unsafe fn is_permanent(relation: pg_sys::Oid) -> bool {
@@ -200,6 +283,13 @@ unsafe extern "C-unwind" fn on_object_access(
                 & pg_sys::PERFORM_DELETION_CONCURRENTLY as c_int
                 != 0;
         guard(|| on_drop(object, concurrently));
+    }
+    if access == pg_sys::ObjectAccessType::OAT_POST_CREATE
+        && class == pg_sys::RelationRelationId
+        && part == 0
+        && !pg_sys::IsBinaryUpgrade
+    {
+        CREATED.with_borrow_mut(|created| created.push(object));
     }
 }
 
@@ -276,6 +366,8 @@ unsafe extern "C-unwind" fn on_transaction_event(
             if event == XACT_EVENT_ABORT {
                 DROPPED_CONCURRENTLY.take();
                 KEY_CHANGED.take();
+                ALTERED.take();
+                CREATED.take();
             }
         });
     }

@@ -2,5 +2,7 @@
 //! hooks that keep it true.
 
 pub mod collections;
+pub mod databases;
 pub mod hooks;
 pub mod prerequisites;
+pub mod refollow;

@@ -12,7 +12,7 @@ use super::key_lookup::KeyLookup;
 use super::ranking::{Ranked, Ranking};
 use super::visibility::{self, ExactReason};
 use super::{counters, exact_slots, freshness, own_writes, snapshot};
-use crate::access_method::definition::{Definition, RowKeyIndex, fingerprint_hash};
+use crate::access_method::definition::{Definition, RowKeyIndex};
 use crate::access_method::metapage::Metapage;
 use crate::catalog::{collections, prerequisites};
 use crate::error::{SqlError, SqlState};
@@ -21,10 +21,11 @@ use crate::types::vector;
 use crate::worker::{self, IndexView, OpenScan, ScanFailure, ScanHandle, ScanPage, ViewState};
 use pgrx::pg_sys;
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Rows in a page: few, for the first page is often all that is read.
 const PAGE_ROWS_MIN: u32 = 10;
+const IDENTITY_POLL_MS: std::ffi::c_long = 20;
 
 pub struct ScanState {
     phase: Phase,
@@ -197,7 +198,8 @@ unsafe fn ranking(scan: pg_sys::IndexScanDesc, definition: &Definition) -> Ranki
         if order_by.sk_flags as u32 & pg_sys::SK_ISNULL == 0 {
             let elements = vector::elements(order_by.sk_argument);
             let expected = definition.dimensions() as usize;
-            if elements.len() != expected {
+            // A column without dimensions takes any: rows tell, as without the index.
+            if expected != 0 && elements.len() != expected {
                 SqlError::new(
                     SqlState::DATA_EXCEPTION,
                     format!(
@@ -243,11 +245,7 @@ unsafe fn ask_cluster(
     let metapage = Metapage::read(request.index);
     let key = followed_key(definition, &metapage)?;
     let own_writes = own_writes_of(request)?;
-    let view = worker::index_view(
-        pg_sys::MyDatabaseId.to_u32(),
-        request.index_oid,
-        metapage.definition_generation,
-    );
+    let view = identified_view(request, metapage.definition_generation);
     let snapshot_xmin = covered_xmin(request, &view)?;
     let open = OpenScan {
         database_oid: pg_sys::MyDatabaseId.to_u32(),
@@ -317,7 +315,7 @@ unsafe fn followed_key<'a>(
             NOT_REGISTERED,
         ));
     }
-    if metapage.fingerprint_hash != fingerprint_hash(&definition.fingerprint()) {
+    if !metapage.stands_for(definition) {
         return Err(Refusal::structural(
             ExactReason::NotFollowed,
             "the table's key or column changed; REINDEX the index",
@@ -350,10 +348,34 @@ unsafe fn own_writes_of(request: &Request) -> Result<Vec<u64>, Refusal> {
         .map_err(|reason| Refusal::structural(ExactReason::OwnWrites, reason))
 }
 
+/// What is known of the index. A server that has just started is answered once the
+/// cluster has seen its start, which is soon if it is the one that is followed.
+unsafe fn identified_view(request: &Request, definition_generation: u64) -> IndexView {
+    let give_up_at = Instant::now() + Duration::from_millis(settings::search_timeout_ms());
+    loop {
+        let view = worker::index_view(
+            pg_sys::MyDatabaseId.to_u32(),
+            request.index_oid,
+            definition_generation,
+        );
+        if view.state != ViewState::Unidentified || Instant::now() >= give_up_at {
+            return view;
+        }
+        pgrx::check_for_interrupts!();
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
+            IDENTITY_POLL_MS,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+}
+
 unsafe fn covered_xmin(request: &Request, view: &IndexView) -> Result<u64, Refusal> {
     match view.state {
         ViewState::Ready => {}
-        ViewState::Disconnected => {
+        ViewState::Disconnected | ViewState::Unidentified => {
             return Err(Refusal::Outage(ScanFailure::Unavailable(
                 view.reason.clone(),
             )));
@@ -363,10 +385,11 @@ unsafe fn covered_xmin(request: &Request, view: &IndexView) -> Result<u64, Refus
             return Err(Refusal::structural(ExactReason::Building, reason));
         }
         ViewState::Unknown => {
-            return Err(Refusal::structural(
-                ExactReason::Building,
-                "the cluster does not have the collection yet",
-            ));
+            let reason = match view.reason.as_str() {
+                "" => "the cluster does not have the collection yet",
+                reason => reason,
+            };
+            return Err(Refusal::structural(ExactReason::Building, reason));
         }
         ViewState::Failed => {
             let reason = format!("the collection failed: {}", view.reason);

@@ -2,7 +2,7 @@
 //! an index, and why its scans are exact if they are.
 
 use crate::access_method;
-use crate::access_method::definition::{Definition, fingerprint_hash};
+use crate::access_method::definition::Definition;
 use crate::access_method::metapage::Metapage;
 use crate::catalog::{collections, prerequisites};
 use crate::error::{Call, SqlError, SqlState, sql_functions};
@@ -65,11 +65,17 @@ pub unsafe fn local(index_oid: pg_sys::Oid) -> Local {
     let form = (*index).rd_rel;
     let name = pg_sys::name_data_to_str(&(*form).relname).to_owned();
     if (*form).relam != method || (*form).relkind != pg_sys::RELKIND_INDEX as std::ffi::c_char {
-        SqlError::new(
+        let error = SqlError::new(
             SqlState::WRONG_OBJECT_TYPE,
             format!("\"{name}\" is not a ruhnsw index"),
-        )
-        .raise();
+        );
+        if (*form).relkind == pg_sys::RELKIND_PARTITIONED_INDEX as std::ffi::c_char {
+            error
+                .detail("A partitioned index has no rows of its own.")
+                .hint("ruvector_index_status() shows the index of each partition.")
+                .raise();
+        }
+        error.raise();
     }
     let table = pg_sys::table_open(
         (*(*index).rd_index).indrelid,
@@ -105,7 +111,7 @@ unsafe fn judge(definition: &Definition, metapage: &Metapage) -> (&'static str, 
     if metapage.definition_generation == 0 {
         return exact(NOT_REGISTERED);
     }
-    if metapage.fingerprint_hash != fingerprint_hash(&definition.fingerprint()) {
+    if !metapage.stands_for(definition) {
         return exact("the table's key or column changed; REINDEX the index");
     }
     if !collections::is_registered(definition.index_oid, metapage.definition_generation) {
@@ -117,7 +123,8 @@ unsafe fn judge(definition: &Definition, metapage: &Metapage) -> (&'static str, 
         metapage.definition_generation,
     );
     let state = match view.state {
-        ViewState::Unknown => "waiting",
+        ViewState::Unknown if view.is_of_other_server => "exact",
+        ViewState::Unknown | ViewState::Unidentified => "waiting",
         ViewState::Building => "building",
         ViewState::Ready => "ready",
         ViewState::Failed => "failed",

@@ -6,6 +6,7 @@ use crate::error::{SqlError, SqlState, sql_functions};
 use crate::scan::{freshness, own_writes};
 use crate::worker;
 use pgrx::pg_sys;
+use pgrx::spi::Spi;
 use std::ffi::c_long;
 use std::time::{Duration, Instant};
 
@@ -20,13 +21,30 @@ sql_functions! {
             SqlError::new(SqlState::INVALID_PARAMETER, "timeout_seconds must not be negative")
                 .raise();
         }
-        wait(index_oid, Duration::from_secs(u64::from(timeout_s.unsigned_abs())), folded);
+        let timeout = Duration::from_secs(u64::from(timeout_s.unsigned_abs()));
+        let deadline = Instant::now() + timeout;
+        for index_oid in with_storage(index_oid) {
+            wait(index_oid, deadline, timeout, folded);
+        }
         pg_sys::Datum::from(0usize)
     }
 }
 
-unsafe fn wait(index_oid: pg_sys::Oid, timeout: Duration, folded: bool) {
-    let deadline = Instant::now() + timeout;
+/// The index itself; of a partitioned one, the indexes of all its partitions.
+unsafe fn with_storage(index_oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+    if pg_sys::get_rel_relkind(index_oid) as u8 != pg_sys::RELKIND_PARTITIONED_INDEX {
+        return vec![index_oid];
+    }
+    let leaves = "SELECT relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree($1) WHERE isleaf";
+    Spi::connect(
+        |client| match client.select(leaves, None, &[index_oid.into()]) {
+            Ok(rows) => rows.filter_map(|row| row.get(1).ok().flatten()).collect(),
+            Err(error) => pgrx::error!("the index's partitions cannot be listed: {error}"),
+        },
+    )
+}
+
+unsafe fn wait(index_oid: pg_sys::Oid, deadline: Instant, timeout: Duration, folded: bool) {
     // Reports are seconds old. One that has come this far was made after the
     // collection was ready, so that it counts every row of the initial copy.
     let mut ready_at = None;

@@ -28,6 +28,9 @@ pub use progress::{CollectionProgress, CollectionStanding, SourceProgress};
 pub use samples::{LAG_MS_MAX, Samples};
 pub use view::{IndexView, ViewState};
 
+/// The consumer comes back to a server that it follows much sooner; until then its
+/// searches wait, later a server is taken for a copy, which is scanned exactly.
+const IDENTIFIED_WITHIN: Duration = Duration::from_secs(30);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 /// `ruvector_index_status()` asks a coordinator; it is not kept waiting long.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -162,6 +165,10 @@ pub unsafe fn init() {
     pg_sys::shmem_request_hook = Some(on_request);
     PREVIOUS_STARTUP = pg_sys::shmem_startup_hook;
     pg_sys::shmem_startup_hook = Some(on_startup);
+    // pg_upgrade's servers talk to nobody.
+    if pg_sys::IsBinaryUpgrade {
+        return;
+    }
     BackgroundWorkerBuilder::new("ruvector worker")
         .set_type("ruvector worker")
         .set_library("ruvector")
@@ -196,8 +203,23 @@ pub fn index_view(database_oid: u32, index_oid: u32, definition_generation: u64)
     if may_have_been_ready && let Some(reason) = silence() {
         view.state = ViewState::Disconnected;
         view.reason = reason;
+    } else if view.is_of_other_server && uptime() < IDENTIFIED_WITHIN {
+        view.state = ViewState::Unidentified;
+        view.reason = "the cluster has not seen this start of the server yet".to_owned();
     }
     view
+}
+
+/// How long this server has been running.
+fn uptime() -> Duration {
+    // SAFETY: set before any backend starts; the clock is Postgres's own.
+    let microseconds = unsafe { pg_sys::GetCurrentTimestamp() - pg_sys::PgStartTime };
+    Duration::from_micros(u64::try_from(microseconds).unwrap_or(0))
+}
+
+/// The start of this server, 0 where the library was not preloaded.
+pub fn server_start() -> u64 {
+    segment::get().map_or(0, |segment| segment.server_start().0)
 }
 
 /// Why the cluster has not been heard of lately; None while it is.

@@ -6,6 +6,7 @@
 use super::samples::SAMPLE_EVERY;
 use super::segment::{self, Claim, SLOTS, Segment};
 use super::service::Service;
+use super::view::ServerIdentity;
 use super::{ScanFailure, codec::Response, view};
 use crate::scan::freshness;
 use crate::settings;
@@ -92,10 +93,13 @@ pub unsafe extern "C-unwind" fn ruvector_worker_main(_arg: pg_sys::Datum) {
     fail_orphans(segment);
     let mut coordinators = settings::coordinators();
     let start = segment.worker_starts.fetch_add(1, Ordering::Relaxed) + 1;
-    let identifier = pg_sys::GetSystemIdentifier();
+    let server = ServerIdentity {
+        system_identifier: pg_sys::GetSystemIdentifier(),
+        start: segment.server_start(),
+    };
     let service = {
         let _inside = runtime.enter();
-        Service::start(segment, identifier, start, coordinators.clone())
+        Service::start(segment, server, start, coordinators.clone())
     };
     segment.set_worker_latch(pg_sys::MyLatch);
     let waiting = wait_set(&answered);

@@ -17,6 +17,7 @@
 use super::samples::Samples;
 use super::view::Table;
 use crate::scan::visibility::VisibilityStats;
+use cluster_core::ids::ServerStart;
 use pgrx::pg_sys;
 use std::cell::UnsafeCell;
 use std::ffi::CStr;
@@ -57,6 +58,8 @@ pub struct Segment {
     worker_latch: AtomicPtr<pg_sys::Latch>,
     /// Counts the worker's starts.
     pub worker_starts: AtomicU64,
+    /// Drawn when this memory was made: at each start of the server, and after a crash.
+    server_start: AtomicU64,
     pub table: Table,
     pub samples: Samples,
     pub visibility: VisibilityStats,
@@ -97,6 +100,14 @@ pub unsafe fn start_up() {
     let memory = pg_sys::ShmemInitStruct(NAME.as_ptr(), size_of::<Segment>(), &mut found);
     if !found {
         std::ptr::write_bytes(memory.cast::<u8>(), 0, size_of::<Segment>());
+        let mut start = 0u64;
+        if !pg_sys::pg_strong_random((&raw mut start).cast(), size_of::<u64>()) {
+            pgrx::error!("the server gives no random number to know this start by");
+        }
+        let segment = memory.cast::<Segment>();
+        (*segment)
+            .server_start
+            .store(start.max(1), Ordering::Relaxed);
     }
     SEGMENT.store(memory.cast(), Ordering::Relaxed);
     pg_sys::LWLockRelease(addin_lock());
@@ -109,6 +120,10 @@ unsafe fn addin_lock() -> *mut pg_sys::LWLock {
 }
 
 impl Segment {
+    pub fn server_start(&self) -> ServerStart {
+        ServerStart(self.server_start.load(Ordering::Relaxed))
+    }
+
     // ------------------------------------------------------------------ backend
 
     /// Takes a free slot, if there is one, and writes the request into it.

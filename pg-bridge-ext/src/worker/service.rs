@@ -3,7 +3,7 @@
 
 use super::codec::{IndexName, Open, PAGE_BYTES, ROW_BYTES, Request, Response};
 use super::segment::{Claim, RESPONSE_BYTES, Segment};
-use super::view::{self, IndexView, ViewState};
+use super::view::{self, IndexView, ServerIdentity, ViewState};
 use super::{PageStats, ScanFailure, ScanPage, progress, status};
 use crate::settings::Coordinators;
 use cluster_client::transport::Transport;
@@ -28,7 +28,7 @@ const HEARTBEAT_EVERY: Duration = Duration::from_millis(250);
 
 pub struct Service {
     segment: &'static Segment,
-    system_identifier: u64,
+    server: ServerIdentity,
     connection: Mutex<Connection>,
     scans: Mutex<HashMap<u64, LiveScan>>,
     /// Scan ids carry the worker's start, so that one of a former worker is unknown.
@@ -57,7 +57,7 @@ impl Service {
     /// Inside the runtime.
     pub fn start(
         segment: &'static Segment,
-        system_identifier: u64,
+        server: ServerIdentity,
         start: u64,
         coordinators: Coordinators,
     ) -> Arc<Self> {
@@ -65,7 +65,7 @@ impl Service {
         let client = client(coordinators);
         let service = Arc::new(Self {
             segment,
-            system_identifier,
+            server,
             connection: Mutex::new(Connection {
                 client: client.clone(),
                 stop: stop.clone(),
@@ -290,7 +290,7 @@ impl Service {
     async fn progress(&self, database_oid: u32, timeout_ms: u64) -> Response {
         let client = self.client();
         let limit = Duration::from_millis(timeout_ms);
-        let of = progress::of_database(&client, self.system_identifier, database_oid, limit);
+        let of = progress::of_database(&client, self.server.system_identifier, database_oid, limit);
         Response::Progress(of.await)
     }
 
@@ -337,7 +337,7 @@ impl Service {
                             }
                             let _one_writer = self.table.lock();
                             if !stop.is_cancelled() {
-                                self.segment.table.write(&map, self.system_identifier);
+                                self.segment.table.write(&map, self.server);
                                 let is_coordinator = client.is_streaming_map();
                                 let table = &self.segment.table;
                                 table.note_heard(view::boot_ms(), is_coordinator);

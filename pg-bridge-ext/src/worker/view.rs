@@ -7,7 +7,7 @@
 
 use cluster_core::collection::{BackfillSnapshot, CollectionState};
 use cluster_core::freshness::samples::BootMicros;
-use cluster_core::ids::{CollectionId, SourceId};
+use cluster_core::ids::{CollectionId, ServerStart, SourceId};
 use cluster_core::map::PartitionMap;
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -29,6 +29,17 @@ const READ_SPINS_MAX: usize = 1_000;
 const READ_PAUSE: Duration = Duration::from_micros(100);
 const READ_PATIENCE: Duration = Duration::from_millis(200);
 
+const OTHER_SERVER: &str = "the cluster follows this database on another server, or on this one \
+     before it was started: a copy has the same identifiers and rows of its own, so it is not \
+     answered. Give a copy a source of its own; it needs a system identifier of its own as well";
+
+/// Which of all servers this one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerIdentity {
+    pub system_identifier: u64,
+    pub start: ServerStart,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ViewState {
     /// The cluster does not list the index.
@@ -38,6 +49,8 @@ pub enum ViewState {
     Failed,
     /// The worker has not heard from the cluster for a while.
     Disconnected,
+    /// The cluster follows this database, but has not seen this start of the server.
+    Unidentified,
 }
 
 /// What is known of one index.
@@ -51,6 +64,9 @@ pub struct IndexView {
     pub stale_partitions: u32,
     pub snapshot: BackfillSnapshot,
     pub reason: String,
+    /// The database is followed on a server that was started another time: after a
+    /// while that means, on another one with the same files.
+    pub is_of_other_server: bool,
 }
 
 impl IndexView {
@@ -63,6 +79,7 @@ impl IndexView {
             stale_partitions: 0,
             snapshot: BackfillSnapshot::default(),
             reason: reason.into(),
+            is_of_other_server: false,
         }
     }
 }
@@ -92,6 +109,7 @@ struct Content {
 #[derive(Clone, Copy)]
 struct Database {
     oid: u32,
+    is_of_other_server: u32,
     problem: Text,
 }
 
@@ -176,8 +194,8 @@ impl Table {
 
     /// Writes what a map says about the databases of this server. One writer at a
     /// time, in one process.
-    pub fn write(&self, map: &PartitionMap, system_identifier: u64) {
-        let (databases, entries) = flatten(map, system_identifier);
+    pub fn write(&self, map: &PartitionMap, server: ServerIdentity) {
+        let (databases, entries) = flatten(map, server);
         // A writer that died half-way left the sequence odd.
         let before = self.sequence.load(Ordering::Relaxed) & !1;
         self.sequence.store(before + 1, Ordering::Relaxed);
@@ -280,6 +298,7 @@ unsafe fn copy(content: *const Content, wanted: Key) -> Copied {
 impl Copied {
     fn interpret(self) -> IndexView {
         let Some(entry) = self.entry else {
+            let is_of_other_server = self.database.is_some_and(|d| d.is_of_other_server != 0);
             let reason = match self.database {
                 _ if self.is_overfull => format!(
                     "the server has more than {COLLECTIONS_MAX} collections or {DATABASES_MAX} databases"
@@ -287,9 +306,13 @@ impl Copied {
                 None => "no source of the cluster follows this database; \
                          add it with `ruvector ctl source add`"
                     .to_owned(),
+                Some(_) if is_of_other_server => OTHER_SERVER.to_owned(),
                 Some(database) => database.problem.read(),
             };
-            return IndexView::without_collection(ViewState::Unknown, reason);
+            return IndexView {
+                is_of_other_server,
+                ..IndexView::without_collection(ViewState::Unknown, reason)
+            };
         };
         let running = (entry.running_count as usize).min(RUNNING_MAX);
         IndexView {
@@ -308,22 +331,30 @@ impl Copied {
                 running: entry.running[..running].to_vec(),
             },
             reason: entry.reason.read(),
+            is_of_other_server: false,
         }
     }
 }
 
-fn flatten(map: &PartitionMap, system_identifier: u64) -> (Vec<Database>, Vec<(Key, Entry)>) {
+fn flatten(map: &PartitionMap, server: ServerIdentity) -> (Vec<Database>, Vec<(Key, Entry)>) {
     let mut databases = Vec::new();
     let mut entries = Vec::new();
     for source in map.sources.values() {
         let Some(slot) = &source.slot else { continue };
-        if slot.system_identifier != system_identifier {
+        if slot.system_identifier != server.system_identifier {
             continue;
         }
+        // A copy of the followed server's files is another server with the same
+        // identifiers: what the cluster holds is not what it holds (P1, P9).
+        let is_of_other_server = source.server_start != Some(server.start);
         databases.push(Database {
             oid: slot.database_oid,
+            is_of_other_server: is_of_other_server.into(),
             problem: Text::new(&source.problem),
         });
+        if is_of_other_server {
+            continue;
+        }
         for collection in map
             .collections
             .values()

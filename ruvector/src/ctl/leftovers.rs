@@ -5,6 +5,7 @@ use anyhow::Context;
 use cluster_core::map::Source;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 use wal_consumer::source::sql::{identifier, literal};
 
@@ -13,6 +14,7 @@ const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 /// For all of it.
 const TIMEOUT: Duration = Duration::from_secs(20);
+const MAINTENANCE_DATABASE: &str = "postgres";
 
 pub struct Leftovers {
     slot: String,
@@ -64,10 +66,12 @@ impl Leftovers {
             .application_name("ruvector-ctl")
             .connect_timeout(RELEASE_TIMEOUT);
         let removing = async {
-            let (client, connection) = config
-                .connect(NoTls)
-                .await
-                .context("connecting to Postgres")?;
+            let (client, connection) = match config.connect(NoTls).await {
+                Err(error) if error.code() == Some(&SqlState::INVALID_CATALOG_NAME) => {
+                    return self.look_from_outside(&config).await;
+                }
+                connected => connected.context("connecting to Postgres")?,
+            };
             let connection = tokio::spawn(connection);
             let removed = self.remove_by(&client).await;
             drop(client);
@@ -77,6 +81,26 @@ impl Leftovers {
         timeout(TIMEOUT, removing)
             .await
             .context("Postgres did not answer in time")?
+    }
+
+    /// DROP DATABASE has taken everything along; a renamed database has kept it.
+    async fn look_from_outside(&self, config: &Config) -> anyhow::Result<()> {
+        let mut config = config.clone();
+        config.dbname(MAINTENANCE_DATABASE);
+        let (client, connection) = config
+            .connect(NoTls)
+            .await
+            .context("the source's database is not there, nor is another to look from")?;
+        let connection = tokio::spawn(connection);
+        let find = "SELECT database::text FROM pg_replication_slots WHERE slot_name = $1";
+        let found = client.query_opt(find, &[&self.slot]).await;
+        drop(client);
+        connection.abort();
+        if let Some(slot) = found.context("looking for the slot")? {
+            let database: String = slot.try_get(0)?;
+            anyhow::bail!("the source's database is called {database} now");
+        }
+        Ok(())
     }
 
     async fn remove_by(&self, client: &Client) -> anyhow::Result<()> {

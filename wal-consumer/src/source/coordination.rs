@@ -8,7 +8,7 @@ use crate::retry::Backoff;
 use cluster_client::ClientError;
 use cluster_core::collection::{BackfillSnapshot, CollectionSpec};
 use cluster_core::confirm::ReplicaKey;
-use cluster_core::ids::{BackfillId, CollectionId};
+use cluster_core::ids::{BackfillId, CollectionId, ServerStart};
 use cluster_core::map::{PartitionMap, Slot};
 use proto::v1;
 use proto::v1::coordinator_client::CoordinatorClient;
@@ -69,12 +69,14 @@ pub async fn credentials(context: &SourceContext) -> Result<String, RunEnd> {
 pub async fn report(
     context: &SourceContext,
     slot: Option<&Slot>,
+    server_start: Option<ServerStart>,
     problem: &str,
 ) -> Result<(), RunEnd> {
     let request = v1::ReportSourceRequest {
         source_id: context.source.0,
         consumer_epoch: context.token.0,
         slot: slot.map(Into::into),
+        server_start: server_start.map(|start| start.0),
         problem: problem.to_owned(),
     };
     ask(context, "take a report", |mut c| {

@@ -138,7 +138,10 @@ pub async fn follow(context: SourceContext) {
                 context.metrics.restarted(context.source, "problem");
                 if reported.as_ref() != Some(&problem) {
                     tracing::error!(source = %context.source, problem, "source is not followed");
-                    if coordination::report(&context, None, &problem).await.is_ok() {
+                    if coordination::report(&context, None, None, &problem)
+                        .await
+                        .is_ok()
+                    {
                         reported = Some(problem);
                     }
                 }

@@ -15,12 +15,13 @@ use crate::replication::slot::{self, Lifetime, SystemIdentity};
 use anyhow::Context;
 use cluster_core::collection::CollectionState;
 use cluster_core::confirm::ReplicaKey;
-use cluster_core::ids::{CollectionId, Generation, NodeId, PartitionId};
+use cluster_core::ids::{CollectionId, Generation, NodeId, PartitionId, ServerStart};
 use cluster_core::map::{PartitionMap, ReplicaState, Slot, Source};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
 
 /// How long an ended walsender may take to let go of the slot.
@@ -47,7 +48,7 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
     let postgres: Config = dsn
         .parse()
         .map_err(|e| RunEnd::Problem(format!("the connection string is not one: {e}")))?;
-    let sql = sql::connect(&postgres).await?;
+    let sql = connect(&postgres).await?;
     // A map of before the assignment may lack collections of the former consumer.
     let is_ours = |map: &PartitionMap| {
         let source = map.sources.get(&context.source);
@@ -59,11 +60,11 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
     slot::check_name(&source.slot_name)?;
     slot::check_name(&source.publication_name)?;
 
-    let database_oid = check_server(&sql).await?;
+    let server = check_server(&sql).await?;
     let mut connection = Connection::connect(&postgres, "").await?;
     let system = slot::identify_system(&mut connection).await?;
     drop(connection);
-    check_identity(source, system, database_oid)?;
+    check_identity(source, system, server.database_oid)?;
     ensure_publication(&sql, source).await?;
 
     let known = match &source.slot {
@@ -72,11 +73,11 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
             let consistent_point = make_slot(context, &postgres, &sql, source, &map).await?;
             let slot = Slot {
                 system_identifier: system.system_identifier,
-                database_oid,
+                database_oid: server.database_oid,
                 timeline: system.timeline,
                 consistent_point,
             };
-            coordination::report(context, Some(&slot), "").await?;
+            coordination::report(context, Some(&slot), server.start, "").await?;
             // The next run must not take the slot for one that was never used.
             let has_slot = |map: &PartitionMap| {
                 let source = map.sources.get(&context.source);
@@ -94,6 +95,10 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
         incarnation: source.incarnation,
         start: confirmed.max(known.consistent_point),
     };
+    check_history(&floors, following.end_of(flushed(&sql).await?))?;
+    if server.start != source.server_start && source.slot.is_some() {
+        coordination::report(context, None, server.start, "").await?;
+    }
     let lost = below_slot(&context.client.map(), &floors, following.end_of(confirmed));
     for (collection, reason) in lost {
         coordination::give_up(context, collection, &reason).await?;
@@ -107,11 +112,35 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
     })
 }
 
-/// Answers the database's OID.
-async fn check_server(sql: &Client) -> Result<u32, RunEnd> {
+/// What the server says of itself.
+struct Server {
+    database_oid: u32,
+    /// `None` where the extension's library is not preloaded.
+    start: Option<ServerStart>,
+}
+
+/// A database that is gone, or has another name, does not come back by waiting.
+async fn connect(postgres: &Config) -> Result<Client, RunEnd> {
+    sql::connect(postgres).await.map_err(|error| {
+        let state = error
+            .downcast_ref::<tokio_postgres::Error>()
+            .and_then(tokio_postgres::Error::code);
+        if state == Some(&SqlState::INVALID_CATALOG_NAME) {
+            let database = postgres.get_dbname().unwrap_or_default();
+            return RunEnd::Problem(format!(
+                "there is no database {database}: it was dropped or renamed. Remove the source; \
+                 add it again under the new name"
+            ));
+        }
+        RunEnd::from(error)
+    })
+}
+
+async fn check_server(sql: &Client) -> Result<Server, RunEnd> {
     let query = "SELECT current_setting('wal_level') AS wal_level, pg_is_in_recovery() AS standby, \
                  (SELECT oid FROM pg_database WHERE datname = current_database()) AS database_oid, \
                  to_regclass('ruvector.collections') IS NOT NULL AS has_table, \
+                 current_setting('ruvector.server_start', true) AS server_start, \
                  current_database()::text AS database";
     let row = sql
         .query_one(query, &[])
@@ -135,7 +164,37 @@ async fn check_server(sql: &Client) -> Result<u32, RunEnd> {
             "extension ruvector is not in database {database}: run CREATE EXTENSION ruvector"
         )));
     }
-    row.try_get("database_oid").map_err(field)
+    let start: Option<String> = row.try_get("server_start").map_err(field)?;
+    let start = start.and_then(|text| text.parse().ok()).filter(|n| *n > 0);
+    Ok(Server {
+        database_oid: row.try_get("database_oid").map_err(field)?,
+        start: start.map(ServerStart),
+    })
+}
+
+/// How far the server's WAL is on its disk: asked for once no former consumer feeds
+/// replicas any more.
+async fn flushed(sql: &Client) -> anyhow::Result<Lsn> {
+    let row = sql
+        .query_one("SELECT pg_current_wal_flush_lsn()::text", &[])
+        .await
+        .context("reading the server's WAL position")?;
+    Ok(row.try_get::<_, String>(0)?.parse()?)
+}
+
+/// A server whose WAL ends below what a replica has of it was put back: an older copy of
+/// its files, which has the same identifiers, writes another history from there.
+fn check_history(floors: &Floors, flushed: WalPosition) -> Result<(), RunEnd> {
+    let highest = floors.iter().max_by_key(|(_, durable)| **durable);
+    let Some((replica, durable)) = highest.filter(|(_, durable)| **durable > flushed) else {
+        return Ok(());
+    };
+    Err(RunEnd::Problem(format!(
+        "another history: the server's WAL ends at {flushed}, but {} on {} holds changes up to {durable}. \
+         The server was restored, or is a copy; not followed, so that nothing wrong is served. \
+         Remove the source and add it again",
+        replica.partition, replica.node
+    )))
 }
 
 fn check_identity(
@@ -458,6 +517,23 @@ mod tests {
     use cluster_core::collection::{BackfillSnapshot, Collection};
     use cluster_core::ids::{BackfillId, Incarnation};
     use cluster_core::map::{HashRange, Partition, Replica};
+
+    #[test]
+    fn p3_a_server_whose_wal_ends_below_a_replica_is_not_followed() {
+        let replica = ReplicaKey {
+            partition: PartitionId(3),
+            node: NodeId(2),
+            generation: Generation(1),
+        };
+        let end = |lsn| WalPosition::end_of(Incarnation(1), Lsn(lsn));
+        let floors = Floors::from([(replica, end(10))]);
+        assert!(check_history(&Floors::new(), end(1)).is_ok());
+        assert!(check_history(&floors, end(10)).is_ok());
+        let Err(RunEnd::Problem(problem)) = check_history(&floors, end(9)) else {
+            panic!("followed");
+        };
+        assert!(problem.contains("partition-3 on node-2"), "{problem}");
+    }
 
     #[test]
     fn p3_a_partition_below_the_slot_on_all_its_replicas_fails_its_collection_alone() {

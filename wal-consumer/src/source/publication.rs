@@ -18,6 +18,11 @@ SELECT c.oid FROM pg_publication p, pg_class c
    AND NOT EXISTS (SELECT 1 FROM pg_publication_rel r
                     WHERE r.prpubid = p.oid AND r.prrelid = c.oid)";
 
+/// The extension may have been dropped and created again between two looks.
+const DEFINITIONS: &str = "
+SELECT 1 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+ WHERE p.pubname = $1 AND r.prrelid = to_regclass('ruvector.collections')";
+
 const REASON: &str =
     "the table left the publication of its source: changes are missing; REINDEX builds it anew";
 
@@ -42,6 +47,15 @@ pub async fn check(
         .query(UNPUBLISHED, &[&publication, &tables])
         .await
         .context("looking into the publication")?;
+    let listed = client
+        .query_opt(DEFINITIONS, &[&publication])
+        .await
+        .context("looking for ruvector.collections in the publication")?;
+    // The next run names what is wrong.
+    anyhow::ensure!(
+        listed.is_some(),
+        "ruvector.collections is not in the publication: indexes come and go unseen"
+    );
     // A table is taken out once no collection needs it: only one that is complete
     // before and after has lost something.
     let still = complete(&context.client.map(), context.source);

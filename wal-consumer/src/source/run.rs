@@ -154,7 +154,7 @@ async fn stream(
         .get(&context.source)
         .is_some_and(|s| !s.problem.is_empty());
     if had_problem || reported.is_some() {
-        coordination::report(context, None, "").await?;
+        coordination::report(context, None, None, "").await?;
         *reported = None;
     }
     let end = run.work(&mut wal, &mut ended, &mut barrier_requests).await;
