@@ -4,6 +4,7 @@ use super::learner_format::*;
 use super::{LearnerRecord, Storage, StorageConfig, WriteSet};
 use crate::metrics::Metrics;
 use cluster_core::apply::{StoredRow, StoredVector, Tombstone};
+use cluster_core::backfill::{BackfillMark, BlockNumber, TableFile};
 use cluster_core::change::{Change, PositionedChange, VectorColumn};
 use cluster_core::collection::Metric;
 use cluster_core::ids::*;
@@ -41,6 +42,17 @@ fn meta() -> PartitionMeta {
         stamp_high: at(6),
         last_backfill: BackfillId(9),
         open_backfill: Some(OpenBackfill { last_chunk: 4 }),
+        backfill_mark: Some(BackfillMark {
+            file: TableFile {
+                relfilenode: 11,
+                membership: 12,
+            },
+            next_block: BlockNumber(13),
+            first_stamp: at(14),
+            last_stamp: at(15),
+            rows: 16,
+            snapshots: 17,
+        }),
     }
 }
 
