@@ -12,7 +12,7 @@ cd "$ROOT"
 # Always the whole workspace: another selection has other features, and cargo
 # would compile half of the dependencies again.
 cargo_test() { cargo test --release --locked --workspace "$@"; }
-TESTS=(--test definitions --test queries --test rows --test snapshots --test faults --test failover --test quorum --test moves_under_load --test postgres)
+TESTS=(--test definitions --test queries --test rows --test snapshots --test backfill --test faults --test failover --test quorum --test moves_under_load --test postgres)
 with_progress "Building the tests" "$RUN_DIR/logs/build-tests.log" cargo_test "${TESTS[@]}" --no-run
 
 export PREBUILT=$RUN_DIR/bin/ruvector

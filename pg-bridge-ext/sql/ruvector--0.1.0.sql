@@ -264,6 +264,9 @@ CREATE FUNCTION ruvector_index_status(
 	OUT durable_lsn pg_lsn,
 	OUT backfill_rows_copied bigint,
 	OUT backfill_rows_estimated bigint,
+	OUT backfill_blocks_copied bigint,
+	OUT backfill_blocks_total bigint,
+	OUT backfill_snapshots bigint,
 	OUT last_fallback_reason text
 ) RETURNS record
 	AS 'MODULE_PATHNAME', 'ruvector_index_status' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
@@ -283,6 +286,9 @@ CREATE FUNCTION ruvector_index_status() RETURNS TABLE (
 	durable_lsn pg_lsn,
 	backfill_rows_copied bigint,
 	backfill_rows_estimated bigint,
+	backfill_blocks_copied bigint,
+	backfill_blocks_total bigint,
+	backfill_snapshots bigint,
 	last_fallback_reason text
 ) LANGUAGE sql VOLATILE PARALLEL RESTRICTED AS $$
 	SELECT s.*
