@@ -353,7 +353,7 @@ fn heaps() -> impl Strategy<Value = Heap> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4_000))]
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
     fn p1_p2_p3_ranges_under_many_snapshots_converge_on_the_heap(
