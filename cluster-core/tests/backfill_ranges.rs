@@ -256,8 +256,9 @@ impl World {
     }
 
     /// `Attempt::fill` behind the copy. Answers how many writes the snapshot that
-    /// a query must cover has seen.
-    fn finish(&mut self, meanwhile: &[Write]) -> usize {
+    /// a query must cover has seen. The stream has been applied up to the last
+    /// stamp by then, and `is_caught_up` up to its end.
+    fn finish(&mut self, is_caught_up: bool, meanwhile: &[Write]) -> usize {
         let mut meanwhile = meanwhile.iter();
         let mut last_stamp = self.mark.unwrap().last_stamp;
         let mut seen = ((last_stamp.commit_end.0 - 5) / 10) as usize;
@@ -266,7 +267,8 @@ impl World {
         loop {
             for replica in 0..REPLICAS {
                 let passed = ((last_stamp.commit_end.0 - 5) / 10) as usize;
-                self.stream_to(replica, passed);
+                let all = self.stream.len();
+                self.stream_to(replica, if is_caught_up { all } else { passed });
             }
             let listed = self.replicas.iter().flat_map(Replica::pending);
             let mut pending: Vec<u8> = listed.collect();
@@ -359,6 +361,7 @@ proptest! {
     fn p1_p2_p3_ranges_under_many_snapshots_converge_on_the_heap(
         heap in heaps(),
         steps in steps(),
+        is_caught_up in any::<bool>(),
         while_finishing in prop::collection::vec(writes(), 0..8),
         afterwards in prop::collection::vec(writes(), 0..6),
     ) {
@@ -392,7 +395,7 @@ proptest! {
             let rewritten = world.mark.is_none_or(|m| m.file.relfilenode != world.relfilenode);
             world.range(1, rewritten, false);
         }
-        let ready = world.finish(&while_finishing);
+        let ready = world.finish(is_caught_up, &while_finishing);
         for write in afterwards {
             world.write(write);
         }
