@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, VecDeque};
 const KEYS: u8 = 5;
 const BLOCKS: u32 = 4;
 const REPLICAS: usize = 2;
+/// More than any copy, or any settling of what is pending, takes.
+const ROUNDS_MAX: u32 = 30;
 
 /// A key's value and the block that it lies in.
 type Heap = BTreeMap<u8, (f32, u32)>;
@@ -258,13 +260,14 @@ impl World {
     /// `Attempt::fill` behind the copy. Answers how many writes the snapshot that
     /// a query must cover has seen. The stream has been applied up to the last
     /// stamp by then, and `is_caught_up` up to its end.
-    fn finish(&mut self, is_caught_up: bool, meanwhile: &[Write]) -> usize {
+    fn finish(&mut self, is_caught_up: bool, meanwhile: &[Write]) -> Result<usize, TestCaseError> {
         let mut meanwhile = meanwhile.iter();
         let mut last_stamp = self.mark.unwrap().last_stamp;
         let mut seen = ((last_stamp.commit_end.0 - 5) / 10) as usize;
         let mut had_pending = false;
         self.deliver_all();
-        loop {
+        for round in 0.. {
+            prop_assert!(round < ROUNDS_MAX, "rows stay pending");
             for replica in 0..REPLICAS {
                 let passed = ((last_stamp.commit_end.0 - 5) / 10) as usize;
                 let all = self.stream.len();
@@ -296,7 +299,7 @@ impl World {
                 state.tombstone = None;
             }
         }
-        seen
+        Ok(seen)
     }
 
     /// P2, P3, and P1 for every query that the index may answer.
@@ -391,11 +394,15 @@ proptest! {
                 Step::Break => world.break_off(),
             }
         }
-        while !world.is_copied() {
+        for round in 0.. {
+            if world.is_copied() {
+                break;
+            }
+            prop_assert!(round < ROUNDS_MAX, "the copy does not come to its end");
             let rewritten = world.mark.is_none_or(|m| m.file.relfilenode != world.relfilenode);
             world.range(1, rewritten, false);
         }
-        let ready = world.finish(is_caught_up, &while_finishing);
+        let ready = world.finish(is_caught_up, &while_finishing)?;
         for write in afterwards {
             world.write(write);
         }
