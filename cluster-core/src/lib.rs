@@ -4,11 +4,12 @@
 //!
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
-//! [`apply`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`]), who may speak
+//! [`apply`], [`backfill`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`]), who may speak
 //! ([`lease`]), where partitions live ([`ring`], [`placement`], [`rebalance`], [`control`]), how a
 //! search is put together ([`scan`]), and how much of the log it must include ([`freshness`]).
 
 pub mod apply;
+pub mod backfill;
 pub mod change;
 pub mod collection;
 pub mod confirm;

@@ -75,6 +75,7 @@ pub fn plan(
             stamp_high: WalPosition::ZERO,
             last_backfill: BackfillId(0),
             open_backfill: None,
+            backfill_mark: None,
         };
         plan.create.push(NewReplica {
             partition: partition.id,

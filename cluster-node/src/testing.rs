@@ -9,6 +9,7 @@ use crate::partition::job::{CopyStep, Gap, Job, StreamGaps};
 use crate::partition::replica::Replica;
 use crate::query::search::{Page, PageOf, Search};
 use crate::storage::{Identity, RawRecord};
+use cluster_core::backfill::BackfillMark;
 use cluster_core::change::{BackfillRow, Batch, Change, PositionedChange, VectorColumn};
 use cluster_core::collection::{
     BackfillSnapshot, Collection, CollectionSpec, CollectionState, Metric,
@@ -285,16 +286,16 @@ impl TestNode {
     }
 
     /// Sends a job that is answered, and waits for the answer.
-    pub async fn ask(
+    pub async fn ask<T>(
         &self,
-        job: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Job,
-    ) -> Result<(), String> {
+        job: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Job,
+    ) -> Result<T, String> {
         let (reply, answer) = oneshot::channel();
         self.replica().send(job(reply)).await.unwrap();
         answer.await.unwrap()
     }
 
-    pub async fn open_backfill(&self, backfill: u64) -> Result<(), String> {
+    pub async fn open_backfill(&self, backfill: u64) -> Result<Option<BackfillMark>, String> {
         let backfill = BackfillId(backfill);
         self.ask(|reply| Job::OpenBackfill { backfill, reply })
             .await
@@ -304,6 +305,7 @@ impl TestNode {
         let backfill = BackfillId(backfill);
         self.ask(|reply| Job::CloseBackfill { backfill, reply })
             .await
+            .map(drop)
     }
 
     pub async fn chunk(
@@ -313,15 +315,29 @@ impl TestNode {
         stamp: u64,
         rows: Vec<BackfillRow>,
     ) -> Result<(), String> {
+        self.last_chunk(backfill, chunk, stamp, rows, None).await
+    }
+
+    /// A chunk that ends a range, if there is a mark.
+    pub async fn last_chunk(
+        &self,
+        backfill: u64,
+        chunk: u64,
+        stamp: u64,
+        rows: Vec<BackfillRow>,
+        mark: Option<BackfillMark>,
+    ) -> Result<(), String> {
         let (backfill, stamp) = (BackfillId(backfill), end(stamp));
         self.ask(|reply| Job::Chunk {
             backfill,
             chunk,
             stamp,
             rows,
+            mark,
             reply,
         })
         .await
+        .map(drop)
     }
 
     pub fn gap(&self) -> Option<Gap> {

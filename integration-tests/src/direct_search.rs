@@ -6,7 +6,7 @@ use cluster_core::ids::{NodeId, PartitionId, SourceId};
 use cluster_core::map::{Partition, PartitionMap, Replica, ReplicaState};
 use proto::v1;
 use proto::v1::partition_error::Kind;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tonic::Status;
 
@@ -226,9 +226,47 @@ fn keys_of(
     replica: &Replica,
     min_lsn: u64,
 ) -> Result<BTreeSet<Vec<u8>>> {
+    let rows = rows_of(wire, search, partition, replica, min_lsn)?;
+    Ok(rows.into_keys().collect())
+}
+
+/// Asserts that every serving replica holds the rows of `heap`, at their distances
+/// from the search's query, and no others.
+pub fn assert_replicas_hold(
+    wire: &Wire,
+    search: &DirectSearch,
+    min_lsn: u64,
+    heap: &BTreeMap<Vec<u8>, f64>,
+) -> Result<()> {
+    assert_replicas_agree(wire, search, min_lsn, heap.len())?;
+    for partition in &search.partitions {
+        for replica in partition.in_state(ReplicaState::Serving) {
+            for (key, distance) in rows_of(wire, search, partition.id, replica, min_lsn)? {
+                let want = heap
+                    .get(&key)
+                    .with_context(|| format!("zombie {key:02x?}"))?;
+                ensure!(
+                    (distance - want).abs() <= 1e-4 * want.max(1.0),
+                    "{key:02x?} lies at {distance} on {}, at {want} in the heap",
+                    replica.node
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Keys and distances of one replica.
+fn rows_of(
+    wire: &Wire,
+    search: &DirectSearch,
+    partition: PartitionId,
+    replica: &Replica,
+    min_lsn: u64,
+) -> Result<BTreeMap<Vec<u8>, f64>> {
     let node = search.map.nodes.get(&replica.node);
     let address = &node.context("the map lacks the node")?.address;
-    let mut keys = BTreeSet::new();
+    let mut rows = BTreeMap::new();
     let mut resume_token = 0;
     loop {
         let cursors = vec![cursor(partition, replica, resume_token)];
@@ -240,10 +278,11 @@ fn keys_of(
         let response = wire.search(address, request)?.rows()?;
         let page = response.pages.into_iter().next().context("no page")?;
         for hit in page.hits {
-            ensure!(keys.insert(hit.key.to_vec()), "a key comes twice");
+            let former = rows.insert(hit.key.to_vec(), hit.distance);
+            ensure!(former.is_none(), "a key comes twice");
         }
         if page.exhausted {
-            return Ok(keys);
+            return Ok(rows);
         }
         resume_token = page.resume_token;
     }

@@ -20,7 +20,9 @@ mod standby;
 mod wire;
 
 pub use cluster::{Cluster, Shape};
-pub use direct_search::{Answer, DirectSearch, assert_replicas_agree, wait_until_served};
+pub use direct_search::{
+    Answer, DirectSearch, assert_replicas_agree, assert_replicas_hold, wait_until_served,
+};
 pub use held::Held;
 pub use items::{Items, clustered_vector, literal};
 pub use load::{Done, Load};

@@ -2,6 +2,66 @@
 -- other; a released script is never changed.
 \echo Use "ALTER EXTENSION ruvector UPDATE" to load this file. \quit
 
+-- --------------------------------------------------------------------- status
+
+-- Their rows have more columns than before.
+DROP FUNCTION ruvector_index_status();
+DROP FUNCTION ruvector_index_status(regclass);
+
+CREATE FUNCTION ruvector_index_status(
+	index regclass,
+	OUT index_name text,
+	OUT table_name text,
+	OUT state text,
+	OUT reason text,
+	OUT partitions integer,
+	OUT replicas integer,
+	OUT rows bigint,
+	OUT tail_rows bigint,
+	OUT pending_rows bigint,
+	OUT applied_lsn pg_lsn,
+	OUT durable_lsn pg_lsn,
+	OUT backfill_rows_copied bigint,
+	OUT backfill_rows_estimated bigint,
+	OUT backfill_blocks_copied bigint,
+	OUT backfill_blocks_total bigint,
+	OUT backfill_snapshots bigint,
+	OUT last_fallback_reason text
+) RETURNS record
+	AS 'MODULE_PATHNAME', 'ruvector_index_status' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION ruvector_index_status(regclass) IS 'what the cluster knows about an index, and why a scan would be exact';
+
+CREATE FUNCTION ruvector_index_status() RETURNS TABLE (
+	index_name text,
+	table_name text,
+	state text,
+	reason text,
+	partitions integer,
+	replicas integer,
+	rows bigint,
+	tail_rows bigint,
+	pending_rows bigint,
+	applied_lsn pg_lsn,
+	durable_lsn pg_lsn,
+	backfill_rows_copied bigint,
+	backfill_rows_estimated bigint,
+	backfill_blocks_copied bigint,
+	backfill_blocks_total bigint,
+	backfill_snapshots bigint,
+	last_fallback_reason text
+) LANGUAGE sql VOLATILE PARALLEL RESTRICTED AS $$
+	SELECT s.*
+	FROM pg_catalog.pg_class c
+	JOIN pg_catalog.pg_am a ON a.oid OPERATOR(pg_catalog.=) c.relam
+	CROSS JOIN LATERAL @extschema@.ruvector_index_status(c.oid::pg_catalog.regclass) s
+	WHERE c.relkind OPERATOR(pg_catalog.=) 'i' AND a.amname OPERATOR(pg_catalog.=) 'ruhnsw'
+	-- What cannot be opened here: other sessions' temporary indexes, and on a
+	-- standby unlogged ones.
+	AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace)
+	AND NOT (c.relpersistence OPERATOR(pg_catalog.=) 'u' AND pg_catalog.pg_is_in_recovery())
+	ORDER BY c.oid
+$$;
+
 -- ------------------------------------------------------------------ freshness
 
 CREATE FUNCTION ruvector_session_token() RETURNS text

@@ -3,6 +3,7 @@
 
 use crate::v1;
 use bytes::Bytes;
+use cluster_core::backfill::{BackfillMark, BlockNumber, TableFile};
 use cluster_core::change::{BackfillRow, Batch, Change, PositionedChange, VectorColumn};
 use cluster_core::collection::{DIMENSIONS_MAX, Metric};
 use cluster_core::ids::*;
@@ -241,6 +242,38 @@ impl TryFrom<v1::BackfillRow> for BackfillRow {
     }
 }
 
+impl From<&BackfillMark> for v1::BackfillMark {
+    fn from(mark: &BackfillMark) -> Self {
+        Self {
+            relfilenode: mark.file.relfilenode,
+            membership: mark.file.membership,
+            next_block: mark.next_block.0,
+            first_stamp: Some(mark.first_stamp.into()),
+            last_stamp: Some(mark.last_stamp.into()),
+            rows: mark.rows,
+            snapshots: mark.snapshots,
+        }
+    }
+}
+
+impl TryFrom<v1::BackfillMark> for BackfillMark {
+    type Error = BadMessage;
+
+    fn try_from(wire: v1::BackfillMark) -> Result<Self, BadMessage> {
+        Ok(BackfillMark {
+            file: TableFile {
+                relfilenode: wire.relfilenode,
+                membership: wire.membership,
+            },
+            next_block: BlockNumber(wire.next_block),
+            first_stamp: required(wire.first_stamp, "first_stamp")?.into(),
+            last_stamp: required(wire.last_stamp, "last_stamp")?.into(),
+            rows: wire.rows,
+            snapshots: wire.snapshots,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -305,5 +338,28 @@ mod tests {
             vector_from_bytes(&long),
             Err(BadMessage::VectorLength(long.len()))
         );
+    }
+
+    #[test]
+    fn a_mark_survives_the_wire_and_one_without_its_stamps_is_refused() {
+        let stamp = |lsn| WalPosition::end_of(Incarnation(1), Lsn(lsn));
+        let mark = BackfillMark {
+            file: TableFile {
+                relfilenode: 1,
+                membership: 2,
+            },
+            next_block: BlockNumber(3),
+            first_stamp: stamp(4),
+            last_stamp: stamp(5),
+            rows: 6,
+            snapshots: 7,
+        };
+        let wire = v1::BackfillMark::from(&mark);
+        assert_eq!(BackfillMark::try_from(wire).unwrap(), mark);
+        let bare = v1::BackfillMark {
+            last_stamp: None,
+            ..wire
+        };
+        assert!(BackfillMark::try_from(bare).is_err());
     }
 }

@@ -62,6 +62,13 @@ pub struct Config {
     pub backfill_chunk_rows: usize,
     pub backfill_chunk_bytes: usize,
     pub backfill_in_flight_bytes: usize,
+    /// A snapshot of a backfill is held no longer, so that the server can clean up
+    /// behind it; the next one goes on.
+    pub backfill_snapshot_seconds_max: u64,
+    /// Of keys and vectors, all backfills of a source together. 0: as fast as
+    /// the nodes take them.
+    pub backfill_bytes_per_second_max: u64,
+    /// Collections of a source that are filled at once.
     pub backfills_max: usize,
     pub retry_min_ms: u64,
     pub retry_max_ms: u64,
@@ -103,6 +110,8 @@ impl Default for Config {
             backfill_chunk_rows: 1_000,
             backfill_chunk_bytes: 2 << 20,
             backfill_in_flight_bytes: 32 << 20,
+            backfill_snapshot_seconds_max: 300,
+            backfill_bytes_per_second_max: 100 << 20,
             backfills_max: 2,
             retry_min_ms: 200,
             retry_max_ms: 15_000,
@@ -113,6 +122,10 @@ impl Default for Config {
     }
 }
 
+/// Slower, one block's rows might take longer than a snapshot may be held, and a
+/// backfill would not come on.
+const BACKFILL_PACE_MIN: u64 = 1 << 20;
+
 /// A configuration that cannot work, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -120,6 +133,10 @@ pub enum ConfigError {
     Zero(#[from] ZeroSetting),
     #[error("coordinators is empty: write the host:port of one at least")]
     NoCoordinators,
+    #[error(
+        "backfill_bytes_per_second_max is {0}: write {BACKFILL_PACE_MIN} or more, or 0 for no limit"
+    )]
+    BackfillPace(u64),
     #[error("retry_max_ms is {max}: write {min} (retry_min_ms) or more")]
     RetriesCross { min: u64, max: u64 },
 }
@@ -151,6 +168,10 @@ impl Config {
                 "backfill_in_flight_bytes",
                 self.backfill_in_flight_bytes as u64,
             ),
+            (
+                "backfill_snapshot_seconds_max",
+                self.backfill_snapshot_seconds_max,
+            ),
             ("backfills_max", self.backfills_max as u64),
             ("retry_min_ms", self.retry_min_ms),
             ("preflight_every_ms", self.preflight_every_ms),
@@ -160,6 +181,10 @@ impl Config {
                 self.key_change_memory_bytes as u64,
             ),
         ])?;
+        let pace = self.backfill_bytes_per_second_max;
+        if (1..BACKFILL_PACE_MIN).contains(&pace) {
+            return Err(ConfigError::BackfillPace(pace));
+        }
         let (min, max) = (self.retry_min_ms, self.retry_max_ms);
         if max < min {
             return Err(ConfigError::RetriesCross { min, max });
@@ -190,7 +215,13 @@ mod tests {
     fn a_setting_that_stops_the_consumer_is_refused_by_its_name() {
         assert_eq!(Config::default().check(), Ok(()));
         type Spoil = fn(&mut Config);
-        let spoil: [(&str, Spoil); 5] = [
+        let spoil: [(&str, Spoil); 7] = [
+            ("backfill_snapshot_seconds_max", |c| {
+                c.backfill_snapshot_seconds_max = 0;
+            }),
+            ("backfill_bytes_per_second_max", |c| {
+                c.backfill_bytes_per_second_max = BACKFILL_PACE_MIN - 1;
+            }),
             ("demote_after_ms", |c| c.demote_after_ms = 0),
             ("replicas_every_ms", |c| c.replicas_every_ms = 0),
             ("node_queue_bytes", |c| c.node_queue_bytes = 0),

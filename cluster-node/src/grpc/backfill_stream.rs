@@ -5,6 +5,7 @@ use super::convert;
 use super::service::install;
 use crate::node::Node;
 use crate::partition::job::Job;
+use cluster_core::backfill::BackfillMark;
 use cluster_core::change::BackfillRow;
 use cluster_core::ids::*;
 use proto::convert::required;
@@ -27,8 +28,10 @@ pub type Responses = mpsc::Sender<Result<v1::BackfillResponse, Status>>;
 /// A request on its way through a writer.
 struct Outstanding {
     answer: v1::BackfillResponse,
-    result: oneshot::Receiver<Result<(), String>>,
+    result: oneshot::Receiver<Answered>,
 }
+
+type Answered = Result<Option<BackfillMark>, String>;
 
 pub async fn run(
     node: Arc<Node>,
@@ -63,7 +66,10 @@ pub async fn run(
 async fn answer(mut queued: mpsc::Receiver<Outstanding>, responses: Responses) {
     while let Some(Outstanding { mut answer, result }) = queued.recv().await {
         answer.refused = match result.await {
-            Ok(Ok(())) => String::new(),
+            Ok(Ok(mark)) => {
+                answer.mark = mark.as_ref().map(Into::into);
+                String::new()
+            }
             Ok(Err(refused)) => refused,
             Err(_) => "the replica has stopped".to_owned(),
         };
@@ -98,11 +104,13 @@ async fn dispatch(node: &Arc<Node>, request: v1::BackfillRequest) -> Result<Outs
                     .map_err(Status::invalid_argument)?;
             }
             let number = chunk.chunk;
+            let mark = chunk.mark.map(BackfillMark::try_from).transpose()?;
             let job = Job::Chunk {
                 backfill,
                 chunk: number,
                 stamp,
                 rows,
+                mark,
                 reply,
             };
             Ok(send(node, partition, backfill, number, job, result).await)
@@ -122,13 +130,14 @@ async fn send(
     backfill: BackfillId,
     chunk: u64,
     job: Job,
-    result: oneshot::Receiver<Result<(), String>>,
+    result: oneshot::Receiver<Answered>,
 ) -> Outstanding {
     let answer = v1::BackfillResponse {
         partition_id: partition.0,
         backfill_id: backfill.0,
         chunk,
         refused: String::new(),
+        mark: None,
     };
     let replica = node.replicas.wait_for(partition, ASSIGNMENT_WAIT).await;
     let sent = match replica {

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 /// Of what the stream carries. A learner refuses others.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// The most bytes of records in one part; a single larger record goes alone.
 const PART_BYTES_MAX: usize = 1 << 20;
 const PART_BYTES_MIN: u64 = 16 << 10;

@@ -434,11 +434,11 @@ async fn what_a_peer_sends_amiss_is_refused_and_a_torn_copy_is_not_taken_for_who
     };
     let version = fetched(altered(&|parts| {
         if let Some(Kind::Header(header)) = &mut parts[0].kind {
-            header.format_version = 2;
+            header.format_version = 1;
         }
     }));
     let version = version.await;
-    assert!(matches!(version, FetchError::Format(2)), "{version}");
+    assert!(matches!(version, FetchError::Format(1)), "{version}");
     let headless = fetched(altered(&|parts| drop(parts.remove(0)))).await;
     assert!(matches!(headless, FetchError::Bad(_)), "{headless}");
     let corrupt = fetched(altered(&|parts| damage(&mut parts[1]))).await;

@@ -221,6 +221,7 @@ async fn a_backfill_is_opened_filled_and_closed_over_the_wire() {
         chunk: 1,
         stamp: Some(WalPosition::end_of(cluster_core::ids::Incarnation(1), Lsn(5)).into()),
         rows: vec![(&row(1, [1.0, 0.0])).into()],
+        mark: None,
     });
     let close = backfill_request::Kind::Close(v1::BackfillClose {
         partition_id: PARTITION.0,
@@ -232,6 +233,7 @@ async fn a_backfill_is_opened_filled_and_closed_over_the_wire() {
         chunk: 2,
         stamp: Some(end(5).into()),
         rows: vec![],
+        mark: None,
     });
     let requests = [open, chunk, close, late].map(|kind| v1::BackfillRequest { kind: Some(kind) });
     let answers = w.client.backfill(tokio_stream::iter(requests)).await;

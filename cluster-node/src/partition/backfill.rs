@@ -2,16 +2,27 @@
 //! chunk by chunk, closed when no column is pending. A newer backfill voids an
 //! older one; what a repeated request asks for has already been done.
 //!
+//! The mark of what was copied outlives the backfill that wrote it, and a newer
+//! one is told: rows and stream are what they were, whoever copied them.
+//!
 //! The inner error of each function says why a request is refused.
 
 use super::stage::Stage;
 use super::writer::{Fatal, Writer};
 use crate::storage::{OpenBackfill, WriteSet};
+use cluster_core::backfill::BackfillMark;
 use cluster_core::change::BackfillRow;
 use cluster_core::ids::BackfillId;
 use cluster_core::wal_position::WalPosition;
 
-type Answer = Result<Result<(), String>, Fatal>;
+pub(super) type Answer = Result<Result<Option<BackfillMark>, String>, Fatal>;
+
+/// What a chunk brings. Ends it a range, then with a mark.
+pub(super) struct Rows {
+    pub rows: Vec<BackfillRow>,
+    pub stamp: WalPosition,
+    pub mark: Option<BackfillMark>,
+}
 
 fn refuse(why: String) -> Answer {
     Ok(Err(why))
@@ -24,7 +35,7 @@ pub(super) fn open(writer: &mut Writer, backfill: BackfillId) -> Answer {
     }
     if backfill == last {
         return match writer.meta.open_backfill {
-            Some(_) => Ok(Ok(())),
+            Some(_) => Ok(Ok(writer.meta.backfill_mark)),
             None => refuse(format!("backfill {backfill} is closed")),
         };
     }
@@ -35,15 +46,14 @@ pub(super) fn open(writer: &mut Writer, backfill: BackfillId) -> Answer {
     set.put_meta(writer.replica.id.partition, &meta);
     writer.context.storage.commit(set)?;
     writer.meta = meta;
-    Ok(Ok(()))
+    Ok(Ok(writer.meta.backfill_mark))
 }
 
 pub(super) fn chunk(
     writer: &mut Writer,
     backfill: BackfillId,
     chunk: u64,
-    stamp: WalPosition,
-    rows: Vec<BackfillRow>,
+    Rows { rows, stamp, mark }: Rows,
 ) -> Answer {
     let last = writer.meta.last_backfill;
     let open = match writer.meta.open_backfill {
@@ -55,7 +65,7 @@ pub(super) fn chunk(
         }
     };
     if chunk <= open.last_chunk {
-        return Ok(Ok(()));
+        return Ok(Ok(None));
     }
     if chunk != open.last_chunk + 1 {
         let last_chunk = open.last_chunk;
@@ -64,6 +74,7 @@ pub(super) fn chunk(
     let mut meta = writer.meta.clone();
     meta.open_backfill = Some(OpenBackfill { last_chunk: chunk });
     meta.stamp_high = meta.stamp_high.max(stamp);
+    meta.backfill_mark = mark.or(meta.backfill_mark);
     let merged = rows.len() as u64;
     let replica = writer.replica.clone();
     let storage = writer.context.storage.clone();
@@ -72,7 +83,7 @@ pub(super) fn chunk(
     stage.chunk(rows, stamp, meta)?;
     writer.commit(stage.finish())?;
     writer.context.metrics.backfill_rows.inc_by(merged);
-    Ok(Ok(()))
+    Ok(Ok(None))
 }
 
 pub(super) fn close(writer: &mut Writer, backfill: BackfillId) -> Answer {
@@ -81,7 +92,7 @@ pub(super) fn close(writer: &mut Writer, backfill: BackfillId) -> Answer {
         return refuse(format!("backfill {backfill} is not the newest, {last}"));
     }
     if writer.meta.open_backfill.is_none() {
-        return Ok(Ok(()));
+        return Ok(Ok(None));
     }
     let pending = writer.replica.pending_rows();
     if pending > 0 {
@@ -94,5 +105,5 @@ pub(super) fn close(writer: &mut Writer, backfill: BackfillId) -> Answer {
     set.clear_tombstones(writer.replica.id.partition);
     writer.context.storage.commit(set)?;
     writer.meta = meta;
-    Ok(Ok(()))
+    Ok(Ok(None))
 }

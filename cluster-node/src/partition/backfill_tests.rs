@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use crate::testing::*;
 use cluster_core::apply::StoredVector;
+use cluster_core::backfill::{BackfillMark, BlockNumber, TableFile};
 use cluster_core::change::Change;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,4 +96,55 @@ async fn a_moved_row_is_fetched_as_it_stood_before_the_move() {
     let moved_at = batch(10, 20, vec![delete(1)]).changes[0].position;
     let replayed = t.node.storage.row_before(PARTITION, &key(1), moved_at);
     assert_eq!(replayed.unwrap(), value);
+}
+
+fn mark(next_block: u32) -> BackfillMark {
+    BackfillMark {
+        file: TableFile {
+            relfilenode: 1,
+            membership: 2,
+        },
+        next_block: BlockNumber(next_block),
+        first_stamp: end(10),
+        last_stamp: end(10),
+        rows: 2,
+        snapshots: 1,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p2_a_mark_is_durable_with_its_chunk_and_a_later_backfill_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = TestNode::start(dir.path()).await;
+    assert_eq!(t.open_backfill(1).await, Ok(None));
+    let rows = vec![row(1, [1.0, 0.0])];
+    t.last_chunk(1, 1, 10, rows, Some(mark(7))).await.unwrap();
+    t.chunk(1, 2, 10, vec![row(2, [2.0, 0.0])]).await.unwrap();
+    assert_eq!(t.open_backfill(1).await, Ok(Some(mark(7))), "still open");
+    t.stop().await;
+
+    let t = TestNode::start(dir.path()).await;
+    assert_eq!(t.open_backfill(2).await, Ok(Some(mark(7))));
+    let late = t.last_chunk(1, 3, 10, vec![], Some(mark(9))).await;
+    assert!(late.is_err(), "the earlier backfill marks nothing any more");
+    // Chunks count anew, and one without rows marks as well.
+    t.last_chunk(2, 1, 20, vec![], Some(mark(8))).await.unwrap();
+    t.close_backfill(2).await.unwrap();
+    assert_eq!(
+        t.open_backfill(3).await,
+        Ok(Some(mark(8))),
+        "a crash between closing and its record loses nothing"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p3_tombstones_outlive_the_attempt_under_which_they_fell() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = TestNode::start(dir.path()).await;
+    t.open_backfill(1).await.unwrap();
+    t.apply(batch(0, 30, vec![delete(1)])).await;
+    t.open_backfill(2).await.unwrap();
+    // Under a snapshot that was exported before the removal committed.
+    t.chunk(2, 1, 20, vec![row(1, [1.0, 0.0])]).await.unwrap();
+    assert_eq!(t.find(CURRENT).await, []);
 }

@@ -2,6 +2,7 @@
 
 use super::rebuild::Rebuilt;
 use crate::storage::{CopiedRecord, PartitionMeta};
+use cluster_core::backfill::BackfillMark;
 use cluster_core::change::{BackfillRow, Batch};
 use cluster_core::ids::{BackfillId, PartitionId};
 use cluster_core::learner::{CopyKey, CopyRun};
@@ -103,8 +104,10 @@ pub enum CopyStep {
     OnceMore,
 }
 
-/// `Err` says why a backfill request, or a step of a copy, was refused.
-pub type BackfillReply = oneshot::Sender<Result<(), String>>;
+/// `Err` says why a backfill request was refused. The mark is an open's answer.
+pub type BackfillReply = oneshot::Sender<Result<Option<BackfillMark>, String>>;
+/// `Err` says why a step of a copy was refused.
+pub type CopyReply = oneshot::Sender<Result<(), String>>;
 
 pub enum Job {
     Apply {
@@ -128,7 +131,7 @@ pub enum Job {
     Copy {
         run: CopyRun,
         step: CopyStep,
-        reply: BackfillReply,
+        reply: CopyReply,
     },
     OpenBackfill {
         backfill: BackfillId,
@@ -139,6 +142,8 @@ pub enum Job {
         chunk: u64,
         stamp: WalPosition,
         rows: Vec<BackfillRow>,
+        /// The chunk is the last of a range.
+        mark: Option<BackfillMark>,
         reply: BackfillReply,
     },
     CloseBackfill {

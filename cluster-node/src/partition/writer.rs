@@ -5,7 +5,7 @@
 //! A failed write, a corrupt record or a broken assumption quarantines the
 //! partition. The writer then only answers; nothing is retried blindly.
 
-use super::backfill;
+use super::backfill::{self, Rows};
 use super::index_state::{IndexState, Now, Publish, PublishError};
 use super::job::{Gap, Job};
 use super::learn::{self, Replayed};
@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{self, error::TryRecvError};
+use tokio::sync::oneshot;
 
 /// Former versions removed by one job.
 const PRUNE_MAX: usize = 10_000;
@@ -122,10 +123,12 @@ impl Writer {
                 chunk,
                 stamp,
                 rows,
+                mark,
                 reply,
             } => {
                 self.wait_for_folding();
-                let result = self.refuse_or(|w| backfill::chunk(w, backfill, chunk, stamp, rows));
+                let rows = Rows { rows, stamp, mark };
+                let result = self.refuse_or(|w| backfill::chunk(w, backfill, chunk, rows));
                 answer(reply, result)
             }
             Job::CloseBackfill { backfill, reply } => {
@@ -161,10 +164,7 @@ impl Writer {
 
     /// A quarantined replica refuses a backfill with its reason, and a learner
     /// takes none: its peer's rows have it.
-    fn refuse_or(
-        &mut self,
-        act: impl FnOnce(&mut Self) -> Result<Result<(), String>, Fatal>,
-    ) -> Result<Result<(), String>, Fatal> {
+    fn refuse_or(&mut self, act: impl FnOnce(&mut Self) -> backfill::Answer) -> backfill::Answer {
         match self.replica.problem() {
             Some(problem) => Ok(Err(format!("quarantined: {problem}"))),
             None if self.replica.is_learning() => {
@@ -371,9 +371,9 @@ impl Writer {
 }
 
 /// Passes the refusal or success on; what is fatal goes to both sides.
-fn answer(
-    reply: super::job::BackfillReply,
-    result: Result<Result<(), String>, Fatal>,
+fn answer<T>(
+    reply: oneshot::Sender<Result<T, String>>,
+    result: Result<Result<T, String>, Fatal>,
 ) -> Result<(), Fatal> {
     // Whoever asked may have gone; the work stands.
     match result {

@@ -1,16 +1,21 @@
-//! Records, version 1. A stored format, pinned by golden bytes.
+//! Records, version 1; a partition's meta record, version 2. A stored format,
+//! pinned by golden bytes.
 //!
 //! Every record is: version byte, fixed fields (little-endian), variable part,
 //! CRC-32C of the key and of all bytes before the checksum. The key is under the
 //! checksum so that a record in the wrong place does not pass for another.
 
 use cluster_core::apply::{StoredRow, StoredVector, Tombstone};
+use cluster_core::backfill::{BackfillMark, BlockNumber, TableFile};
 use cluster_core::collection::{DIMENSIONS_MAX, Metric};
 use cluster_core::ids::*;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
+use std::ops::RangeInclusive;
 
 const VERSION: u8 = 1;
+/// Version 1, of release 0.1.0, had no mark; it is read, and written as version 2.
+const META_VERSION: u8 = 2;
 const CHECKSUM_BYTES: usize = 4;
 /// The most bytes of a name in a record.
 const TEXT_BYTES_MAX: usize = 1024;
@@ -52,6 +57,9 @@ pub struct PartitionMeta {
     pub last_backfill: BackfillId,
     /// Set while that backfill is open.
     pub open_backfill: Option<OpenBackfill>,
+    /// How far the collection's backfills have come here. It outlives them: a
+    /// later one goes on where the earlier one broke off.
+    pub backfill_mark: Option<BackfillMark>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +79,11 @@ pub(super) struct Encoder(Vec<u8>);
 
 impl Encoder {
     pub(super) fn new() -> Self {
-        Self(vec![VERSION])
+        Self::of_version(VERSION)
+    }
+
+    fn of_version(version: u8) -> Self {
+        Self(vec![version])
     }
 
     pub(super) fn u8(mut self, n: u8) -> Self {
@@ -91,6 +103,18 @@ impl Encoder {
 
     pub(super) fn position(self, p: WalPosition) -> Self {
         self.u64(p.incarnation.0).u64(p.commit_end.0).u32(p.ordinal)
+    }
+
+    fn mark(self, mark: Option<BackfillMark>) -> Self {
+        let Some(mark) = mark else { return self.u8(0) };
+        self.u8(1)
+            .u32(mark.file.relfilenode)
+            .u32(mark.file.membership)
+            .u32(mark.next_block.0)
+            .position(mark.first_stamp)
+            .position(mark.last_stamp)
+            .u64(mark.rows)
+            .u32(mark.snapshots)
     }
 
     pub(super) fn vector(mut self, vector: &[f32]) -> Self {
@@ -141,8 +165,16 @@ pub(super) struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// Checks checksum and version before any field is believed.
     pub(super) fn new(key: &'a [u8], record: &'a [u8]) -> Result<Self, Corrupt> {
+        Self::of_version(VERSION..=VERSION, key, record).map(|(decoder, _)| decoder)
+    }
+
+    /// Checks checksum and version before any field is believed.
+    fn of_version(
+        versions: RangeInclusive<u8>,
+        key: &'a [u8],
+        record: &'a [u8],
+    ) -> Result<(Self, u8), Corrupt> {
         let (body, sum) = record
             .split_last_chunk::<CHECKSUM_BYTES>()
             .ok_or_else(|| Corrupt::new(key, "too short for a checksum"))?;
@@ -150,10 +182,15 @@ impl<'a> Decoder<'a> {
             return Err(Corrupt::new(key, "checksum does not match"));
         }
         let mut decoder = Self { key, rest: body };
-        match decoder.u8()? {
-            VERSION => Ok(decoder),
-            other => Err(decoder.corrupt(format!("unknown record version {other}"))),
+        let found = decoder.u8()?;
+        if versions.contains(&found) {
+            return Ok((decoder, found));
         }
+        Err(decoder.corrupt(format!(
+            "unknown record version {found}, this release reads up to {}: \
+             the data folder is another release's",
+            versions.end()
+        )))
     }
 
     pub(super) fn corrupt(&self, why: impl Into<String>) -> Corrupt {
@@ -201,6 +238,24 @@ impl<'a> Decoder<'a> {
         Ok(WalPosition::new(incarnation, commit_end, self.u32()?))
     }
 
+    fn mark(&mut self) -> Result<Option<BackfillMark>, Corrupt> {
+        if !self.flag()? {
+            return Ok(None);
+        }
+        let file = TableFile {
+            relfilenode: self.u32()?,
+            membership: self.u32()?,
+        };
+        Ok(Some(BackfillMark {
+            file,
+            next_block: BlockNumber(self.u32()?),
+            first_stamp: self.position()?,
+            last_stamp: self.position()?,
+            rows: self.u64()?,
+            snapshots: self.u32()?,
+        }))
+    }
+
     pub(super) fn vector(&mut self) -> Result<Box<[f32]>, Corrupt> {
         let dimensions = self.u32()?;
         if dimensions == 0 || dimensions > DIMENSIONS_MAX {
@@ -240,6 +295,7 @@ impl PartitionMeta {
             stamp_high: WalPosition::ZERO,
             last_backfill: BackfillId(0),
             open_backfill: None,
+            backfill_mark: None,
             ..self.clone()
         }
     }
@@ -311,7 +367,7 @@ pub fn encode_meta(key: &[u8], meta: &PartitionMeta) -> Vec<u8> {
         Metric::Cosine => 2,
         Metric::InnerProduct => 3,
     };
-    Encoder::new()
+    Encoder::of_version(META_VERSION)
         .u64(meta.source.0)
         .u64(meta.collection.0)
         .u64(meta.generation.0)
@@ -324,11 +380,12 @@ pub fn encode_meta(key: &[u8], meta: &PartitionMeta) -> Vec<u8> {
         .u64(meta.last_backfill.0)
         .u8(u8::from(meta.open_backfill.is_some()))
         .u64(meta.open_backfill.map_or(0, |open| open.last_chunk))
+        .mark(meta.backfill_mark)
         .finish(key)
 }
 
 pub fn decode_meta(key: &[u8], record: &[u8]) -> Result<PartitionMeta, Corrupt> {
-    let mut decoder = Decoder::new(key, record)?;
+    let (mut decoder, version) = Decoder::of_version(1..=META_VERSION, key, record)?;
     let source = SourceId(decoder.u64()?);
     let collection = CollectionId(decoder.u64()?);
     let generation = Generation(decoder.u64()?);
@@ -348,6 +405,10 @@ pub fn decode_meta(key: &[u8], record: &[u8]) -> Result<PartitionMeta, Corrupt> 
     let last_backfill = BackfillId(decoder.u64()?);
     let is_open = decoder.flag()?;
     let last_chunk = decoder.u64()?;
+    let backfill_mark = match version {
+        1 => None,
+        _ => decoder.mark()?,
+    };
     decoder.finish(PartitionMeta {
         source,
         collection,
@@ -360,6 +421,7 @@ pub fn decode_meta(key: &[u8], record: &[u8]) -> Result<PartitionMeta, Corrupt> 
         stamp_high,
         last_backfill,
         open_backfill: is_open.then_some(OpenBackfill { last_chunk }),
+        backfill_mark,
     })
 }
 

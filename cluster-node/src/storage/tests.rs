@@ -4,6 +4,7 @@ use super::learner_format::*;
 use super::{LearnerRecord, Storage, StorageConfig, WriteSet};
 use crate::metrics::Metrics;
 use cluster_core::apply::{StoredRow, StoredVector, Tombstone};
+use cluster_core::backfill::{BackfillMark, BlockNumber, TableFile};
 use cluster_core::change::{Change, PositionedChange, VectorColumn};
 use cluster_core::collection::Metric;
 use cluster_core::ids::*;
@@ -41,6 +42,17 @@ fn meta() -> PartitionMeta {
         stamp_high: at(6),
         last_backfill: BackfillId(9),
         open_backfill: Some(OpenBackfill { last_chunk: 4 }),
+        backfill_mark: Some(BackfillMark {
+            file: TableFile {
+                relfilenode: 11,
+                membership: 12,
+            },
+            next_block: BlockNumber(13),
+            first_stamp: at(14),
+            last_stamp: at(15),
+            rows: 16,
+            snapshots: 17,
+        }),
     }
 }
 
@@ -83,7 +95,7 @@ const GOLDEN_ROW: &str =
 const GOLDEN_TOMBSTONE: &str = "0101000000000000001000000000000000020000000700000000000000af59590c";
 const GOLDEN_FORMER: &str = "010700000000000000010000000000803f4f1a79c9";
 const GOLDEN_WATERMARK: &str = "010100000000000000100000000000000002000000a5d4ed40";
-const GOLDEN_META: &str = "01010000000000000002000000000000000300000000000000020200000010000000400000000100000000000000050000000000000002000000010000000000000006000000000000000200000009000000000000000104000000000000000125522a";
+const GOLDEN_META: &str = "0201000000000000000200000000000000030000000000000002020000001000000040000000010000000000000005000000000000000200000001000000000000000600000000000000020000000900000000000000010400000000000000010b0000000c0000000d00000001000000000000000e000000000000000200000001000000000000000f000000000000000200000010000000000000001100000069105208";
 const GOLDEN_IDENTITY: &str = "0101000000640103000000000000000100000063f52bbc5d";
 const GOLDEN_TOKEN: &str = "01050000000000000022a78642";
 
@@ -221,4 +233,28 @@ fn a_log_comes_back_in_order_and_in_bounded_pieces() {
     storage.commit(set).unwrap();
     assert_eq!(behind(WalPosition::ZERO, 1), [at(0x30)]);
     assert_eq!(storage.rows(partition).count(), 0);
+}
+
+#[test]
+fn a_meta_record_of_0_1_0_is_read_and_one_of_a_later_release_refused() {
+    // As 0.1.0 wrote it.
+    let old = "01010000000000000002000000000000000300000000000000020200000010000000400000000100000000000000050000000000000002000000010000000000000006000000000000000200000009000000000000000104000000000000000125522a";
+    let bytes: Vec<u8> = (0..old.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&old[i..i + 2], 16).unwrap())
+        .collect();
+    let before = PartitionMeta {
+        backfill_mark: None,
+        ..meta()
+    };
+    assert_eq!(decode_meta(b"k", &bytes), Ok(before));
+    let present = encode_meta(b"k", &meta());
+    assert_eq!(decode_meta(b"k", &present), Ok(meta()));
+    // The checksum counts from the record's key and its bytes.
+    let mut later = present[..present.len() - 4].to_vec();
+    later[0] = 3;
+    let sum = crc32c::crc32c_append(crc32c::crc32c(b"k"), &later);
+    later.extend(sum.to_le_bytes());
+    let refused = decode_meta(b"k", &later).unwrap_err().to_string();
+    assert!(refused.contains("unknown record version 3"), "{refused}");
 }

@@ -155,7 +155,7 @@ unsafe fn row(
     let count = |value: Option<u32>| value.map(|value| pg_sys::Datum::from(value as i32));
     let reason = Some(local.reason.as_str()).filter(|reason| !reason.is_empty());
     let fallback = counters::last_fallback(index_oid.to_u32());
-    let columns: [Option<pg_sys::Datum>; 14] = [
+    let columns: [Option<pg_sys::Datum>; 17] = [
         text(&local.index_name),
         text(&local.table_name),
         text(local.state),
@@ -171,6 +171,9 @@ unsafe fn row(
         number(remote.map(|status| status.durable_lsn)),
         number(remote.map(|status| status.backfill_rows_copied)),
         number(remote.map(|status| status.backfill_rows_estimated)),
+        number(remote.map(|status| status.backfill_blocks_copied)),
+        number(remote.map(|status| status.backfill_blocks_total)),
+        number(remote.map(|status| status.backfill_snapshots)),
         fallback.as_deref().and_then(text),
     ];
     let mut description: pg_sys::TupleDesc = std::ptr::null_mut();

@@ -169,6 +169,9 @@ impl Response {
                 out.u64(status.durable_lsn);
                 out.u64(status.backfill_rows_copied);
                 out.u64(status.backfill_rows_estimated);
+                out.u64(status.backfill_blocks_copied);
+                out.u64(status.backfill_blocks_total);
+                out.u64(status.backfill_snapshots);
                 out.text(&status.problem);
             }
             Response::Failure(failure) => {
@@ -231,6 +234,9 @@ impl Response {
                 durable_lsn: bytes.u64()?,
                 backfill_rows_copied: bytes.u64()?,
                 backfill_rows_estimated: bytes.u64()?,
+                backfill_blocks_copied: bytes.u64()?,
+                backfill_blocks_total: bytes.u64()?,
+                backfill_snapshots: bytes.u64()?,
                 problem: bytes.text()?,
             }),
             3 => {

@@ -132,6 +132,9 @@ pub struct IndexStatus {
     pub durable_lsn: u64,
     pub backfill_rows_copied: u64,
     pub backfill_rows_estimated: u64,
+    pub backfill_blocks_copied: u64,
+    pub backfill_blocks_total: u64,
+    pub backfill_snapshots: u64,
     /// What stands in the way; empty when nothing does.
     pub problem: String,
 }

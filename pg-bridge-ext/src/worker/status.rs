@@ -91,6 +91,9 @@ pub fn of_collection(
     if let Some(backfill) = ours.max_by_key(|backfill| backfill.backfill_id) {
         out.backfill_rows_copied = backfill.rows_copied;
         out.backfill_rows_estimated = backfill.rows_estimated;
+        out.backfill_blocks_copied = backfill.blocks_copied;
+        out.backfill_blocks_total = backfill.blocks_total;
+        out.backfill_snapshots = backfill.snapshots;
     }
     out
 }

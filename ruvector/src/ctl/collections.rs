@@ -32,7 +32,13 @@ struct CollectionLine {
     replicas: usize,
     rows_copied: Option<u64>,
     rows_estimated: Option<u64>,
+    /// Of the table's heap; ranges end at a block.
+    blocks_copied: Option<u64>,
+    blocks_total: Option<u64>,
+    backfill_snapshots: Option<u64>,
     reason: String,
+    #[serde(skip)]
+    backfill: Option<String>,
 }
 
 pub async fn collections(ctl: &Ctl) -> Result<Collections, Failure> {
@@ -86,6 +92,10 @@ impl CollectionLine {
                 .unwrap_or(0),
             rows_copied: backfill.map(|backfill| backfill.rows_copied),
             rows_estimated: backfill.map(|backfill| backfill.rows_estimated),
+            blocks_copied: backfill.map(|backfill| backfill.blocks_copied),
+            blocks_total: backfill.map(|backfill| backfill.blocks_total),
+            backfill_snapshots: backfill.map(|backfill| backfill.snapshots),
+            backfill: backfill.map(backfill_text),
             reason: match &collection.state {
                 CollectionState::Failed { reason } => reason.clone(),
                 _ => source
@@ -96,10 +106,8 @@ impl CollectionLine {
     }
 
     fn remark(&self) -> String {
-        match (self.rows_copied, self.rows_estimated) {
-            (Some(copied), Some(estimated)) if self.reason.is_empty() => {
-                backfill_text(copied, estimated)
-            }
+        match &self.backfill {
+            Some(backfill) if self.reason.is_empty() => backfill.clone(),
             _ => self.reason.clone(),
         }
     }

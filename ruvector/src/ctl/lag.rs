@@ -47,6 +47,11 @@ struct Backfill {
     index: String,
     rows_copied: u64,
     rows_estimated: u64,
+    blocks_copied: u64,
+    blocks_total: u64,
+    snapshots: u64,
+    #[serde(skip)]
+    text: String,
 }
 
 pub async fn lag(ctl: &Ctl) -> Result<Lag, Failure> {
@@ -96,6 +101,10 @@ impl Progress {
                     .unwrap_or_default(),
                 rows_copied: backfill.rows_copied,
                 rows_estimated: backfill.rows_estimated,
+                blocks_copied: backfill.blocks_copied,
+                blocks_total: backfill.blocks_total,
+                snapshots: backfill.snapshots,
+                text: backfill_text(backfill),
             }
         });
         Self {
@@ -159,10 +168,9 @@ impl Report for Lag {
                 progress.wal_status.clone(),
             ]);
             for backfill in &progress.backfills {
-                let copied = backfill_text(backfill.rows_copied, backfill.rows_estimated);
                 notes += &format!(
-                    "\n{}: backfill of {}: {copied}\n",
-                    source.name, backfill.index
+                    "\n{}: backfill of {}: {}\n",
+                    source.name, backfill.index, backfill.text
                 );
             }
             if !source.problem.is_empty() {

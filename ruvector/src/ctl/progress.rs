@@ -54,17 +54,55 @@ impl Observed {
     }
 }
 
-/// `1,200 of about 60,000 (2 %)`.
-pub fn backfill_text(copied: u64, estimated: u64) -> String {
+/// `1,200 of about 60,000 rows (2 %), 64 of 3,000 blocks, 2 snapshots`.
+pub fn backfill_text(progress: &BackfillProgress) -> String {
     use super::table::count;
-    if estimated == 0 {
-        return format!("{} rows copied", count(copied));
+    let copied = progress.rows_copied;
+    let mut text = match progress.rows_estimated {
+        0 => format!("{} rows copied", count(copied)),
+        estimated => {
+            let percent = copied.saturating_mul(100) / estimated;
+            format!(
+                "{} of about {} rows ({} %)",
+                count(copied),
+                count(estimated),
+                percent.min(99)
+            )
+        }
+    };
+    if progress.snapshots > 0 {
+        text += &format!(
+            ", {} of {} blocks, {} snapshot{}",
+            count(progress.blocks_copied),
+            count(progress.blocks_total),
+            progress.snapshots,
+            if progress.snapshots == 1 { "" } else { "s" }
+        );
     }
-    let percent = copied.saturating_mul(100) / estimated;
-    format!(
-        "{} of about {} ({} %)",
-        count(copied),
-        count(estimated),
-        percent.min(99)
-    )
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backfill_tells_rows_blocks_and_snapshots() {
+        let mut progress = BackfillProgress {
+            rows_copied: 1_200,
+            rows_estimated: 60_000,
+            ..BackfillProgress::default()
+        };
+        assert_eq!(
+            backfill_text(&progress),
+            "1,200 of about 60,000 rows (2 %)",
+            "no snapshot yet"
+        );
+        (progress.blocks_copied, progress.blocks_total) = (64, 3_000);
+        progress.snapshots = 2;
+        assert_eq!(
+            backfill_text(&progress),
+            "1,200 of about 60,000 rows (2 %), 64 of 3,000 blocks, 2 snapshots"
+        );
+    }
 }

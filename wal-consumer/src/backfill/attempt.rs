@@ -1,46 +1,35 @@
 //! One attempt at filling a collection.
 //!
-//! The order is what makes it right. The table is published before the slot
+//! The order is what makes it right. The table is published before the first slot
 //! exists: a transaction that began unpublished has ended when the slot is
 //! consistent, so the snapshot has it. The backfill is open on every replica,
-//! durably, before the snapshot exists: none forgets a removal that the
-//! snapshot could bring back. The stamp is the slot's consistent point. All
-//! chunks are durable, and all that was streamed meanwhile is, before the first
-//! partition closes: from then on no value is missing anywhere.
+//! durably, before any snapshot of the attempt exists: none forgets a removal
+//! that the snapshot could bring back. A stamp is its slot's consistent point.
+//!
+//! Nothing closes before all chunks are durable, the stream has passed the last
+//! stamp on every replica, and no column is pending there: until then an UPDATE
+//! that leaves a row's vector alone may meet a replica that does not know it.
 
 use super::Shared;
-use super::copy::{CopyReader, Row};
-use super::links::{Links, accepted};
+use super::chunks::Chunks;
 use super::reread::{self, RereadError};
-use super::table::{self, Table, TableError};
+use super::snapshot::Snapshot;
+use super::table::{self, Published, Table, TableError};
 use crate::feed::progress::RunEnd;
-use crate::replication::connection::Connection;
-use crate::replication::slot::{self, Lifetime};
-use crate::source::preflight::begin_at_snapshot;
-use crate::source::{coordination, sql};
-use crate::vector;
-use anyhow::{Context, anyhow};
-use cluster_core::change::BackfillRow;
+use crate::source::{BackfillStanding, coordination};
+use cluster_core::backfill::{BackfillMark, needs_last_snapshot};
 use cluster_core::collection::{BackfillSnapshot, CollectionSpec};
-use cluster_core::ids::{BackfillId, CollectionId, NodeId, PartitionId};
-use cluster_core::map::{HashRange, ReplicaState};
+use cluster_core::ids::{BackfillId, CollectionId};
 use cluster_core::row_key::RowKey;
-use cluster_core::wal_position::WalPosition;
-use futures::StreamExt;
-use proto::v1;
-use proto::v1::backfill_request::Kind;
 use std::collections::BTreeSet;
-use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio_postgres::Client;
 
-/// Keys read again per question.
-const PENDING_PAGE: u32 = 1_000;
+/// How long a row that the stream alone can settle is waited for.
 const PENDING_POLL: Duration = Duration::from_millis(200);
-const ROW_OVERHEAD_BYTES: usize = 32;
+/// Rows read again under one snapshot: their keys are remembered.
+const REREAD_KEYS_MAX: usize = 100_000;
+/// What a page of them may take.
+const REREAD_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub enum Outcome {
@@ -80,34 +69,18 @@ impl From<RereadError> for Outcome {
     }
 }
 
-/// One partition being filled.
-struct Target {
-    id: PartitionId,
-    range: HashRange,
-    replicas: Vec<NodeId>,
-    /// Chunks are numbered from 1.
-    chunks: u64,
-    rows: Vec<v1::BackfillRow>,
-    bytes: usize,
-}
-
 pub struct Attempt<'a> {
-    shared: &'a Shared,
-    id: CollectionId,
-    spec: CollectionSpec,
-    backfill: BackfillId,
-    links: Links,
-    targets: Vec<Target>,
-    in_flight: Arc<Semaphore>,
-    sending: JoinSet<anyhow::Result<()>>,
-    closed: BTreeSet<(PartitionId, NodeId)>,
-    rows_copied: u64,
-}
-
-/// A snapshot that a slot exported, and where it stands in the stream.
-struct Snapshot {
-    client: Client,
-    stamp: WalPosition,
+    pub(super) shared: &'a Shared,
+    pub(super) id: CollectionId,
+    pub(super) spec: CollectionSpec,
+    pub(super) backfill: BackfillId,
+    pub(super) chunks: Chunks<'a>,
+    /// Each slot has a name of its own: the one before may not be gone yet.
+    snapshots: u32,
+    pub(super) rows_estimated: u64,
+    pub(super) blocks_total: u32,
+    /// As it was told last.
+    mark: Option<BackfillMark>,
 }
 
 impl<'a> Attempt<'a> {
@@ -124,319 +97,119 @@ impl<'a> Attempt<'a> {
             return Ok(());
         };
         let spec = collection.spec.clone();
-        let table = table::publish(shared, &spec).await?;
-        let targets: Vec<Target> = map
-            .partitions_of(id)
-            .into_iter()
-            .map(|p| Target {
-                id: p.id,
-                range: p.range,
-                replicas: p.in_state(ReplicaState::Serving).map(|r| r.node).collect(),
-                chunks: 0,
-                rows: Vec::new(),
-                bytes: 0,
-            })
-            .collect();
-        let nodes: BTreeSet<NodeId> = targets.iter().flat_map(|t| t.replicas.clone()).collect();
-        let answer_timeout = Duration::from_millis(context.config.node_stall_ms);
-        let links = Links::open(&context.client, nodes, backfill, answer_timeout).await?;
-        let in_flight = context
-            .config
-            .backfill_in_flight_bytes
-            .clamp(1, u32::MAX as usize);
+        let published = table::publish(shared, &spec).await?;
+        let chunks = Chunks::connect(shared, &map, (id, backfill)).await?;
         let mut attempt = Attempt {
             shared,
             id,
             spec,
             backfill,
-            links,
-            targets,
-            in_flight: Arc::new(Semaphore::new(in_flight)),
-            sending: JoinSet::new(),
-            closed: BTreeSet::new(),
-            rows_copied: 0,
+            chunks,
+            snapshots: 0,
+            rows_estimated: published.table.rows_estimated,
+            blocks_total: 0,
+            mark: None,
         };
-        attempt.tell_standing(table.rows_estimated);
-        attempt.open_everywhere().await?;
-        let snapshot = attempt.take_snapshot().await?;
-        let seen = read_snapshot(&snapshot.client).await?;
-        attempt.copy(&table, &snapshot).await?;
-        drop(snapshot);
-        attempt.settle().await?;
-        attempt.close_everywhere(&table).await?;
+        let marks = attempt.chunks.open_everywhere(&attempt.spec).await?;
+        let seen = attempt.fill(marks).await?;
         coordination::finish_backfill(context, id, backfill, &seen).await?;
         Ok(())
     }
 
-    fn tell_standing(&self, rows_estimated: u64) {
-        let progress = (self.backfill.0, rows_estimated, self.rows_copied);
-        self.shared.context.standing.update(|s| {
-            s.backfills.insert(self.id, progress);
-        });
-    }
-
-    async fn open_everywhere(&self) -> anyhow::Result<()> {
-        for target in &self.targets {
-            for node in &target.replicas {
-                let open = v1::BackfillOpen {
-                    consumer_epoch: self.shared.context.token.0,
-                    source_id: self.spec.source.0,
-                    partition_id: target.id.0,
-                    backfill_id: self.backfill.0,
-                };
-                self.links.must(*node, Kind::Open(open)).await?;
+    /// Answers the snapshot that a query's must cover.
+    async fn fill(
+        &mut self,
+        marks: Vec<Option<BackfillMark>>,
+    ) -> Result<BackfillSnapshot, Outcome> {
+        let copied = self.copy_table(marks).await?;
+        let mut seen = copied.seen;
+        let mut had_pending = false;
+        loop {
+            self.settle().await?;
+            let pending = self.chunks.list_pending().await?;
+            let is_clear = pending.is_empty();
+            had_pending |= !is_clear;
+            let Published { table, membership } = table::publish(self.shared, &self.spec).await?;
+            if membership != copied.mark.file.membership {
+                let left = "the table left the publication and came back: changes are missing";
+                return Err(Outcome::Retry(anyhow::anyhow!(left)));
             }
-        }
-        Ok(())
-    }
-
-    /// The slot goes as soon as a transaction holds its snapshot: neither WAL
-    /// nor catalog rows are kept for the copy's sake.
-    async fn take_snapshot(&self) -> anyhow::Result<Snapshot> {
-        let lock_timeout = self.shared.context.config.slot_lock_timeout_ms;
-        let options = format!("-c lock_timeout={lock_timeout}");
-        let mut connection = Connection::connect(&self.shared.postgres, &options).await?;
-        let name = format!("{}_b{}", self.shared.slot_name, self.id.0);
-        let created = slot::create(&mut connection, &name, Lifetime::Temporary).await?;
-        let client = sql::connect(&self.shared.postgres).await?;
-        begin_at_snapshot(&client, &created.snapshot).await?;
-        let stamp = self
-            .shared
-            .progress
-            .following
-            .end_of(created.consistent_point);
-        Ok(Snapshot { client, stamp })
-    }
-
-    async fn copy(&mut self, table: &Table, snapshot: &Snapshot) -> Result<(), Outcome> {
-        let columns: Vec<String> = table.keys.iter().map(table::KeyColumn::selected).collect();
-        let copy = format!(
-            "COPY (SELECT {}, {vector} FROM ONLY {} WHERE {vector} IS NOT NULL) TO STDOUT (FORMAT binary)",
-            columns.join(", "),
-            table.name,
-            vector = table.vector
-        );
-        let stream = snapshot
-            .client
-            .copy_out(&copy)
-            .await
-            .context("starting COPY")?;
-        let mut stream = pin!(stream);
-        let mut reader = CopyReader::default();
-        while let Some(bytes) = stream.next().await {
-            reader.push(&bytes.context("COPY")?);
-            while let Some(row) = reader.next_row()? {
-                let row = self.read_row(row, table.keys.len())?;
-                self.rows_copied += 1;
-                self.push_row(row, snapshot.stamp).await?;
+            if needs_last_snapshot(copied.mark.snapshots, had_pending) {
+                let snapshot = self.take_snapshot(&table).await?;
+                seen = snapshot.seen.clone();
+                self.reread(&table, &snapshot, pending).await?;
             }
-            self.tell_standing(table.rows_estimated);
-        }
-        if !reader.has_ended() {
-            return Err(anyhow!("COPY ended before its end").into());
-        }
-        for index in 0..self.targets.len() {
-            self.send_chunk(index, snapshot.stamp).await?;
-        }
-        self.finish_sending().await?;
-        self.tell_standing(table.rows_estimated);
-        Ok(())
-    }
-
-    fn read_row(&self, row: Row, keys: usize) -> Result<BackfillRow, Outcome> {
-        let bad = || anyhow!("a COPY row of another shape");
-        let values: Option<Vec<_>> = row.into_iter().collect();
-        let values = values.filter(|v| v.len() == keys + 1).ok_or_else(bad)?;
-        let (vector, key) = values.split_last().ok_or_else(bad)?;
-        let key = RowKey::from_columns(key.iter().map(|c| &c[..]))
-            .map_err(|e| Outcome::Failed(e.to_string()))?;
-        let vector = vector::decode(vector, self.spec.dimensions)
-            .map_err(|e| Outcome::Failed(e.to_string()))?;
-        Ok(BackfillRow { key, vector })
-    }
-
-    async fn push_row(&mut self, row: BackfillRow, stamp: WalPosition) -> anyhow::Result<()> {
-        let hash = row.key.placement_hash();
-        let index = self.targets.partition_point(|t| t.range.hi < hash);
-        let target = self
-            .targets
-            .get_mut(index)
-            .context("the partitions do not tile")?;
-        target.bytes += ROW_OVERHEAD_BYTES + row.key.as_bytes().len() + row.vector.len() * 4;
-        target.rows.push((&row).into());
-        let config = &self.shared.context.config;
-        if target.rows.len() >= config.backfill_chunk_rows
-            || target.bytes >= config.backfill_chunk_bytes
-        {
-            self.send_chunk(index, stamp).await?;
-        }
-        Ok(())
-    }
-
-    /// Waits for room, not for the answer.
-    async fn send_chunk(&mut self, index: usize, stamp: WalPosition) -> anyhow::Result<()> {
-        while let Some(done) = self.sending.try_join_next() {
-            done??;
-        }
-        let target = &mut self.targets[index];
-        let rows = std::mem::take(&mut target.rows);
-        let bytes = std::mem::take(&mut target.bytes);
-        if rows.is_empty() {
-            return Ok(());
-        }
-        target.chunks += 1;
-        let chunk = v1::BackfillChunk {
-            partition_id: target.id.0,
-            backfill_id: self.backfill.0,
-            chunk: target.chunks,
-            stamp: Some(stamp.into()),
-            rows,
-        };
-        let limit = self.shared.context.config.backfill_in_flight_bytes.max(1);
-        let share = u32::try_from(bytes.clamp(1, limit)).unwrap_or(u32::MAX);
-        let share = self.in_flight.clone().acquire_many_owned(share).await?;
-        let share = Arc::new(share);
-        for node in &target.replicas {
-            if self.closed.contains(&(target.id, *node)) {
-                continue;
+            if is_clear && self.chunks.close_everywhere().await? {
+                return Ok(seen);
             }
-            let answer = self.links.send(*node, Kind::Chunk(chunk.clone())).await?;
-            let (node, share) = (*node, share.clone());
-            self.sending.spawn(async move {
-                let answer = answer.await;
-                drop(share);
-                accepted(node, answer?)
-            });
+            tokio::time::sleep(PENDING_POLL).await;
         }
-        Ok(())
     }
 
-    async fn finish_sending(&mut self) -> anyhow::Result<()> {
-        while let Some(done) = self.sending.join_next().await {
-            done??;
-        }
-        Ok(())
-    }
-
-    /// Until everything streamed so far is durable on the collection's replicas.
+    /// Until everything streamed so far, and everything up to the last stamp, is
+    /// durable on the collection's replicas.
     async fn settle(&self) -> Result<(), RunEnd> {
-        let at = self.shared.barrier().await?;
-        let partitions: Vec<PartitionId> = self.targets.iter().map(|t| t.id).collect();
+        let at = self.shared.barrier().await?.max(self.chunks.stamp_high);
+        let partitions = self.chunks.partitions();
         self.shared.progress.wait_durable(at, &partitions).await;
         Ok(())
     }
 
-    async fn close_everywhere(&mut self, table: &Table) -> Result<(), Outcome> {
+    pub(super) async fn take_snapshot(&mut self, table: &Table) -> Result<Snapshot, Outcome> {
+        self.snapshots += 1;
+        let (slot, id) = (&self.shared.slot_name, self.id.0);
+        let name = format!("{slot}_b{id}_{}_{}", self.backfill.0, self.snapshots);
+        Ok(Snapshot::take(self.shared, &name, &self.spec, table).await?)
+    }
+
+    /// Rows whose value neither the stream nor a range's snapshot told: read again
+    /// under a snapshot that was taken since. One that is gone by then, or NULL,
+    /// is settled by the stream itself.
+    async fn reread(
+        &mut self,
+        table: &Table,
+        snapshot: &Snapshot,
+        mut pending: BTreeSet<RowKey>,
+    ) -> Result<(), Outcome> {
+        let mut asked = BTreeSet::new();
         loop {
-            self.reread_pending(table).await?;
-            let mut is_closed = true;
-            for index in 0..self.targets.len() {
-                let (id, replicas) = (self.targets[index].id, self.targets[index].replicas.clone());
-                for node in replicas {
-                    if self.closed.contains(&(id, node)) {
-                        continue;
-                    }
-                    let close = v1::BackfillClose {
-                        partition_id: id.0,
-                        backfill_id: self.backfill.0,
-                    };
-                    match self.links.call(node, Kind::Close(close)).await? {
-                        None => {
-                            self.closed.insert((id, node));
-                        }
-                        Some(refusal) => {
-                            tracing::debug!(%node, partition = %id, refusal, "backfill not closed yet");
-                            is_closed = false;
-                        }
-                    }
-                }
-            }
-            if is_closed {
+            pending.retain(|key| !asked.contains(key));
+            let has_time = asked.is_empty() || snapshot.has(REREAD_TIME);
+            if pending.is_empty() || !has_time || asked.len() >= REREAD_KEYS_MAX {
                 return Ok(());
             }
-            tokio::time::sleep(PENDING_POLL).await;
-            self.settle().await?;
-        }
-    }
-
-    /// Rows whose value neither the stream nor the snapshot told: read again
-    /// under a further slot's snapshot. One that is gone by then, or NULL, is
-    /// settled by the stream itself.
-    async fn reread_pending(&mut self, table: &Table) -> Result<(), Outcome> {
-        let mut pending: BTreeSet<(usize, RowKey)> = BTreeSet::new();
-        for (index, target) in self.targets.iter().enumerate() {
-            for node in &target.replicas {
-                if self.closed.contains(&(target.id, *node)) {
-                    continue;
-                }
-                let request = v1::ListPendingRequest {
-                    partition_id: target.id.0,
-                    limit: PENDING_PAGE,
-                };
-                let mut client = self
-                    .shared
-                    .context
-                    .client
-                    .node(*node)
-                    .map_err(anyhow::Error::new)?;
-                let answer = client
-                    .list_pending(request)
-                    .await
-                    .map_err(anyhow::Error::new)?;
-                for key in answer.into_inner().keys {
-                    let key = RowKey::from_bytes(key.to_vec()).map_err(anyhow::Error::new)?;
-                    pending.insert((index, key));
-                }
+            let keys: Vec<RowKey> = pending.into_iter().collect();
+            tracing::info!(collection = %self.id, rows = keys.len(), "reading pending rows again");
+            let dimensions = self.spec.dimensions;
+            let rows = reread::rows(snapshot.client(), table, dimensions, &keys).await?;
+            for row in rows {
+                self.chunks.push(row, snapshot.stamp).await?;
             }
+            self.chunks.flush(snapshot.stamp, None).await?;
+            self.chunks.finish_sending().await?;
+            asked.extend(keys);
+            pending = self.chunks.list_pending().await?;
         }
-        if pending.is_empty() {
-            return Ok(());
-        }
-        let snapshot = self.take_snapshot().await?;
-        let keys: Vec<RowKey> = pending.into_iter().map(|(_, key)| key).collect();
-        tracing::info!(collection = %self.id, rows = keys.len(), "reading pending rows again");
-        let rows = reread::rows(&snapshot.client, table, self.spec.dimensions, &keys).await?;
-        for row in rows {
-            self.push_row(row, snapshot.stamp).await?;
-        }
-        for index in 0..self.targets.len() {
-            self.send_chunk(index, snapshot.stamp).await?;
-        }
-        self.finish_sending().await?;
-        Ok(())
     }
-}
 
-/// `pg_current_snapshot()` prints `xmin:xmax:running,…`.
-async fn read_snapshot(client: &Client) -> anyhow::Result<BackfillSnapshot> {
-    let row = client
-        .query_one("SELECT pg_current_snapshot()::text", &[])
-        .await?;
-    parse_snapshot(row.try_get(0)?)
-}
+    pub(super) fn tell_standing(&mut self, mark: BackfillMark) {
+        self.mark = Some(mark);
+        self.tell_rows(0);
+    }
 
-fn parse_snapshot(text: &str) -> anyhow::Result<BackfillSnapshot> {
-    let mut parts = text.split(':').skip(1);
-    let xmax = parts.next().context("a snapshot without xmax")?.parse()?;
-    let running = parts
-        .next()
-        .context("a snapshot without its running transactions")?;
-    let running = running.split(',').filter(|xid| !xid.is_empty());
-    let mut running = running.map(str::parse).collect::<Result<Vec<u64>, _>>()?;
-    running.sort_unstable();
-    Ok(BackfillSnapshot { xmax, running })
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn a_snapshots_text_is_read() {
-        let snapshot = parse_snapshot("10:20:10,14,15").unwrap();
-        assert_eq!((snapshot.xmax, snapshot.running), (20, vec![10, 14, 15]));
-        assert_eq!(parse_snapshot("10:10:").unwrap().running, Vec::<u64>::new());
-        assert!(parse_snapshot("10").is_err());
+    /// Rows beyond the last mark.
+    pub(super) fn tell_rows(&self, rows: u64) {
+        let mark = self.mark;
+        let standing = BackfillStanding {
+            backfill: self.backfill,
+            rows_estimated: self.rows_estimated,
+            rows_copied: mark.map_or(0, |mark| mark.rows) + rows,
+            blocks_copied: mark.map_or(0, |mark| mark.next_block.0),
+            blocks_total: self.blocks_total,
+            snapshots: mark.map_or(0, |mark| mark.snapshots),
+        };
+        self.shared.context.standing.update(|s| {
+            s.backfills.insert(self.id, standing);
+        });
     }
 }

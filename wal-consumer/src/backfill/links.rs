@@ -1,17 +1,21 @@
 //! One Backfill stream per node. A request is done when the node has answered
-//! that it is durable.
+//! that it is durable. A node is given up when it has been silent for too long,
+//! not when it is slow.
 
 use anyhow::{Context, anyhow};
 use cluster_client::ClusterClient;
+use cluster_core::backfill::BackfillMark;
 use cluster_core::ids::{BackfillId, NodeId, PartitionId};
 use parking_lot::Mutex;
 use proto::v1;
 use proto::v1::backfill_request::Kind;
 use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 const TRANSPORT_QUEUE: usize = 16;
@@ -19,14 +23,44 @@ const TRANSPORT_QUEUE: usize = 16;
 const CHUNK_OF_OPEN: u64 = 0;
 const CHUNK_OF_CLOSE: u64 = u64::MAX;
 
-/// The node's refusal of a request; empty when done.
-pub type Refusal = String;
-type Waiting = Arc<Mutex<HashMap<(PartitionId, u64), oneshot::Sender<Refusal>>>>;
+/// The node did what was asked (an open answers the replica's mark), or refused.
+pub type Answered = Result<Option<BackfillMark>, String>;
+type Waiting = Arc<Mutex<HashMap<(PartitionId, u64), oneshot::Sender<Answered>>>>;
 
 struct Link {
     requests: mpsc::Sender<v1::BackfillRequest>,
     waiting: Waiting,
+    pulse: Pulse,
     reader: AbortHandle,
+}
+
+/// When a node last answered anything. One whose tails are full answers slowly,
+/// and is waited for as long as it answers at all.
+#[derive(Clone)]
+struct Pulse(Arc<Mutex<Instant>>);
+
+impl Pulse {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    fn beat(&self) {
+        *self.0.lock() = Instant::now();
+    }
+
+    /// `None`: the node has answered nothing for so long.
+    async fn wait<T>(&self, what: impl Future<Output = T>, silence_max: Duration) -> Option<T> {
+        let began = Instant::now();
+        let mut what = pin!(what);
+        loop {
+            let until = began.max(*self.0.lock()) + silence_max;
+            match tokio::time::timeout_at(until, &mut what).await {
+                Ok(done) => return Some(done),
+                Err(_) if began.max(*self.0.lock()) + silence_max <= Instant::now() => return None,
+                Err(_) => {}
+            }
+        }
+    }
 }
 
 impl Drop for Link {
@@ -38,7 +72,7 @@ impl Drop for Link {
 /// The streams of one backfill.
 pub struct Links {
     by_node: BTreeMap<NodeId, Link>,
-    answer_timeout: Duration,
+    silence_max: Duration,
 }
 
 impl Links {
@@ -46,12 +80,12 @@ impl Links {
         client: &ClusterClient,
         nodes: impl IntoIterator<Item = NodeId>,
         backfill: BackfillId,
-        answer_timeout: Duration,
+        silence_max: Duration,
     ) -> anyhow::Result<Self> {
         let mut by_node = BTreeMap::new();
         for node in nodes {
             let opening = open_link(client, node, backfill);
-            let link = tokio::time::timeout(answer_timeout, opening)
+            let link = tokio::time::timeout(silence_max, opening)
                 .await
                 .with_context(|| format!("{node} does not answer"))?
                 .with_context(|| format!("opening a backfill on {node}"))?;
@@ -59,7 +93,7 @@ impl Links {
         }
         Ok(Self {
             by_node,
-            answer_timeout,
+            silence_max,
         })
     }
 
@@ -69,8 +103,7 @@ impl Links {
         &self,
         node: NodeId,
         kind: Kind,
-    ) -> anyhow::Result<impl Future<Output = anyhow::Result<Option<Refusal>>> + Send + 'static>
-    {
+    ) -> anyhow::Result<impl Future<Output = anyhow::Result<Answered>> + Send + 'static> {
         let (partition, chunk) = match &kind {
             Kind::Open(open) => (open.partition_id, CHUNK_OF_OPEN),
             Kind::Chunk(chunk) => (chunk.partition_id, chunk.chunk),
@@ -85,37 +118,30 @@ impl Links {
             .lock()
             .insert((PartitionId(partition), chunk), done);
         let request = v1::BackfillRequest { kind: Some(kind) };
-        link.requests
-            .send(request)
+        let (pulse, silence_max) = (link.pulse.clone(), self.silence_max);
+        let sending = link.requests.send(request);
+        pulse
+            .wait(sending, silence_max)
             .await
+            .with_context(|| format!("{node} takes no more of a backfill"))?
             .map_err(|_| anyhow!("{node} ended the stream"))?;
-        let answer_timeout = self.answer_timeout;
         Ok(async move {
-            let refusal = tokio::time::timeout(answer_timeout, answer)
+            pulse
+                .wait(answer, silence_max)
                 .await
                 .with_context(|| format!("{node} does not answer a backfill"))?
-                .map_err(|_| anyhow!("{node} ended the backfill's stream"))?;
-            Ok(Some(refusal).filter(|refusal| !refusal.is_empty()))
+                .map_err(|_| anyhow!("{node} ended the backfill's stream"))
         })
     }
 
-    /// Answers the node's refusal, if it refused.
-    pub async fn call(&self, node: NodeId, kind: Kind) -> anyhow::Result<Option<Refusal>> {
+    pub async fn call(&self, node: NodeId, kind: Kind) -> anyhow::Result<Answered> {
         self.send(node, kind).await?.await
-    }
-
-    /// As [`Links::call`], where a refusal is a failure.
-    pub async fn must(&self, node: NodeId, kind: Kind) -> anyhow::Result<()> {
-        accepted(node, self.call(node, kind).await?)
     }
 }
 
 /// A refusal as a failure.
-pub fn accepted(node: NodeId, answer: Option<Refusal>) -> anyhow::Result<()> {
-    match answer {
-        None => Ok(()),
-        Some(refusal) => Err(anyhow!("{node} refused: {refusal}")),
-    }
+pub fn accepted(node: NodeId, answer: Answered) -> anyhow::Result<Option<BackfillMark>> {
+    answer.map_err(|refusal| anyhow!("{node} refused: {refusal}"))
 }
 
 async fn open_link(
@@ -131,13 +157,16 @@ async fn open_link(
         .into_inner();
     let waiting = Waiting::default();
     let answered = waiting.clone();
+    let pulse = Pulse::new();
+    let beats = pulse.clone();
     let reader = tokio::spawn(async move {
         loop {
             match answers.message().await {
                 Ok(Some(answer)) if answer.backfill_id == backfill.0 => {
+                    beats.beat();
                     let key = (PartitionId(answer.partition_id), answer.chunk);
                     if let Some(done) = answered.lock().remove(&key) {
-                        let _ = done.send(answer.refused);
+                        let _ = done.send(read(answer));
                     }
                 }
                 Ok(Some(_)) => {}
@@ -154,6 +183,39 @@ async fn open_link(
     Ok(Link {
         requests,
         waiting,
+        pulse,
         reader: reader.abort_handle(),
     })
+}
+
+/// A mark that cannot be read is none: the ranges begin again.
+fn read(answer: v1::BackfillResponse) -> Answered {
+    match answer.refused.is_empty() {
+        true => Ok(answer.mark.and_then(|mark| mark.try_into().ok())),
+        false => Err(answer.refused),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn p11_a_node_that_answers_slowly_is_waited_for_and_a_silent_one_is_not() {
+        let silence_max = Duration::from_secs(2);
+        let pulse = Pulse::new();
+        let beats = pulse.clone();
+        let beating = tokio::spawn(async move {
+            for _ in 0..30 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                beats.beat();
+            }
+        });
+        let slow = tokio::time::sleep(Duration::from_secs(3));
+        assert_eq!(pulse.wait(slow, silence_max).await, Some(()));
+        assert!(beating.await.is_ok());
+        let never = std::future::pending::<()>();
+        let silence_max = Duration::from_millis(50);
+        assert_eq!(pulse.wait(never, silence_max).await, None);
+    }
 }

@@ -1,15 +1,20 @@
-//! Fills new collections beside the stream. In reading order: one collection's
-//! life ([`attempt`]), its table ([`table`]), the rows as COPY sends them
-//! ([`copy`]), the way to the nodes ([`links`]), and rows read again by key
-//! ([`reread`]).
+//! Fills new collections beside the stream. In reading order: one attempt at a
+//! collection ([`attempt`]), its table ([`table`]), the snapshots that it is read
+//! under ([`snapshot`]), range by range ([`ranges`]), the rows as COPY sends them
+//! ([`copy`]), the way to the nodes ([`chunks`], [`links`]) and its pace
+//! ([`pace`]), and rows read again by key ([`reread`]).
 //!
-//! Any failure starts the collection over under a new backfill id, which voids
-//! the earlier one.
+//! An attempt that fails is followed by another under a new backfill id, which
+//! voids the earlier one and goes on where every replica has what lies before.
 
 mod attempt;
+mod chunks;
 pub mod copy;
 mod links;
+mod pace;
+mod ranges;
 pub mod reread;
+mod snapshot;
 pub mod table;
 
 use crate::feed::progress::{Progress, RunEnd};
@@ -20,11 +25,16 @@ use attempt::{Attempt, Outcome};
 use cluster_core::collection::CollectionState;
 use cluster_core::ids::CollectionId;
 use cluster_core::wal_position::WalPosition;
+use pace::Pace;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tokio_postgres::Config;
 use tokio_util::sync::CancellationToken;
+
+/// An attempt that lasted this long brought the copy on: the next pause is short.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
 /// Asks the stream where it stands, once it is between two transactions and
 /// everything before has been sent.
@@ -51,6 +61,7 @@ pub struct Shared {
     /// another collection's putting it in.
     pub publication_lock: Arc<Mutex<()>>,
     turns: Arc<Semaphore>,
+    pace: Arc<Pace>,
 }
 
 impl Shared {
@@ -83,6 +94,7 @@ impl Backfills {
         (cancel, tasks): (CancellationToken, Tasks),
     ) -> Self {
         let turns = Arc::new(Semaphore::new(context.config.backfills_max.max(1)));
+        let pace = Arc::new(Pace::new(context.config.backfill_bytes_per_second_max));
         let shared = Shared {
             context,
             postgres,
@@ -92,6 +104,7 @@ impl Backfills {
             barriers,
             publication_lock: Arc::default(),
             turns,
+            pace,
         };
         Self {
             shared,
@@ -151,12 +164,16 @@ async fn fill(shared: &Shared, id: CollectionId) {
         if !is_building(&context.client.map()) {
             return;
         }
-        let outcome = {
+        let (outcome, took) = {
             let Ok(_turn) = shared.turns.acquire().await else {
                 return;
             };
-            Attempt::run(shared, id).await
+            let began = Instant::now();
+            (Attempt::run(shared, id).await, began.elapsed())
         };
+        if took > SETTLED_AFTER {
+            backoff.reset();
+        }
         match outcome {
             Ok(()) => {
                 tracing::info!(source = %context.source, collection = %id, "backfill finished");
@@ -172,7 +189,7 @@ async fn fill(shared: &Shared, id: CollectionId) {
             }
             Err(Outcome::Retry(problem)) => {
                 context.metrics.restarted(context.source, "backfill");
-                tracing::warn!(source = %context.source, collection = %id, problem = format!("{problem:#}"), "backfill starts over");
+                tracing::warn!(source = %context.source, collection = %id, problem = format!("{problem:#}"), "backfill broke off, and goes on");
             }
         }
         backoff.pause().await;

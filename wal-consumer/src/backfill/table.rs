@@ -59,6 +59,13 @@ pub struct Table {
     pub rows_estimated: u64,
 }
 
+/// A table that is published, and the OID of its membership.
+#[derive(Debug, Clone)]
+pub struct Published {
+    pub table: Table,
+    pub membership: Oid,
+}
+
 const LOOK: &str = "
 SELECT c.relkind::text AS kind, c.relpersistence::text AS persistence,
        c.relreplident::text AS identity, n.nspname::text AS schema, c.relname::text AS name,
@@ -141,23 +148,18 @@ pub async fn look(client: &Client, spec: &CollectionSpec) -> Result<Table, Table
     })
 }
 
-const IS_PUBLISHED: &str = "
-SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+const MEMBERSHIP: &str = "
+SELECT r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
  WHERE p.pubname = $1 AND r.prrelid = $2";
 
 /// Puts the table into the publication, in a short transaction that waits for
 /// no lock for long, and looks again while it holds the table's lock.
-pub async fn publish(shared: &Shared, spec: &CollectionSpec) -> Result<Table, TableError> {
+pub async fn publish(shared: &Shared, spec: &CollectionSpec) -> Result<Published, TableError> {
     let _one_at_a_time = shared.publication_lock.lock().await;
     let client = sql::connect(&shared.postgres).await?;
-    let error = |e: tokio_postgres::Error| TableError::Retry(anyhow::Error::new(e));
     let table = look(&client, spec).await?;
-    let published = client
-        .query_opt(IS_PUBLISHED, &[&shared.publication, &spec.table_oid])
-        .await
-        .map_err(error)?;
-    if published.is_some() {
-        return Ok(table);
+    if let Some(membership) = membership(&client, shared, spec).await? {
+        return Ok(Published { table, membership });
     }
     let alter = format!(
         "BEGIN; SET LOCAL lock_timeout = {}; ALTER PUBLICATION {} ADD TABLE ONLY {}",
@@ -171,11 +173,27 @@ pub async fn publish(shared: &Shared, spec: &CollectionSpec) -> Result<Table, Ta
         .context("adding the table to the publication")?;
     // Dropping the client rolls back.
     let table = look(&client, spec).await?;
+    let membership = membership(&client, shared, spec)
+        .await?
+        .context("the table is not in the publication that it was added to")?;
     client
         .batch_execute("COMMIT")
         .await
         .context("adding the table to the publication")?;
-    Ok(table)
+    Ok(Published { table, membership })
+}
+
+async fn membership(
+    client: &Client,
+    shared: &Shared,
+    spec: &CollectionSpec,
+) -> Result<Option<Oid>, TableError> {
+    let error = |e: tokio_postgres::Error| TableError::Retry(anyhow::Error::new(e));
+    let row = client
+        .query_opt(MEMBERSHIP, &[&shared.publication, &spec.table_oid])
+        .await
+        .map_err(error)?;
+    row.map(|row| row.try_get(0)).transpose().map_err(error)
 }
 
 const PUBLISHED: &str = "

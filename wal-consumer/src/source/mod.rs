@@ -21,7 +21,9 @@ use crate::feed::progress::{Promotions, RunEnd};
 use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use cluster_client::ClusterClient;
-use cluster_core::ids::{CollectionId, ConsumerEpoch, LeaseEpoch, MapVersion, SourceId};
+use cluster_core::ids::{
+    BackfillId, CollectionId, ConsumerEpoch, LeaseEpoch, MapVersion, SourceId,
+};
 use cluster_core::wal_position::Lsn;
 use parking_lot::Mutex;
 use proto::v1;
@@ -67,8 +69,18 @@ pub struct StandingState {
     pub retained_wal_bytes: u64,
     pub safe_wal_bytes: u64,
     pub wal_status: String,
-    /// By collection: backfill id, rows estimated, rows copied.
-    pub backfills: BTreeMap<CollectionId, (u64, u64, u64)>,
+    pub backfills: BTreeMap<CollectionId, BackfillStanding>,
+}
+
+/// How far a backfill is, those before it of the same collection included.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BackfillStanding {
+    pub backfill: BackfillId,
+    pub rows_estimated: u64,
+    pub rows_copied: u64,
+    pub blocks_copied: u32,
+    pub blocks_total: u32,
+    pub snapshots: u32,
 }
 
 impl Standing {
@@ -91,11 +103,14 @@ impl Standing {
         let backfills = state
             .backfills
             .iter()
-            .map(|(id, (backfill, estimated, copied))| v1::BackfillProgress {
+            .map(|(id, standing)| v1::BackfillProgress {
                 collection_id: id.0,
-                backfill_id: *backfill,
-                rows_estimated: *estimated,
-                rows_copied: *copied,
+                backfill_id: standing.backfill.0,
+                rows_estimated: standing.rows_estimated,
+                rows_copied: standing.rows_copied,
+                blocks_copied: u64::from(standing.blocks_copied),
+                blocks_total: u64::from(standing.blocks_total),
+                snapshots: u64::from(standing.snapshots),
             });
         v1::SourceProgress {
             source_id: source.0,

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use std::time::Duration;
+use tokio::task::AbortHandle;
 use tokio_postgres::{Client, Config, NoTls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -16,8 +17,30 @@ const SESSION_SETTINGS: &str = "SET search_path = pg_catalog, pg_temp; \
      SET statement_timeout = 0; \
      SET client_min_messages = warning";
 
+/// A connection that ends at once when it is dropped, whatever is under way: a
+/// client alone waits until the server has answered all that was asked.
+pub struct Session {
+    pub client: Client,
+    pub connection: AbortHandle,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
 /// The connection ends when the client is dropped.
 pub async fn connect(config: &Config) -> anyhow::Result<Client> {
+    Ok(begin(config).await?.0)
+}
+
+pub async fn open(config: &Config) -> anyhow::Result<Session> {
+    let (client, connection) = begin(config).await?;
+    Ok(Session { client, connection })
+}
+
+async fn begin(config: &Config) -> anyhow::Result<(Client, AbortHandle)> {
     let mut config = config.clone();
     config
         .application_name("ruvector-consumer")
@@ -27,7 +50,7 @@ pub async fn connect(config: &Config) -> anyhow::Result<Client> {
             .connect(NoTls)
             .await
             .context("connecting to Postgres")?;
-        tokio::spawn(async move {
+        let running = tokio::spawn(async move {
             if let Err(problem) = connection.await {
                 tracing::debug!(%problem, "SQL connection ended");
             }
@@ -36,7 +59,7 @@ pub async fn connect(config: &Config) -> anyhow::Result<Client> {
             .batch_execute(SESSION_SETTINGS)
             .await
             .context("setting up the session")?;
-        Ok(client)
+        Ok((client, running.abort_handle()))
     };
     tokio::time::timeout(CONNECT_TIMEOUT, connecting)
         .await
