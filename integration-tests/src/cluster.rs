@@ -269,6 +269,25 @@ impl Cluster {
         self.end("postgres", "QUIT")
     }
 
+    /// Ends the extension's worker; the server starts another, which knows nothing.
+    pub fn end_worker(&self) -> Result<()> {
+        let parent = format!("PPid:\t{}\n", self.pid("postgres")?);
+        for process in std::fs::read_dir("/proc")? {
+            let path = process?.path();
+            let read = |file| std::fs::read_to_string(path.join(file)).unwrap_or_default();
+            if !read("cmdline").starts_with("postgres: ruvector worker")
+                || !read("status").contains(&parent)
+            {
+                continue;
+            }
+            let pid = path.file_name().context("a process has a number")?;
+            let status = Command::new("kill").arg(pid).status()?;
+            ensure!(status.success(), "cannot end the worker {}", path.display());
+            return Ok(());
+        }
+        bail!("the server has no worker")
+    }
+
     fn end(&self, process: &str, signal: &str) -> Result<()> {
         let pid = self.pid(process)?;
         self.signal(process, signal)?;
