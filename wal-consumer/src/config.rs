@@ -109,7 +109,7 @@ impl Default for Config {
             slot_lock_timeout_ms: 60_000,
             backfill_chunk_rows: 1_000,
             backfill_chunk_bytes: 2 << 20,
-            backfill_in_flight_bytes: 32 << 20,
+            backfill_in_flight_bytes: 8 << 20,
             backfill_snapshot_seconds_max: 300,
             backfill_bytes_per_second_max: 100 << 20,
             backfills_max: 2,
