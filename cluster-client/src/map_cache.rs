@@ -89,6 +89,7 @@ mod tests {
                 slot_name: String::new(),
                 publication_name: String::new(),
                 server_start: None,
+                slot_hold_limit_bytes: None,
                 problem: String::new(),
                 consumer: None,
                 consumer_epoch: ConsumerEpoch(token),

@@ -186,6 +186,10 @@ pub struct Source {
     /// other one are not answered. `None` until it was told.
     #[serde(default)]
     pub server_start: Option<ServerStart>,
+    /// WAL that the server may retain for the slot; 0: any amount. `None`: as the
+    /// consumer's `slot_hold_limit_bytes` says.
+    #[serde(default)]
+    pub slot_hold_limit_bytes: Option<u64>,
     /// Names of slot and publication on the server.
     pub slot_name: String,
     pub publication_name: String,

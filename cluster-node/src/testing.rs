@@ -105,6 +105,7 @@ pub fn map() -> PartitionMap {
         slot_name: "slot".into(),
         publication_name: "p".into(),
         server_start: None,
+        slot_hold_limit_bytes: None,
         problem: String::new(),
         consumer: None,
         consumer_epoch: ConsumerEpoch(0),

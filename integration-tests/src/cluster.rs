@@ -304,7 +304,7 @@ impl Cluster {
         self.make(&["start", &format!("PROC={process}")]).map(drop)
     }
 
-    fn pid(&self, process: &str) -> Result<String> {
+    pub(crate) fn pid(&self, process: &str) -> Result<String> {
         let file = self.run_dir.join(format!("pids/{process}.pid"));
         let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
         Ok(text.lines().next().unwrap_or_default().trim().to_owned())

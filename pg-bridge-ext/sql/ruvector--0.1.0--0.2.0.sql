@@ -132,3 +132,39 @@ CREATE VIEW ruvector_replication_status AS
 COMMENT ON VIEW ruvector_replication_status IS 'how far the cluster has followed this database, by index, and what the slot retains';
 
 GRANT SELECT ON ruvector_visibility_stats, ruvector_replication_status TO PUBLIC;
+
+-- ---------------------------------------------------------------------- slots
+
+-- How much WAL each slot of the cluster in this database may retain, as its consumer
+-- noted; 0 for any amount. In force while no consumer streams.
+CREATE TABLE ruvector.slots (
+	slot_name        name PRIMARY KEY,
+	hold_limit_bytes bigint NOT NULL CHECK (hold_limit_bytes >= 0),
+	noted_at         timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE ruvector.slots IS 'limits of the cluster''s replication slots, written by the consumer';
+
+-- What the server did itself, with no consumer there: the newest hundred.
+CREATE TABLE ruvector.slot_advances (
+	id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	slot_name      name NOT NULL,
+	began_at       timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	from_lsn       pg_lsn NOT NULL,
+	to_lsn         pg_lsn NOT NULL,
+	retained_bytes bigint NOT NULL,
+	limit_bytes    bigint NOT NULL
+);
+COMMENT ON TABLE ruvector.slot_advances IS 'slots that were advanced past their limit while nobody streamed: indexes lack what lies between';
+
+CREATE FUNCTION ruvector.note_slot(slot name, limit_bytes bigint) RETURNS void
+	LANGUAGE sql VOLATILE STRICT SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	DELETE FROM ruvector.slots s WHERE NOT EXISTS (
+		SELECT FROM pg_replication_slots r WHERE r.slot_name = s.slot_name AND r.database = current_database());
+	INSERT INTO ruvector.slots (slot_name, hold_limit_bytes)
+	SELECT r.slot_name, limit_bytes FROM pg_replication_slots r
+	WHERE r.slot_name = slot AND r.database = current_database()
+	ON CONFLICT (slot_name) DO UPDATE SET hold_limit_bytes = excluded.hold_limit_bytes, noted_at = now()
+	WHERE slots.hold_limit_bytes <> excluded.hold_limit_bytes;
+$$;
+REVOKE ALL ON FUNCTION ruvector.note_slot(name, bigint) FROM PUBLIC;
+COMMENT ON FUNCTION ruvector.note_slot(name, bigint) IS 'for the consumer: notes how much WAL its slot may retain';

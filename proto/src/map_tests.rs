@@ -94,6 +94,7 @@ fn map() -> PartitionMap {
                 name: "shop".into(),
                 incarnation: Incarnation(1),
                 server_start: Some(ServerStart(81)),
+                slot_hold_limit_bytes: Some(5 << 30),
                 slot: Some(Slot {
                     system_identifier: 77,
                     database_oid: 5,

@@ -16,7 +16,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub transport: Transport,
     pub coordinators: Vec<String>,
-    /// A transaction beyond this is spilled to a temporary file.
+    /// A transaction beyond this is spilled to a temporary file in `data_dir`.
     pub transaction_memory_bytes: usize,
     /// Received from the server and not yet decoded, per source.
     pub receive_buffer_bytes: usize,
@@ -27,6 +27,9 @@ pub struct Config {
     pub learner_queue_bytes: usize,
     pub batch_bytes_max: usize,
     pub batch_changes_max: usize,
+    /// Of all batches of a source that are being gathered, one for each partition
+    /// that is written to; past it they leave as they are.
+    pub batch_buffers_bytes: usize,
     /// "Nothing else up to P" goes to a node at most this often.
     pub nothing_else_every_ms: u64,
     /// The slot is told the confirmed position at least this often.
@@ -94,6 +97,7 @@ impl Default for Config {
             learner_queue_bytes: 128 << 20,
             batch_bytes_max: 4 << 20,
             batch_changes_max: 2_000,
+            batch_buffers_bytes: 32 << 20,
             nothing_else_every_ms: 10,
             status_every_ms: 1_000,
             wanted_every_ms: 20,
@@ -153,6 +157,7 @@ impl Config {
             ("learner_queue_bytes", self.learner_queue_bytes as u64),
             ("batch_bytes_max", self.batch_bytes_max as u64),
             ("batch_changes_max", self.batch_changes_max as u64),
+            ("batch_buffers_bytes", self.batch_buffers_bytes as u64),
             ("status_every_ms", self.status_every_ms),
             ("wanted_every_ms", self.wanted_every_ms),
             ("oldest_xmin_every_ms", self.oldest_xmin_every_ms),

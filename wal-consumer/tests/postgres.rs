@@ -119,7 +119,7 @@ async fn rows_before_a_slot_are_in_its_snapshot_and_rows_after_it_in_its_stream(
     let feedback = Arc::new(Feedback::new(start));
     let cancel = CancellationToken::new();
     let mut wal = WalStream::spawn(halves, feedback.clone(), times(), 1 << 20, &cancel);
-    let mut assembler = Assembler::new(1 << 20);
+    let mut assembler = Assembler::new(1 << 20, std::env::temp_dir());
     let mut transaction = next_transaction(&mut wal, &mut assembler).await;
     let mut ids = Vec::new();
     while let Some((_, message)) = transaction.next_message().unwrap() {
@@ -230,7 +230,7 @@ async fn a_stream_that_nobody_reads_outlives_the_servers_timeout() {
                 SELECT i, decode(repeat('ab', 1000), 'hex') FROM generate_series(1, 20000) AS i";
     client.batch_execute(rows).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let mut assembler = Assembler::new(1 << 20);
+    let mut assembler = Assembler::new(1 << 20, std::env::temp_dir());
     let mut transaction = next_transaction(&mut wal, &mut assembler).await;
     let mut last = 0;
     while let Some((ordinal, _)) = transaction.next_message().unwrap() {

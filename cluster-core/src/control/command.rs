@@ -188,6 +188,12 @@ pub enum Command {
     PlanMoves {
         moves: Vec<PlannedMove>,
     },
+    /// How much WAL the source's server may retain for its slot; `None`: as the
+    /// consumer's settings say.
+    SetSlotHoldLimit {
+        source: SourceId,
+        limit_bytes: Option<u64>,
+    },
 }
 
 /// A copy of a partition that is to come into being on a node, and the one whose

@@ -17,6 +17,7 @@ mod command;
 mod coordinators;
 mod members;
 mod moves;
+mod slot_hold_limit;
 mod sources;
 mod splits;
 mod stale;

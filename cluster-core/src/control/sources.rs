@@ -56,6 +56,7 @@ impl ClusterState {
             incarnation: Incarnation(1),
             slot: None,
             server_start: None,
+            slot_hold_limit_bytes: None,
             slot_name: slot_name(&self.map.cluster_id, id),
             publication_name: PUBLICATION_NAME.to_owned(),
             problem: String::new(),

@@ -239,6 +239,10 @@ impl ClusterState {
             }
             Command::SetMembers { members } => self.set_members(members),
             Command::PlanMoves { moves } => self.plan_moves(moves),
+            Command::SetSlotHoldLimit {
+                source,
+                limit_bytes,
+            } => self.set_slot_hold_limit(source, limit_bytes),
         }
     }
 

@@ -438,6 +438,34 @@ fn a_slots_identity_is_told_once() {
 }
 
 #[test]
+fn p11_a_sources_own_slot_limit_is_data_and_older_logs_have_none() {
+    let mut cluster = Cluster::ready(1);
+    let set = |of, limit_bytes| Command::SetSlotHoldLimit {
+        source: SourceId(of),
+        limit_bytes,
+    };
+    let limit = |cluster: &Cluster| cluster.map().sources[&SourceId(1)].slot_hold_limit_bytes;
+    assert_eq!(limit(&cluster), None);
+    for wanted in [Some(5 << 30), Some(0), None] {
+        assert_eq!(cluster.twice(set(1, wanted)), Response::Done);
+        assert_eq!(limit(&cluster), wanted);
+    }
+    assert!(matches!(
+        cluster.apply(set(7, Some(1))),
+        Response::Refused(Refusal::UnknownSource { .. })
+    ));
+    // A snapshot of a version that knew of no such limit.
+    let mut source = serde_json::to_value(&cluster.map().sources[&SourceId(1)]).unwrap();
+    source
+        .as_object_mut()
+        .unwrap()
+        .remove("slot_hold_limit_bytes")
+        .unwrap();
+    let source: Source = serde_json::from_value(source).unwrap();
+    assert_eq!(source.slot_hold_limit_bytes, None);
+}
+
+#[test]
 fn p9_the_start_of_the_server_that_is_streamed_is_the_last_one_told() {
     let mut cluster = Cluster::ready(1);
     let report = |server_start| Command::ReportSource {

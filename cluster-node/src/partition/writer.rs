@@ -16,6 +16,7 @@ use crate::config::ApplyConfig;
 use crate::metrics::Metrics;
 use crate::storage::{PartitionMeta, Storage, StorageError, WriteSet};
 use cluster_core::apply::{Admission, admit};
+use cluster_core::change::{Change, VectorColumn};
 use cluster_core::wal_position::WalPosition;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -26,6 +27,9 @@ use tokio::sync::oneshot;
 
 /// Former versions removed by one job.
 const PRUNE_MAX: usize = 10_000;
+/// Of keys and vectors in the batches that one commit takes together, so that a
+/// transaction of any size is written in pieces. One batch is never cut.
+const COMMIT_BYTES_MAX: usize = 32 << 20;
 /// Rows that may join a tail which recovery left over its limit.
 const RECOVERED_SLACK_ROWS: usize = 1_000;
 const TAIL_POLL: Duration = Duration::from_millis(2);
@@ -245,16 +249,14 @@ impl Writer {
     }
 
     fn gather(&mut self, first: Job, next: &mut Option<Job>) -> Vec<Job> {
-        let changes = |job: &Job| match job {
-            Job::Apply { batch, .. } => batch.changes.len(),
-            _ => 0,
-        };
-        let mut total = changes(&first);
+        let (mut changes, mut bytes) = size(&first);
         let mut group = vec![first];
-        while total < self.context.config.commit_changes_max {
+        while changes < self.context.config.commit_changes_max && bytes < COMMIT_BYTES_MAX {
             match self.jobs.try_recv() {
                 Ok(job @ (Job::Apply { .. } | Job::NothingElse { .. })) => {
-                    total += changes(&job);
+                    let more = size(&job);
+                    changes += more.0;
+                    bytes += more.1;
                     group.push(job);
                     self.in_hand += 1;
                 }
@@ -368,6 +370,22 @@ impl Writer {
         };
         tail > self.context.config.tail_rows_max.max(allowance)
     }
+}
+
+/// Changes of a job, and the bytes of their keys and vectors.
+fn size(job: &Job) -> (usize, usize) {
+    let Job::Apply { batch, .. } = job else {
+        return (0, 0);
+    };
+    let bytes = batch.changes.iter().map(|change| match &change.change {
+        Change::Upsert {
+            key,
+            vector: VectorColumn::Value(vector),
+        } => key.as_bytes().len() + vector.len() * 4,
+        Change::Upsert { key, .. } | Change::Delete { key } => key.as_bytes().len(),
+        Change::Truncate => 0,
+    });
+    (batch.changes.len(), bytes.sum())
 }
 
 /// Passes the refusal or success on; what is fatal goes to both sides.

@@ -264,6 +264,19 @@ impl Service for CoordinatorService {
         answer(v1::ReportSourceResponse {})
     }
 
+    async fn set_slot_hold_limit(
+        &self,
+        request: Request<v1::SetSlotHoldLimitRequest>,
+    ) -> Answer<v1::SetSlotHoldLimitResponse> {
+        let request = request.into_inner();
+        self.done(Command::SetSlotHoldLimit {
+            source: SourceId(request.source_id),
+            limit_bytes: request.limit_bytes,
+        })
+        .await?;
+        answer(v1::SetSlotHoldLimitResponse {})
+    }
+
     async fn create_collection(
         &self,
         request: Request<v1::CreateCollectionRequest>,

@@ -5,15 +5,20 @@
 //! [`call`]) and read what it knows of indexes from a table there ([`view`]). The
 //! worker itself is a main thread that alone talks to Postgres ([`process`]) and
 //! two runtime threads that talk to the cluster ([`service`], [`status`],
-//! [`progress`]). Every 10 ms it notes how far the log is on disk ([`samples`]).
+//! [`progress`], [`elsewhere`]). Every 10 ms it notes how far the log is on disk
+//! ([`samples`]), every few seconds what the cluster's slots retain ([`slot_watch`],
+//! [`slot_guard`]).
 
 mod call;
 mod codec;
+mod elsewhere;
 mod process;
 mod progress;
 mod samples;
 mod segment;
 mod service;
+mod slot_guard;
+mod slot_watch;
 mod status;
 mod view;
 
@@ -29,7 +34,8 @@ pub use samples::{LAG_MS_MAX, Samples};
 pub use view::{IndexView, ViewState};
 
 /// The consumer comes back to a server that it follows much sooner; until then its
-/// searches wait, later a server is taken for a copy, which is scanned exactly.
+/// searches wait. Later it is an outage, unless the consumer is heard to follow another
+/// server: then this one is a copy, which is scanned exactly.
 const IDENTIFIED_WITHIN: Duration = Duration::from_secs(30);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 /// `ruvector_index_status()` asks a coordinator; it is not kept waiting long.
@@ -209,12 +215,17 @@ pub fn index_view(database_oid: u32, index_oid: u32, definition_generation: u64)
     } else if view.is_of_other_server && uptime() < IDENTIFIED_WITHIN {
         view.state = ViewState::Unidentified;
         view.reason = "the cluster has not seen this start of the server yet".to_owned();
+    } else if view.is_of_other_server && !view.is_followed_elsewhere {
+        view.state = ViewState::Disconnected;
+        view.reason = "no consumer has followed this server since it was started; \
+                       `ruvector ctl lag` says why"
+            .to_owned();
     }
     view
 }
 
 /// How long this server has been running.
-fn uptime() -> Duration {
+pub(crate) fn uptime() -> Duration {
     // SAFETY: set before any backend starts; the clock is Postgres's own.
     let microseconds = unsafe { pg_sys::GetCurrentTimestamp() - pg_sys::PgStartTime };
     Duration::from_micros(u64::try_from(microseconds).unwrap_or(0))

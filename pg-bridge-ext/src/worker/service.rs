@@ -4,14 +4,16 @@
 use super::codec::{IndexName, Open, PAGE_BYTES, ROW_BYTES, Request, Response};
 use super::segment::{Claim, RESPONSE_BYTES, Segment};
 use super::view::{self, IndexView, ServerIdentity, ViewState};
-use super::{PageStats, ScanFailure, ScanPage, progress, status};
+use super::{PageStats, ScanFailure, ScanPage, elsewhere, progress, status};
 use crate::settings::Coordinators;
 use cluster_client::transport::Transport;
 use cluster_client::{
     ClientConfig, ClusterClient, Consistency, Scan, ScanError, ScanErrorKind, ScanSpec,
 };
+use cluster_core::ids::SourceId;
+use cluster_core::map::PartitionMap;
 use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -33,8 +35,9 @@ pub struct Service {
     scans: Mutex<HashMap<u64, LiveScan>>,
     /// Scan ids carry the worker's start, so that one of a former worker is unknown.
     next_scan: AtomicU64,
-    /// One writer of the table at a time, across reconnects.
-    table: Mutex<()>,
+    /// One writer of the table at a time, across reconnects; and the sources that
+    /// are followed on another server with this one's identifiers.
+    table: Mutex<BTreeSet<SourceId>>,
 }
 
 struct Connection {
@@ -324,6 +327,9 @@ impl Service {
         let mut maps = client.watch_map();
         maps.mark_changed();
         client.spawn_map_watch(stop.clone());
+        let watching = elsewhere::watch(self.clone(), client.clone());
+        let until = stop.clone();
+        tokio::spawn(async move { until.run_until_cancelled(watching).await });
         tokio::spawn(async move {
             let follow = async {
                 let mut heartbeat = tokio::time::interval(HEARTBEAT_EVERY);
@@ -335,9 +341,9 @@ impl Service {
                             if map.epoch.0 == 0 {
                                 continue;
                             }
-                            let _one_writer = self.table.lock();
+                            let one_writer = self.table.lock();
                             if !stop.is_cancelled() {
-                                self.segment.table.write(&map, self.server);
+                                self.segment.table.write(&map, self.server, &one_writer);
                                 let is_coordinator = client.is_streaming_map();
                                 let table = &self.segment.table;
                                 table.note_heard(view::boot_ms(), is_coordinator);
@@ -355,6 +361,19 @@ impl Service {
             };
             stop.run_until_cancelled(follow).await;
         });
+    }
+
+    pub fn server(&self) -> ServerIdentity {
+        self.server
+    }
+
+    /// What was found out about this server's sources.
+    pub fn followed_elsewhere(&self, map: &PartitionMap, found: BTreeSet<SourceId>) {
+        let mut known = self.table.lock();
+        if *known != found {
+            *known = found;
+            self.segment.table.write(map, self.server, &known);
+        }
     }
 
     async fn sweep(self: Arc<Self>) {

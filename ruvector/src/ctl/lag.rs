@@ -36,8 +36,12 @@ struct Progress {
     /// From the server's flushed position to what all replicas have applied.
     behind_bytes: u64,
     retained_wal_bytes: u64,
-    safe_wal_bytes: u64,
+    /// In force for the source; absent: the slot waits for ever.
+    slot_hold_limit_bytes: Option<u64>,
+    /// Absent: nothing limits what the server keeps for the slot.
+    safe_wal_bytes: Option<u64>,
     wal_status: String,
+    slot_warnings: Vec<String>,
     backfills: Vec<Backfill>,
 }
 
@@ -116,8 +120,10 @@ impl Progress {
                 .server_flush_lsn
                 .saturating_sub(progress.applied_lsn),
             retained_wal_bytes: progress.retained_wal_bytes,
+            slot_hold_limit_bytes: Some(progress.slot_hold_limit_bytes).filter(|limit| *limit > 0),
             safe_wal_bytes: progress.safe_wal_bytes,
             wal_status: progress.wal_status.clone(),
+            slot_warnings: progress.slot_warnings.clone(),
             backfills: backfills.collect(),
         }
     }
@@ -133,6 +139,8 @@ impl Report for Lag {
             ("confirmed", Align::Left),
             ("behind", Align::Right),
             ("retained wal", Align::Right),
+            ("limit", Align::Right),
+            ("safe wal", Align::Right),
             ("wal status", Align::Left),
         ]);
         let mut notes = String::new();
@@ -150,6 +158,8 @@ impl Report for Lag {
                         "-",
                         "?",
                         "?",
+                        "?",
+                        "?",
                         "not followed",
                     ]
                     .map(str::to_owned),
@@ -165,8 +175,15 @@ impl Report for Lag {
                 progress.confirmed_lsn.clone(),
                 bytes(progress.behind_bytes),
                 bytes(progress.retained_wal_bytes),
+                progress
+                    .slot_hold_limit_bytes
+                    .map_or("none".to_owned(), bytes),
+                progress.safe_wal_bytes.map_or("any".to_owned(), bytes),
                 progress.wal_status.clone(),
             ]);
+            for warning in &progress.slot_warnings {
+                notes += &format!("\n! {}: {warning}\n", source.name);
+            }
             for backfill in &progress.backfills {
                 notes += &format!(
                     "\n{}: backfill of {}: {}\n",

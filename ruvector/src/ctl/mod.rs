@@ -17,6 +17,7 @@ mod problems;
 mod progress;
 mod rebalance;
 mod relocate;
+mod slot_limit;
 mod source;
 mod splits;
 mod status;
@@ -76,6 +77,8 @@ enum CtlCommand {
     Collections,
     /// How far each source is followed
     Lag,
+    /// How much WAL a source's server may retain for its slot
+    SlotLimit(slot_limit::SlotLimitArgs),
     /// The Postgres databases that the cluster follows
     #[command(subcommand)]
     Source(source::SourceCommand),
@@ -117,6 +120,7 @@ pub fn run(args: CtlArgs) -> Result<(), Failure> {
             },
             CtlCommand::Collections => show(&collections::collections(&ctl).await?, json),
             CtlCommand::Lag => show(&lag::lag(&ctl).await?, json),
+            CtlCommand::SlotLimit(args) => show(&slot_limit::set(&ctl, args).await?, json),
             CtlCommand::Source(command) => source::run(&ctl, command, json).await,
             CtlCommand::Node(command) => node::run(&ctl, command, json).await,
             CtlCommand::Coordinator(command) => coordinator::run(&ctl, command, json).await,

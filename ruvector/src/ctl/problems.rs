@@ -17,6 +17,7 @@ impl Observed {
         problems.extend(self.missing_replicas());
         problems.extend(self.running_splits().iter().map(|split| split.sentence()));
         problems.extend(self.source_problems());
+        problems.extend(self.slot_problems());
         problems.extend(self.failed_collections());
         problems.extend(self.stale_collections());
         problems.extend(self.reported_problems());
@@ -80,6 +81,21 @@ impl Observed {
             .filter(|source| !source.problem.is_empty())
             .map(|s| format!("source {} ({}): {}", s.id.0, s.name, s.problem))
             .collect()
+    }
+
+    /// What consumers say of their slots' WAL.
+    fn slot_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for source in self.map.sources.values() {
+            let progress = self.source_progress(source.id.0);
+            for warning in progress.iter().flat_map(|p| &p.slot_warnings) {
+                problems.push(format!(
+                    "source {} ({}): {warning}",
+                    source.id.0, source.name
+                ));
+            }
+        }
+        problems
     }
 
     fn failed_collections(&self) -> Vec<String> {

@@ -51,6 +51,8 @@ pub struct Router {
     /// By the partition that is being split: what goes to it goes to them too.
     halves: BTreeMap<PartitionId, Vec<(HashRange, PartitionId)>>,
     buffers: BTreeMap<PartitionId, Buffer>,
+    /// Of all buffers: partitions are many, memory is not.
+    buffered_bytes: usize,
     /// The `to` of the last batch sent for a partition in this run.
     sent_to: BTreeMap<PartitionId, WalPosition>,
 }
@@ -72,6 +74,7 @@ impl Router {
             partitions: BTreeMap::new(),
             halves: BTreeMap::new(),
             buffers: BTreeMap::new(),
+            buffered_bytes: 0,
             sent_to: BTreeMap::new(),
         }
     }
@@ -171,7 +174,7 @@ impl Router {
 
     fn remove_partition(&mut self, id: PartitionId) {
         self.partitions.remove(&id);
-        self.buffers.remove(&id);
+        self.take_buffer(id);
         self.sent_to.remove(&id);
         for feed in self.feeds.values() {
             feed.remove_partition(id);
@@ -182,7 +185,7 @@ impl Router {
     /// than ours they would take "nothing else" for it too.
     fn retire_partition(&mut self, id: PartitionId) {
         let replicas = self.partitions.remove(&id).map(|routed| routed.replicas);
-        self.buffers.remove(&id);
+        self.take_buffer(id);
         self.sent_to.remove(&id);
         for replica in replicas.unwrap_or_default() {
             if let Some(feed) = self.feeds.get(&replica.node) {
@@ -374,8 +377,14 @@ impl Router {
             Change::Upsert { key, .. } | Change::Delete { key } => Some(key.placement_hash()),
             Change::Truncate => None,
         };
-        for partition in self.targets(id, hash) {
+        let mut targets = self.targets(id, hash);
+        // A vector is copied for a further target only.
+        let last = targets.pop();
+        for partition in targets {
             self.buffer(partition, change.clone()).await;
+        }
+        if let Some(partition) = last {
+            self.buffer(partition, change).await;
         }
     }
 
@@ -384,11 +393,13 @@ impl Router {
     fn targets(&self, id: CollectionId, hash: Option<u64>) -> Vec<PartitionId> {
         let is_meant = |range: &HashRange| hash.is_none_or(|hash| range.contains(hash));
         let mut targets = Vec::new();
-        let collection = self.collections.get(&id);
-        for (range, partition) in collection.iter().flat_map(|c| &c.ranges) {
-            if !is_meant(range) {
-                continue;
-            }
+        let ranges = self.collections.get(&id).map_or(&[][..], |c| &c.ranges);
+        // In hash order: the first that does not end before.
+        let first = ranges.partition_point(|(range, _)| hash.is_some_and(|h| range.hi < h));
+        for (_, partition) in ranges[first..]
+            .iter()
+            .take_while(|(range, _)| is_meant(range))
+        {
             targets.push(*partition);
             let halves = self.halves.get(partition).into_iter().flatten();
             targets.extend(halves.filter(|(r, _)| is_meant(r)).map(|(_, half)| *half));
@@ -406,9 +417,31 @@ impl Router {
         {
             self.flush_partition(partition, last).await;
         }
+        let (position, bytes) = (change.position, change_bytes(&change));
+        if self.buffered_bytes + bytes > self.config.batch_buffers_bytes {
+            self.flush_below(position).await;
+        }
+        self.buffered_bytes += bytes;
         let buffer = self.buffers.entry(partition).or_default();
-        buffer.bytes += change_bytes(&change);
+        buffer.bytes += bytes;
         buffer.changes.push(change);
+    }
+
+    /// Sends what is buffered, but for partitions of which more may come at the very
+    /// position that is buffered last.
+    async fn flush_below(&mut self, position: WalPosition) {
+        let is_below = |buffer: &Buffer| Some(buffer.changes.last()?.position < position);
+        let below = self.buffers.iter();
+        let below = below.filter(|(_, buffer)| is_below(buffer) == Some(true));
+        for partition in below.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.flush_within(partition).await;
+        }
+    }
+
+    fn take_buffer(&mut self, partition: PartitionId) -> Option<Buffer> {
+        let buffer = self.buffers.remove(&partition)?;
+        self.buffered_bytes -= buffer.bytes;
+        Some(buffer)
     }
 
     /// Sends what is buffered for a partition, up to the last change buffered:
@@ -438,7 +471,7 @@ impl Router {
     }
 
     async fn flush_partition(&mut self, partition: PartitionId, to: WalPosition) {
-        let Some(buffer) = self.buffers.remove(&partition) else {
+        let Some(buffer) = self.take_buffer(partition) else {
             return;
         };
         let Some(routed) = self.partitions.get(&partition) else {

@@ -1,7 +1,8 @@
 //! One source: attempts at following it, one after the other, until the lease
 //! ends. In reading order: what must be so before ([`preflight`]), one run
 //! ([`run`]), what a transaction does ([`commit`], [`key_change`]), who comes to
-//! serve and who is left behind ([`replica_changes`], [`slot_limit`]), and the parties: Postgres ([`sql`], [`xmin`], [`publication`]), the coordinators
+//! serve and who is left behind ([`replica_changes`], [`slot_limit`]), what the slot costs the
+//! server ([`slot_watch`], [`slot_trace`]), and the parties: Postgres ([`sql`], [`xmin`], [`publication`]), the coordinators
 //! ([`coordination`]), the table that lists the collections ([`definitions`]).
 
 pub mod commit;
@@ -13,6 +14,8 @@ pub mod publication;
 pub mod replica_changes;
 pub mod run;
 pub mod slot_limit;
+pub mod slot_trace;
+pub mod slot_watch;
 pub mod sql;
 pub mod xmin;
 
@@ -22,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use cluster_client::ClusterClient;
 use cluster_core::ids::{
-    BackfillId, CollectionId, ConsumerEpoch, LeaseEpoch, MapVersion, SourceId,
+    BackfillId, CollectionId, ConsumerEpoch, LeaseEpoch, MapVersion, ServerStart, SourceId,
 };
 use cluster_core::wal_position::Lsn;
 use parking_lot::Mutex;
@@ -67,8 +70,14 @@ pub struct StandingState {
     pub confirmed: Lsn,
     pub server_flush: Lsn,
     pub retained_wal_bytes: u64,
-    pub safe_wal_bytes: u64,
+    /// `None`: nothing limits what the server keeps.
+    pub safe_wal_bytes: Option<u64>,
     pub wal_status: String,
+    /// In force; 0: none.
+    pub slot_hold_limit_bytes: u64,
+    pub slot_warnings: Vec<String>,
+    /// The server that is streamed from right now.
+    pub streams_from: Option<ServerStart>,
     pub backfills: BTreeMap<CollectionId, BackfillStanding>,
 }
 
@@ -122,6 +131,9 @@ impl Standing {
             safe_wal_bytes: state.safe_wal_bytes,
             wal_status: state.wal_status,
             backfills: backfills.collect(),
+            slot_hold_limit_bytes: state.slot_hold_limit_bytes,
+            slot_warnings: state.slot_warnings,
+            streams_from_server_start: state.streams_from.map(|start| start.0),
         }
     }
 }
@@ -134,7 +146,10 @@ pub async fn follow(context: SourceContext) {
     loop {
         let began = Instant::now();
         let end = run::run(&context, &mut reported).await;
-        context.standing.update(|s| s.backfills.clear());
+        context.standing.update(|s| {
+            s.backfills.clear();
+            s.streams_from = None;
+        });
         let is_problem = matches!(end, RunEnd::Problem(_));
         match end {
             RunEnd::Cancelled => return,

@@ -8,7 +8,7 @@
 //! that is below is demoted once it is met, and comes back from a peer.
 
 use super::coordination::{self, wait_for_map};
-use super::{SourceContext, definitions, sql};
+use super::{SourceContext, definitions, slot_trace, sql};
 use crate::feed::progress::{Following, RunEnd};
 use crate::replication::connection::Connection;
 use crate::replication::slot::{self, Lifetime, SystemIdentity};
@@ -34,6 +34,8 @@ pub struct Prepared {
     pub slot_name: String,
     pub publication: String,
     pub following: Following,
+    /// Of the server that is streamed from.
+    pub server_start: Option<ServerStart>,
 }
 
 struct SlotRow {
@@ -99,6 +101,8 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
     if server.start != source.server_start && source.slot.is_some() {
         coordination::report(context, None, server.start, "").await?;
     }
+    let lowest = floors.values().map(|durable| durable.commit_end).min();
+    slot_trace::tell(context, &sql, &source.slot_name, lowest).await?;
     let lost = below_slot(&context.client.map(), &floors, following.end_of(confirmed));
     for (collection, reason) in lost {
         coordination::give_up(context, collection, &reason).await?;
@@ -109,6 +113,7 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
         slot_name: source.slot_name.clone(),
         publication: source.publication_name.clone(),
         following,
+        server_start: server.start,
     })
 }
 

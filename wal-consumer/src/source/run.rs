@@ -5,6 +5,7 @@
 use super::commit::Tables;
 use super::preflight::{self, Prepared};
 use super::replica_changes::ReplicaChanges;
+use super::slot_watch::SlotWatch;
 use super::xmin::XidReading;
 use super::{SourceContext, coordination, publication, sql};
 use crate::backfill::{Backfills, Barrier};
@@ -17,7 +18,6 @@ use crate::replication::slot;
 use crate::replication::stream::{Received, StreamTimes, WalEvent, WalStream};
 use crate::tasks::Tasks;
 use crate::transaction::Assembler;
-use anyhow::Context;
 use cluster_core::collection::CollectionState;
 use cluster_core::ids::CollectionId;
 use cluster_core::map::PartitionMap;
@@ -88,6 +88,7 @@ async fn stream(
         slot_name,
         publication,
         following,
+        server_start,
     } = prepared;
     let first = XidReading::take(&sql).await?;
     let (xid_sender, xids) = watch::channel(first);
@@ -120,7 +121,10 @@ async fn stream(
         tables: Tables::default(),
         xids,
         backfills,
-        assembler: Assembler::new(context.config.transaction_memory_bytes),
+        assembler: Assembler::new(
+            context.config.transaction_memory_bytes,
+            &context.config.data_dir,
+        ),
         cancel: cancel.clone(),
         tasks: tasks.clone(),
         complete: following.start,
@@ -146,6 +150,7 @@ async fn stream(
     let buffer_bytes = context.config.receive_buffer_bytes;
     let feedback = progress.feedback.clone();
     let mut wal = WalStream::spawn(halves, feedback, times, buffer_bytes, cancel);
+    context.standing.update(|s| s.streams_from = server_start);
     tracing::info!(source = %context.source, start = %following.start, token = following.token.0, "following");
     let had_problem = context
         .client
@@ -288,16 +293,7 @@ impl Run {
             self.told.oldest_xmin = oldest_xmin;
             self.told.confirmed = confirmed;
         }
-        let applied = self
-            .progress
-            .lowest_durable()
-            .map_or(self.told.end, |p| p.commit_end);
-        self.context.standing.update(|s| {
-            s.applied = applied;
-            s.confirmed = confirmed;
-        });
         let (source, metrics) = (self.context.source, &self.context.metrics);
-        metrics.positions(source, &self.context.standing);
         metrics.learners(source, self.router.learners(), self.router.counted());
     }
 
@@ -363,6 +359,19 @@ impl Run {
     }
 }
 
+/// Lag is told while a long transaction is routed too, and then most of all.
+fn show_positions(context: &SourceContext, progress: &Progress) {
+    let lowest = progress.lowest_durable();
+    let confirmed = progress.confirmed();
+    let reached = progress.feedback.reached().max(confirmed);
+    let applied = lowest.map_or(reached, |p| p.commit_end);
+    context.standing.update(|s| {
+        s.applied = applied;
+        s.confirmed = confirmed;
+    });
+    context.metrics.positions(context.source, &context.standing);
+}
+
 /// Reads what only the server knows, every second.
 async fn poll_server(
     context: SourceContext,
@@ -372,10 +381,12 @@ async fn poll_server(
     progress: Arc<Progress>,
 ) {
     let every = Duration::from_millis(context.config.oldest_xmin_every_ms.max(1));
+    let mut slot = SlotWatch::new(context.clone(), slot_name);
     loop {
         let polling = async {
             xids.send_replace(XidReading::take(&client).await?);
-            read_slot_standing(&context, &client, &slot_name).await?;
+            slot.look(&client).await?;
+            show_positions(&context, &progress);
             publication::check(&context, &client, &publication).await
         };
         let polled = tokio::time::timeout(
@@ -393,41 +404,4 @@ async fn poll_server(
         }
         tokio::time::sleep(every).await;
     }
-}
-
-async fn read_slot_standing(
-    context: &SourceContext,
-    client: &Client,
-    slot_name: &str,
-) -> anyhow::Result<()> {
-    let row = client
-        .query_opt(
-            "SELECT pg_current_wal_flush_lsn()::text AS flush, wal_status, safe_wal_size, \
-             pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 AS retained, \
-             to_regclass('ruvector.collections') IS NOT NULL AS has_table \
-             FROM pg_replication_slots WHERE slot_name = $1",
-            &[&slot_name],
-        )
-        .await
-        .context("looking at the slot")?;
-    let Some(row) = row else {
-        anyhow::bail!("slot {slot_name} is gone")
-    };
-    anyhow::ensure!(
-        row.try_get::<_, bool>("has_table")?,
-        "extension ruvector was dropped"
-    );
-    let flush: Lsn = row.try_get::<_, String>("flush")?.parse()?;
-    let retained = row.try_get::<_, Option<i64>>("retained")?.unwrap_or(0);
-    let safe = row.try_get::<_, Option<i64>>("safe_wal_size")?.unwrap_or(0);
-    let wal_status = row
-        .try_get::<_, Option<String>>("wal_status")?
-        .unwrap_or_default();
-    context.standing.update(|s| {
-        s.server_flush = flush;
-        s.retained_wal_bytes = u64::try_from(retained).unwrap_or(0);
-        s.safe_wal_bytes = u64::try_from(safe).unwrap_or(0);
-        s.wal_status = wal_status;
-    });
-    Ok(())
 }
