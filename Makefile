@@ -7,7 +7,7 @@ COORDINATORS ?= 3
 REPLICAS ?= 2
 SEEDS ?= 1..500
 
-.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover bench-backfill sim build setup test clean
+.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover bench-backfill bench-replication sim build setup test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ sim: ## a whole cluster from one seed, for many seeds: SEEDS=1..2000
 
 bench-backfill: ## the consumer's memory while it fills tables of 100,000 and 3,000,000 rows
 	@scripts/bench-backfill.sh
+
+bench-replication: ## COPY and single rows until searchable, consumer memory, pgbench: ARGS='full' (or 'quick copy single')
+	@scripts/bench-replication.sh $(ARGS)
 
 bench-failover: ## leader kill, node kill and a move under load, in a cluster of its own
 	@scripts/bench-failover.sh

@@ -63,6 +63,9 @@ fn quiet_database_on_a_busy_server(cluster: &Cluster, session: &mut Session) -> 
 }
 
 fn near_the_limit(cluster: &Cluster, session: &mut Session, items: &Items) -> Result<()> {
+    wait_until("the consumer reports", Duration::from_secs(10), || {
+        Ok(!lag(cluster)?["progress"]["slot_hold_limit_bytes"].is_null())
+    })?;
     let source = lag(cluster)?["source_id"].to_string();
     let before = lag(cluster)?["progress"].clone();
     assert_eq!(before["slot_hold_limit_bytes"], 64u64 << 30, "the default");

@@ -67,3 +67,43 @@ fn followed_elsewhere(
     });
     elsewhere.map(|source| SourceId(source.source_id)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cluster_core::ids::ServerStart;
+    use proto::v1::{ConsumerStatus, SourceProgress};
+
+    fn found(renewed_ms_ago: Option<u64>, start: Option<u64>, up_for_s: u64) -> bool {
+        let server = ServerIdentity {
+            system_identifier: 1,
+            start: ServerStart(7),
+            started_ms: 0,
+        };
+        let source = SourceProgress {
+            source_id: 3,
+            streams_from_server_start: start,
+            ..SourceProgress::default()
+        };
+        let status = GetStatusResponse {
+            consumers: vec![ConsumerStatus {
+                renewed_ms_ago,
+                sources: vec![source],
+                ..ConsumerStatus::default()
+            }],
+            ..GetStatusResponse::default()
+        };
+        let found = followed_elsewhere(&status, server, Duration::from_secs(up_for_s));
+        found.contains(&SourceId(3))
+    }
+
+    #[test]
+    fn p11_only_who_is_heard_to_be_followed_elsewhere_now_is_a_copy() {
+        assert!(found(Some(1_000), Some(8), 25));
+        assert!(!found(Some(1_000), Some(7), 25), "followed here");
+        assert!(!found(Some(1_000), None, 25), "streams from nobody");
+        assert!(!found(None, Some(8), 25), "of another leader's time");
+        assert!(!found(Some(11_000), Some(8), 60), "silent since");
+        assert!(!found(Some(9_000), Some(8), 25), "may be of before the start");
+    }
+}
