@@ -68,9 +68,9 @@ fn aborted_subtransactions(cluster: &Cluster) -> Result<()> {
         "DO $$ BEGIN FOR i IN 40001..40200 LOOP BEGIN
            INSERT INTO aborted VALUES (i, 0, {vector});
            IF i % 2 = 0 THEN RAISE EXCEPTION 'no'; END IF;
-         EXCEPTION WHEN raise_exception THEN NULL; END; END LOOP; END $$;
-         BEGIN; DELETE FROM aborted; ROLLBACK"
+         EXCEPTION WHEN raise_exception THEN NULL; END; END LOOP; END $$"
     ))?;
+    session.batch_execute("BEGIN; DELETE FROM aborted; ROLLBACK")?;
     session.batch_execute(strong())?;
     let heap = session.value("SELECT count(*) FROM aborted")?;
     assert_eq!(heap, (1_000 + 10 - 50 + 100).to_string());

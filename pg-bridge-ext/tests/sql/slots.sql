@@ -5,8 +5,10 @@ SELECT count(*) AS noted FROM ruvector.slots;
 INSERT INTO ruvector.slots (slot_name, hold_limit_bytes) VALUES ('ruvector_gone', 5);
 SELECT ruvector.note_slot('ruvector_none', 1073741824);
 SELECT count(*) AS noted FROM ruvector.slots;
+\set VERBOSITY terse
 INSERT INTO ruvector.slots (slot_name, hold_limit_bytes) VALUES ('ruvector_wrong', -1);
 SELECT count(*) AS advances FROM ruvector.slot_advances;
+SELECT '[1]'::vector AS loads_the_library;
 SHOW ruvector.slot_hold_limit;
 SET ruvector.slot_hold_limit = '1GB';
 CREATE ROLE slots_nobody;
