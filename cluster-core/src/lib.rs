@@ -5,7 +5,7 @@
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
 //! [`apply`], [`backfill`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`], [`slot_health`]), who may speak
-//! ([`lease`]), where partitions live ([`ring`], [`placement`], [`rebalance`], [`control`]), how a
+//! ([`lease`]), which server is followed ([`server_copy`]), where partitions live ([`ring`], [`placement`], [`rebalance`], [`control`]), how a
 //! search is put together ([`scan`]), and how much of the log it must include ([`freshness`]).
 
 pub mod apply;
@@ -27,6 +27,7 @@ pub mod rebalance;
 pub mod ring;
 pub mod row_key;
 pub mod scan;
+pub mod server_copy;
 pub mod slot_health;
 pub mod slot_hold;
 pub mod wal_position;

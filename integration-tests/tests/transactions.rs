@@ -18,12 +18,14 @@ fn strong() -> &'static str {
 
 #[test]
 fn p2_p4_p10_transactions_of_every_size_arrive_whole_and_in_order() -> Result<()> {
-    // A small limit, so that it is the spilled path that is seen; folding is not.
+    // A small limit, so that it is the spilled path that is seen; folding is not. One
+    // partition for a table, for the order that is promised is that of one.
     let cluster = Cluster::start_with(
         "transactions",
         Shape::ONE,
         &[
             ("CONSUMER_SETTINGS", "transaction_memory_bytes = 4194304"),
+            ("COORDINATOR_SETTINGS", "partitions_per_collection_max = 1"),
             ("NODE_SETTINGS", "apply.tail_rows_max = 10000000"),
             (
                 "PG_SETTINGS",
@@ -91,11 +93,13 @@ fn interleaved(cluster: &Cluster) -> Result<()> {
                         let (own, id) = (100_000 * (worker + 1) + round, (round * 7 + worker) % 400 + 1);
                         session.batch_execute(&format!(
                             "BEGIN;
-                             INSERT INTO interleaved SELECT {own}, {worker}, embedding FROM interleaved WHERE id = {id};
+                             INSERT INTO interleaved SELECT {own}, {worker}, embedding + '[{},0,0,0,0,0,0,0]' FROM interleaved WHERE id = {id};
                              UPDATE interleaved SET embedding = embedding + embedding WHERE id = {id} AND label <> 9;
                              SELECT pg_sleep({});
                              UPDATE interleaved SET label = {worker} WHERE id = {own};
                              {}",
+                            // No two rows at one distance.
+                            own as f64 / 1e6,
                             f64::from((round % 3) as i32) / 500.0,
                             if round % 5 == 4 { "ROLLBACK" } else { "COMMIT" }
                         ))?;
