@@ -40,13 +40,11 @@ pub fn required<T>(field: Option<T>, name: &'static str) -> Result<T, BadMessage
 
 /// Little-endian f32s.
 pub fn vector_to_bytes(vector: &[f32]) -> Bytes {
-    // Byte by byte through an iterator, this was most of what routing a row took.
-    let mut bytes = vec![0; vector.len() * 4];
-    let (components, _) = bytes.as_chunks_mut::<4>();
-    for (component, x) in components.iter_mut().zip(vector) {
-        *component = x.to_le_bytes();
-    }
-    bytes.into()
+    vector
+        .iter()
+        .flat_map(|x| x.to_le_bytes())
+        .collect::<Vec<u8>>()
+        .into()
 }
 
 /// The inverse of [`vector_to_bytes`]; refuses lengths and components that no

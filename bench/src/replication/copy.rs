@@ -28,7 +28,7 @@ pub fn run(cluster: &Cluster, subscriber: &str, scale: Scale) -> Result<Value> {
         [(128, 20_000), (768, 5_000)],
         [(128, 100_000), (768, 20_000)],
     ) {
-        found.push(one(cluster, subscriber, scale.of(3, 5), dimensions, rows)?);
+        found.push(one(cluster, subscriber, 3, dimensions, rows)?);
     }
     Ok(found.into())
 }

@@ -13,7 +13,7 @@ const LOAD: Load = Load {
 };
 
 pub fn run(cluster: &Cluster, scale: Scale) -> Result<Value> {
-    let mut found = measure(cluster.dsn(), scale.of(10, 60), LOAD)?;
+    let mut found = measure(cluster.dsn(), scale.of(10, 30), LOAD)?;
     let mut ms = |percent| percentile(&mut found.lags, percent).as_secs_f64() * 1e3;
     let (p50, p99, max) = (ms(50), ms(99), ms(100));
     println!(

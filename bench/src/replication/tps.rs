@@ -31,8 +31,8 @@ pub fn run(cluster: &Cluster, scale: Scale) -> Result<Value> {
         source.batch_execute(&format!("VACUUM ANALYZE {table}"))?;
     }
     let (mut with, mut without) = (Vec::new(), Vec::new());
-    let seconds = scale.of(5, 20);
-    for round in 0..scale.of(3, 5) {
+    let seconds = scale.of(5, 15);
+    for round in 0..3 {
         for turn in 0..2 {
             if (round + turn) % 2 == 0 {
                 for process in OURS {
