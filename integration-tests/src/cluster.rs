@@ -123,6 +123,11 @@ impl Cluster {
         cluster.connect()
     }
 
+    /// Where its processes have their data, logs and configuration.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
     pub fn dsn(&self) -> &str {
         &self.dsn
     }

@@ -8,6 +8,7 @@
 mod cluster;
 mod direct_search;
 mod held;
+pub mod histories;
 mod items;
 mod load;
 mod map_log;
