@@ -257,6 +257,8 @@ pub struct Tally {
     pub rows: usize,
     pub nearest_wanted: usize,
     pub nearest_found: usize,
+    /// That the cluster has answered by now, since Postgres started last.
+    pub searches: u64,
 }
 
 impl Tally {
@@ -270,6 +272,7 @@ impl Tally {
         self.rows += other.rows;
         self.nearest_wanted += other.nearest_wanted;
         self.nearest_found += other.nearest_found;
+        self.searches = self.searches.max(other.searches);
     }
 
     pub fn assert_found_enough(&self) -> Result<()> {

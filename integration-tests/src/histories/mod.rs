@@ -122,6 +122,7 @@ impl Stage {
             }
             problem.map_or(crashes, Err)
         })?;
+        tally.searches = settle::searches(&self.cluster)?;
         let settled = settle::check(&self.cluster, &self.wire, &script, &record);
         settled.context("once everything was quiet")?;
         tally.assert_found_enough()?;

@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 const TABLES: std::ops::RangeInclusive<usize> = 2..=3;
 /// Besides the one that changes definitions.
 const SESSIONS: std::ops::RangeInclusive<usize> = 2..=3;
-const TRANSACTIONS: std::ops::RangeInclusive<usize> = 7..=14;
+const TRANSACTIONS: std::ops::RangeInclusive<usize> = 15..=30;
 const STEPS: std::ops::RangeInclusive<usize> = 1..=7;
 const CRASHES_MAX: usize = 3;
 /// When the last process dies, about as long as the sessions take.
@@ -119,13 +119,13 @@ fn transaction(rng: &mut SmallRng, tables: &[Table]) -> Transaction {
     for _ in 0..count {
         let table = one_of(rng, tables);
         steps.push(match rng.random_range(0..100) {
-            0..55 => Step::Change(statement::change(rng, table)),
-            55..82 => Step::Check(Check::draw(rng, table)),
-            82..87 if begin.is_some() => Step::Savepoint,
-            87..92 if begin.is_some() => Step::RollbackTo,
-            92..94 if begin.is_some() => Step::Fetch(rng.random_range(1..20)),
+            0..50 => Step::Change(statement::change(rng, table)),
+            50..78 => Step::Check(Check::draw(rng, table)),
+            78..82 if begin.is_some() => Step::Savepoint,
+            82..86 if begin.is_some() => Step::RollbackTo,
+            86..89 if begin.is_some() => Step::Fetch(rng.random_range(1..20)),
             _ => Step::Pause {
-                ms: rng.random_range(1..120),
+                ms: rng.random_range(1..200),
             },
         });
     }
@@ -151,7 +151,7 @@ fn settings(rng: &mut SmallRng) -> String {
 /// One session alone changes definitions: two would mostly wait for each other.
 fn definitions(rng: &mut SmallRng, tables: &[Table]) -> Vec<Transaction> {
     let mut all = Vec::new();
-    for _ in 0..rng.random_range(3..8) {
+    for _ in 0..rng.random_range(6..15) {
         let table = one_of(rng, tables);
         let is_maintenance = rng.random();
         let mut steps = Vec::new();
@@ -167,7 +167,7 @@ fn definitions(rng: &mut SmallRng, tables: &[Table]) -> Vec<Transaction> {
         }
         steps.push(Step::Check(Check::draw(rng, table)));
         steps.push(Step::Pause {
-            ms: rng.random_range(1..250),
+            ms: rng.random_range(1..400),
         });
         all.push(Transaction {
             settings: settings(rng),

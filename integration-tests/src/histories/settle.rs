@@ -47,6 +47,14 @@ pub fn check(cluster: &Cluster, wire: &Wire, script: &Script, record: &Record) -
     Ok(())
 }
 
+/// Searches that the cluster has answered since the server started: how much of a
+/// history went past the index is seen here.
+pub fn searches(cluster: &Cluster) -> Result<u64> {
+    let mut session = cluster.session_within(RECONNECTS_WITHIN)?;
+    let sql = "SELECT coalesce(sum(value), 0)::bigint FROM ruvector_visibility_stats WHERE counter = 'searches'";
+    Ok(session.value(sql)?.parse()?)
+}
+
 /// Commands that were cut off leave invalid indexes, detached partitions, or no index.
 fn repairs(session: &mut Session, script: &Script) -> Result<Vec<String>> {
     let schema = format!("h{}", script.seed);
