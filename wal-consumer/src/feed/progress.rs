@@ -1,6 +1,7 @@
 //! What node streams, router and status writer share about one run of a source.
 
-use crate::replication::stream::Feedback;
+use crate::replication::stream::{Feedback, StreamError};
+use crate::transaction::TransactionError;
 use cluster_core::confirm::{ConfirmTracker, ReplicaKey};
 use cluster_core::ids::{CollectionId, ConsumerEpoch, Incarnation, PartitionId, SourceId};
 use cluster_core::invariants::check_confirmation;
@@ -45,6 +46,10 @@ pub enum RunEnd {
     /// Somebody must act; reported to the coordinators.
     #[error("{0}")]
     Problem(String),
+    /// What stands at this position of the stream cannot be read, and may hold rows:
+    /// the source stays there. As a problem it is named until the stream is past it.
+    #[error("{problem}")]
+    Undecodable { at: Lsn, problem: String },
 }
 
 impl RunEnd {
@@ -52,6 +57,31 @@ impl RunEnd {
         RunEnd::Restart {
             label,
             detail: detail.to_string(),
+        }
+    }
+}
+
+impl From<TransactionError> for RunEnd {
+    fn from(error: TransactionError) -> Self {
+        let problem = error.to_string();
+        match error {
+            TransactionError::Decode(decode) => {
+                let at = decode.at();
+                RunEnd::Undecodable { at, problem }
+            }
+            TransactionError::Protocol { at, .. } => RunEnd::Undecodable { at, problem },
+            TransactionError::Spill(_) => RunEnd::restart("spill", problem),
+        }
+    }
+}
+
+/// Of the stream itself, beside its messages.
+impl From<StreamError> for RunEnd {
+    fn from(error: StreamError) -> Self {
+        let problem = error.to_string();
+        match error {
+            StreamError::Undecodable { after, .. } => RunEnd::Undecodable { at: after, problem },
+            StreamError::Ended(error) => RunEnd::restart("stream", format!("{error:#}")),
         }
     }
 }

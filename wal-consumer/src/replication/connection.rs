@@ -35,6 +35,14 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
+    #[cfg(test)]
+    pub fn of(read: impl AsyncRead + Send + Unpin + 'static) -> Self {
+        Self {
+            read: Box::new(read),
+            buffer: BytesMut::new(),
+        }
+    }
+
     pub async fn next(&mut self) -> anyhow::Result<Frame> {
         self.next_within(FRAME_BYTES_MAX).await
     }
@@ -71,6 +79,13 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
+    #[cfg(test)]
+    pub fn of(write: impl AsyncWrite + Send + Unpin + 'static) -> Self {
+        Self {
+            write: Box::new(write),
+        }
+    }
+
     pub async fn send(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.write
             .write_all(bytes)

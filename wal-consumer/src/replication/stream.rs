@@ -7,9 +7,10 @@
 //! changes: a keepalive says that everything up to it has been sent.
 
 use super::connection::{FrameReader, FrameWriter, server_error};
-use super::tuple::Reader;
+use super::pgoutput::excerpt;
+use super::tuple::{Malformed, Reader};
 use crate::tasks::Tasks;
-use anyhow::bail;
+use anyhow::anyhow;
 use bytes::{BufMut, Bytes, BytesMut};
 use cluster_core::wal_position::Lsn;
 use parking_lot::Mutex;
@@ -40,6 +41,21 @@ pub enum WalEvent {
     Keepalive {
         wal_end: Lsn,
     },
+}
+
+/// Why a stream ends.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// What came behind this position is no message of the replication protocol.
+    #[error("{problem} behind {after}; bytes: {bytes}")]
+    Undecodable {
+        after: Lsn,
+        problem: String,
+        bytes: String,
+    },
+    /// The server or the network ended it.
+    #[error(transparent)]
+    Ended(#[from] anyhow::Error),
 }
 
 /// An event and its share of the receive queue's bytes.
@@ -113,7 +129,7 @@ pub struct StreamTimes {
 pub struct WalStream {
     pub events: mpsc::Receiver<Received>,
     /// Why the stream ended.
-    pub ended: mpsc::Receiver<anyhow::Error>,
+    pub ended: mpsc::Receiver<StreamError>,
     cancel: CancellationToken,
     tasks: Tasks,
 }
@@ -133,7 +149,7 @@ impl WalStream {
         let (send_end, ended) = mpsc::channel(2);
         let reading = read_events(reader, send, feedback.clone(), buffer_bytes);
         tasks.spawn(until_cancelled(cancel.clone(), send_end.clone(), reading));
-        let writing = write_status(writer, feedback, times);
+        let writing = async { Ok(write_status(writer, feedback, times).await?) };
         tasks.spawn(until_cancelled(cancel.clone(), send_end, writing));
         Self {
             events,
@@ -153,8 +169,8 @@ impl WalStream {
 
 async fn until_cancelled(
     cancel: CancellationToken,
-    ended: mpsc::Sender<anyhow::Error>,
-    work: impl Future<Output = anyhow::Result<()>>,
+    ended: mpsc::Sender<StreamError>,
+    work: impl Future<Output = Result<(), StreamError>>,
 ) {
     if let Some(Err(error)) = cancel.run_until_cancelled(work).await {
         // Two tasks, two places: never full.
@@ -167,18 +183,38 @@ async fn read_events(
     events: mpsc::Sender<Received>,
     feedback: Arc<Feedback>,
     buffer_bytes: usize,
-) -> anyhow::Result<()> {
+) -> Result<(), StreamError> {
+    let mut last = feedback.confirmed();
     let permits_max = u32::try_from(buffer_bytes).unwrap_or(u32::MAX).max(1);
     let budget = Arc::new(Semaphore::new(permits_max as usize));
     loop {
         let frame = reader.next().await?;
         let event = match frame.tag {
-            b'd' => read_copy_data(frame.body, &feedback)?,
-            b'E' => return Err(server_error(&frame.body).context("the server ended the stream")),
-            b'c' => bail!("the server ended the stream"),
+            b'd' => {
+                let bytes = frame.body.clone();
+                read_copy_data(frame.body, &feedback).map_err(|problem| {
+                    StreamError::Undecodable {
+                        after: last,
+                        problem: problem.to_string(),
+                        bytes: excerpt(&bytes),
+                    }
+                })?
+            }
+            b'E' => {
+                let error = server_error(&frame.body).context("the server ended the stream");
+                return Err(error.into());
+            }
+            b'c' => return Err(anyhow!("the server ended the stream").into()),
             b'N' | b'S' => continue,
-            tag => bail!("unexpected message {:?} in the stream", char::from(tag)),
+            tag => {
+                let tag = char::from(tag);
+                return Err(anyhow!("unexpected message {tag:?} in the stream").into());
+            }
         };
+        last = last.max(match &event {
+            WalEvent::Data { at, .. } => *at,
+            WalEvent::Keepalive { wal_end } => *wal_end,
+        });
         let payload_len = match &event {
             WalEvent::Data { payload, .. } => payload.len(),
             WalEvent::Keepalive { .. } => 0,
@@ -187,7 +223,8 @@ async fn read_events(
         let share = budget
             .clone()
             .acquire_many_owned(cost.min(permits_max))
-            .await?;
+            .await
+            .map_err(anyhow::Error::new)?;
         if events
             .send(Received {
                 event,
@@ -201,7 +238,7 @@ async fn read_events(
     }
 }
 
-fn read_copy_data(body: Bytes, feedback: &Feedback) -> anyhow::Result<WalEvent> {
+fn read_copy_data(body: Bytes, feedback: &Feedback) -> Result<WalEvent, Malformed> {
     let mut r = Reader::new(body);
     match r.u8("empty CopyData")? {
         b'w' => {
@@ -219,7 +256,7 @@ fn read_copy_data(body: Bytes, feedback: &Feedback) -> anyhow::Result<WalEvent> 
             }
             Ok(WalEvent::Keepalive { wal_end })
         }
-        kind => bail!("unknown replication message {:?}", char::from(kind)),
+        _ => Err(r.malformed("unknown replication message")),
     }
 }
 
@@ -301,6 +338,63 @@ mod tests {
         assert!(feedback.is_wanted());
         feedback.reach(Lsn(30));
         assert!(!feedback.is_wanted());
+    }
+
+    /// Frames as the server sends them; the line stays open behind them.
+    async fn first_end(frames: &[&[u8]]) -> StreamError {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let (read, write) = tokio::io::split(ours);
+        for body in frames {
+            let mut frame = vec![b'd'];
+            frame.extend((body.len() as u32 + 4).to_be_bytes());
+            frame.extend_from_slice(body);
+            tokio::io::AsyncWriteExt::write_all(&mut theirs, &frame)
+                .await
+                .unwrap();
+        }
+        let halves = (FrameReader::of(read), FrameWriter::of(write));
+        let feedback = Arc::new(Feedback::new(Lsn(0x10)));
+        let times = StreamTimes {
+            status_every: Duration::from_secs(60),
+            wanted_every: Duration::from_secs(60),
+        };
+        let cancel = CancellationToken::new();
+        let mut wal = WalStream::spawn(halves, feedback, times, 1 << 16, &cancel);
+        let end = wal.ended.recv().await.unwrap();
+        wal.close().await;
+        end
+    }
+
+    #[tokio::test]
+    async fn p2_what_is_no_message_ends_the_stream_with_the_position_before_it_and_its_bytes() {
+        let mut keepalive = vec![b'k'];
+        keepalive.extend(0x2000u64.to_be_bytes());
+        keepalive.extend([0; 9]);
+        for (bad, problem) in [
+            (&b"x\x01\x02"[..], "unknown replication message"),
+            (b"w\0", "XLogData cut off"),
+        ] {
+            let end = first_end(&[&keepalive, bad]).await;
+            assert!(
+                matches!(
+                    end,
+                    StreamError::Undecodable {
+                        after: Lsn(0x2000),
+                        ..
+                    }
+                ),
+                "{end}"
+            );
+            let text = end.to_string();
+            let hex: String = bad.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(
+                text.contains(problem) && text.contains("behind 0/2000"),
+                "{text}"
+            );
+            assert!(text.ends_with(&format!("bytes: {hex}")), "{text}");
+        }
+        let end = first_end(&[&keepalive, &[b'x'; 1000]]).await;
+        assert!(end.to_string().chars().count() < 400, "{end}");
     }
 
     #[test]

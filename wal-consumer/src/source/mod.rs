@@ -126,6 +126,20 @@ impl Standing {
     }
 }
 
+/// A problem that the coordinators have been told.
+pub struct Reported {
+    problem: String,
+    /// What could not be read stands here, and is a problem until the stream is past it.
+    unread_at: Option<Lsn>,
+}
+
+impl Reported {
+    /// Whether a stream that is complete up to `complete` disproves it.
+    fn is_before(&self, complete: Lsn) -> bool {
+        self.unread_at.is_none_or(|at| at <= complete)
+    }
+}
+
 /// Follows the source until cancelled. One faulty source stops nobody else.
 pub async fn follow(context: SourceContext) {
     let mut backoff = Backoff::new(&context.config);
@@ -135,7 +149,11 @@ pub async fn follow(context: SourceContext) {
         let began = Instant::now();
         let end = run::run(&context, &mut reported).await;
         context.standing.update(|s| s.backfills.clear());
-        let is_problem = matches!(end, RunEnd::Problem(_));
+        let is_problem = matches!(end, RunEnd::Problem(_) | RunEnd::Undecodable { .. });
+        let unread_at = match &end {
+            RunEnd::Undecodable { at, .. } => Some(*at),
+            _ => None,
+        };
         match end {
             RunEnd::Cancelled => return,
             RunEnd::Restart { label, detail } => {
@@ -149,15 +167,16 @@ pub async fn follow(context: SourceContext) {
                     tracing::warn!(source = %context.source, %collection, %end, "collection is not failed yet");
                 }
             }
-            RunEnd::Problem(problem) => {
+            RunEnd::Problem(problem) | RunEnd::Undecodable { problem, .. } => {
                 context.metrics.restarted(context.source, "problem");
-                if reported.as_ref() != Some(&problem) {
+                let is_known = |r: &Reported| r.problem == problem && r.unread_at == unread_at;
+                if !reported.as_ref().is_some_and(is_known) {
                     tracing::error!(source = %context.source, problem, "source is not followed");
                     if coordination::report(&context, None, None, &problem)
                         .await
                         .is_ok()
                     {
-                        reported = Some(problem);
+                        reported = Some(Reported { problem, unread_at });
                     }
                 }
             }

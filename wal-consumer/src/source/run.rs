@@ -6,7 +6,7 @@ use super::commit::Tables;
 use super::preflight::{self, Prepared};
 use super::replica_changes::ReplicaChanges;
 use super::xmin::XidReading;
-use super::{SourceContext, coordination, publication, sql};
+use super::{Reported, SourceContext, coordination, publication, sql};
 use crate::backfill::{Backfills, Barrier};
 use crate::feed::node::NodeFeed;
 use crate::feed::progress::{Progress, RunEnd};
@@ -56,7 +56,7 @@ struct Told {
     confirmed: Lsn,
 }
 
-pub async fn run(context: &SourceContext, reported: &mut Option<String>) -> RunEnd {
+pub async fn run(context: &SourceContext, reported: &mut Option<Reported>) -> RunEnd {
     let preparing = preflight::prepare(context);
     let prepared = match context.cancel.run_until_cancelled(preparing).await {
         None => return RunEnd::Cancelled,
@@ -78,7 +78,7 @@ pub async fn run(context: &SourceContext, reported: &mut Option<String>) -> RunE
 async fn stream(
     context: &SourceContext,
     prepared: Prepared,
-    reported: &mut Option<String>,
+    reported: &mut Option<Reported>,
     cancel: &CancellationToken,
     tasks: &Tasks,
 ) -> Result<Infallible, RunEnd> {
@@ -153,11 +153,16 @@ async fn stream(
         .sources
         .get(&context.source)
         .is_some_and(|s| !s.problem.is_empty());
-    if had_problem || reported.is_some() {
+    let is_behind = reported
+        .as_ref()
+        .is_some_and(|r| r.is_before(following.start));
+    if is_behind || had_problem && reported.is_none() {
         coordination::report(context, None, None, "").await?;
         *reported = None;
     }
-    let end = run.work(&mut wal, &mut ended, &mut barrier_requests).await;
+    let end = run
+        .work(&mut wal, &mut ended, &mut barrier_requests, reported)
+        .await;
     // The replication connection goes before anything else.
     wal.close().await;
     end
@@ -180,6 +185,7 @@ impl Run {
         wal: &mut WalStream,
         ended: &mut mpsc::Receiver<RunEnd>,
         barriers: &mut mpsc::Receiver<Barrier>,
+        reported: &mut Option<Reported>,
     ) -> Result<Infallible, RunEnd> {
         let mut map_watch = self.context.client.watch_map();
         // It may have changed since the collections were read from it.
@@ -213,6 +219,13 @@ impl Run {
                 if self.complete > self.told.end && self.told.at.elapsed() >= every {
                     self.tell().await;
                 }
+                if reported
+                    .as_ref()
+                    .is_some_and(|r| r.is_before(self.complete))
+                {
+                    coordination::report(&self.context, None, None, "").await?;
+                    *reported = None;
+                }
                 Ok::<(), RunEnd>(())
             };
             // Whatever a step waits for, the run can be ended.
@@ -220,7 +233,7 @@ impl Run {
                 biased;
                 Some(end) = ended.recv() => return Err(end),
                 Some(error) = wal_ended.recv() => {
-                    return Err(RunEnd::restart("stream", format!("{error:#}")));
+                    return Err(error.into());
                 }
                 done = step => done?,
             }
@@ -230,10 +243,7 @@ impl Run {
     async fn take(&mut self, received: Received) -> Result<(), RunEnd> {
         match received.event {
             WalEvent::Data { at, payload } => {
-                let transaction = self
-                    .assembler
-                    .take(at, payload)
-                    .map_err(anyhow::Error::new)?;
+                let transaction = self.assembler.take(at, payload)?;
                 if let Some(transaction) = transaction {
                     let end = transaction.end_lsn;
                     self.commit(transaction).await?;
