@@ -2,11 +2,11 @@
 //! first what the index finds, then what the heap holds. Both see one snapshot.
 
 use super::shape::Table;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use postgres::Row;
 use rand::RngExt;
 use rand::rngs::SmallRng;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Of `bounded` searches.
@@ -137,11 +137,13 @@ struct Held {
     committed_ms: Option<u64>,
 }
 
-/// Both halves of an answer.
+/// Both halves of an answer. A snapshot may hold a number twice: above READ COMMITTED a
+/// transaction still sees the row that another has removed since, and has inserted it anew,
+/// which Postgres's unique indexes allow.
 #[derive(Default, Debug)]
 pub struct Compared {
     found: Vec<(i64, f64)>,
-    held: BTreeMap<i64, Held>,
+    held: Vec<(i64, Held)>,
 }
 
 impl Compared {
@@ -158,10 +160,7 @@ impl Compared {
                 writer: row.try_get(3)?,
                 committed_ms: committed.map(|ms| ms as u64),
             };
-            ensure!(
-                self.held.insert(n, held).is_none(),
-                "the heap holds {n} twice"
-            );
+            self.held.push((n, held));
         }
         Ok(())
     }
@@ -174,14 +173,19 @@ impl Compared {
         consistency: Consistency,
         asker: &Asker,
     ) -> Result<Tally> {
-        let mut seen = BTreeSet::new();
+        let mut left: BTreeMap<i64, Vec<&Held>> = BTreeMap::new();
+        for (n, held) in &self.held {
+            left.entry(*n).or_default().push(held);
+        }
         for (n, distance) in &self.found {
-            let held = self.held.get(n).map(|held| held.distance);
-            ensure!(
-                held == Some(*distance),
-                "found {n} at {distance}; its snapshot has it at {held:?}"
-            );
-            ensure!(seen.insert(*n), "found {n} twice");
+            let versions = left.entry(*n).or_default();
+            let same = versions.iter().position(|held| held.distance == *distance);
+            let same = same.with_context(|| {
+                let held = self.held.iter().filter(|(held, _)| held == n);
+                let held: Vec<_> = held.map(|(_, held)| held.distance).collect();
+                format!("found {n} at {distance} (again); its snapshot has it at {held:?}")
+            })?;
+            versions.swap_remove(same);
         }
         let mut tally = Tally {
             checks: 1,
@@ -193,10 +197,10 @@ impl Compared {
                 self.judge_nearest(limit, consistency, &mut tally)?
             }
             _ => {
-                let missing = self
-                    .held
+                let missing = left
                     .iter()
-                    .filter(|(n, row)| !seen.contains(n) && consistency.demands(row, asker));
+                    .flat_map(|(n, rows)| rows.iter().map(move |row| (n, row)));
+                let missing = missing.filter(|(_, row)| consistency.demands(row, asker));
                 let missing: Vec<_> = missing.take(10).collect();
                 ensure!(
                     missing.is_empty(),
@@ -229,7 +233,7 @@ impl Compared {
             self.found.len(),
             self.held.len()
         );
-        let mut distances: Vec<f64> = self.held.values().map(|held| held.distance).collect();
+        let mut distances: Vec<f64> = self.held.iter().map(|(_, held)| held.distance).collect();
         distances.sort_by(f64::total_cmp);
         let farthest = distances[limit - 1];
         tally.nearest_wanted = limit;
@@ -322,6 +326,12 @@ mod tests {
         assert!(judge(&[(3, 0.5)]).is_err());
         assert!(judge(&[(1, 0.5), (1, 0.5)]).is_err());
         assert!(judge(&[(1, 0.6)]).is_err());
+        // Seen still, and inserted anew by the same transaction.
+        let twice = [(1, 0.5, 0, Some(1)), (1, 0.7, 7, None)];
+        let both = compared(&[(1, 0.7), (1, 0.5)], &twice);
+        assert!(both.judge(None, Consistency::Strong, &ASKER).is_ok());
+        let one = compared(&[(1, 0.7)], &twice);
+        assert!(one.judge(None, Consistency::Strong, &ASKER).is_err());
     }
 
     #[test]
