@@ -18,11 +18,14 @@ pub const TARGET: Target = Target {
     mend: None,
 };
 
+/// A row that is not whole is looked at again with each byte.
+const BYTE_BY_BYTE_MAX: usize = 128;
+
 fn check(input: &[u8]) -> Result<String> {
     let whole = read(input, input.len().max(1));
-    for chunk in [1, 7, 4096] {
+    for chunk in [1, 257, 4096] {
         // Byte by byte only where that is no matter of time.
-        if chunk > 1 || input.len() < 512 {
+        if chunk > 1 || input.len() < BYTE_BY_BYTE_MAX {
             let cut = read(input, chunk);
             ensure!(
                 cut == whole,
