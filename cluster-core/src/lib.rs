@@ -6,7 +6,8 @@
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
 //! [`apply`], [`backfill`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`]), who may speak
 //! ([`lease`]), where partitions live ([`ring`], [`placement`], [`rebalance`], [`control`]), how a
-//! search is put together ([`scan`]), and how much of the log it must include ([`freshness`]).
+//! search is put together ([`scan`]), how much of the log it must include ([`freshness`]), for
+//! whom it is answered ([`server`]), and whether a replica holds what the heap holds ([`verify`]).
 
 pub mod apply;
 pub mod backfill;
@@ -27,6 +28,8 @@ pub mod rebalance;
 pub mod ring;
 pub mod row_key;
 pub mod scan;
+pub mod server;
 pub mod slot_hold;
+pub mod verify;
 pub mod wal_position;
 pub mod xid;
