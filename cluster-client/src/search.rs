@@ -21,6 +21,7 @@ const ANSWER_MARGIN_MS: u64 = 20;
 pub struct SearchTemplate {
     source_id: u64,
     collection_id: u64,
+    asked_by: v1::AskedBy,
     query: Bytes,
     ef_search: u32,
     consistency: v1::Consistency,
@@ -34,6 +35,7 @@ impl SearchTemplate {
         Self {
             source_id: spec.source.0,
             collection_id: spec.collection.0,
+            asked_by: spec.asked_by.into(),
             query: proto::convert::vector_to_bytes(&spec.query),
             ef_search: spec.ef_search,
             consistency: match spec.consistency {
@@ -67,6 +69,7 @@ impl SearchTemplate {
             exact: self.exact,
             partitions: cursors.collect(),
             accepts_stale: ask.accepts_stale,
+            asked_by: Some(self.asked_by),
         }
     }
 }
@@ -175,7 +178,7 @@ fn partition_page(node: NodeId, page: v1::PartitionPage) -> Result<PartitionPage
     })
 }
 
-fn failure_of(node: NodeId, status: &Status) -> Failure {
+pub(crate) fn failure_of(node: NodeId, status: &Status) -> Failure {
     let reason = proto::error::reason(status);
     let kind = match (status.code(), reason.as_deref()) {
         (_, Some(proto::error::ESTALE)) => FailureKind::Estale,
@@ -206,6 +209,8 @@ mod tests {
         assert_eq!(kind(throttled), FailureKind::Throttled);
         assert_eq!(kind(Status::invalid_argument("dims")), FailureKind::Invalid);
         assert_eq!(kind(Status::data_loss("crc")), FailureKind::Corrupt);
+        let stranger = proto::error::stranger("a clone");
+        assert_eq!(kind(stranger), FailureKind::NotAuthorised);
         assert_eq!(kind(Status::unavailable("down")), FailureKind::Unavailable);
         assert_eq!(kind(Status::internal("?")), FailureKind::Unavailable);
     }

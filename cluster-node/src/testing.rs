@@ -376,6 +376,7 @@ pub fn search() -> Search {
         epoch: LeaseEpoch(1),
         map_version: MapVersion(1),
         source: SourceId(1),
+        asked_by: None,
         collection: CollectionId(2),
         vector: vec![0.0, 0.0].into(),
         ef: 100,

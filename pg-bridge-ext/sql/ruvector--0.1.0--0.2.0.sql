@@ -132,3 +132,35 @@ CREATE VIEW ruvector_replication_status AS
 COMMENT ON VIEW ruvector_replication_status IS 'how far the cluster has followed this database, by index, and what the slot retains';
 
 GRANT SELECT ON ruvector_visibility_stats, ruvector_replication_status TO PUBLIC;
+
+-- --------------------------------------------------------------------- verify
+
+CREATE FUNCTION ruvector_verify(
+	index regclass,
+	OUT index_name text,
+	OUT partition bigint,
+	OUT node bigint,
+	OUT state text,
+	OUT heap_rows bigint,
+	OUT replica_rows bigint,
+	OUT differences bigint,
+	OUT undetermined bigint,
+	OUT verified_lsn pg_lsn,
+	OUT problem text
+) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'ruvector_verify' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+	COST 1000000 ROWS 16;
+COMMENT ON FUNCTION ruvector_verify(regclass) IS 'compares every replica of the index with the table: in how many keys it differs';
+
+CREATE FUNCTION ruvector_verify_differences(
+	index regclass,
+	row_limit integer DEFAULT 100,
+	OUT index_name text,
+	OUT partition bigint,
+	OUT node bigint,
+	OUT key text,
+	OUT kind text
+) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'ruvector_verify_differences' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE
+	COST 1000000 ROWS 100;
+COMMENT ON FUNCTION ruvector_verify_differences(regclass, integer) IS 'the keys in which replicas of the index differ from the table: missing, extra, different, unsearchable or undetermined';

@@ -108,6 +108,7 @@ fn search_request(min_lsn: u64) -> v1::SearchRequest {
         deadline_ms: 3_000,
         exact: false,
         accepts_stale: false,
+        asked_by: None,
         partitions: vec![v1::PartitionCursor {
             partition_id: PARTITION.0,
             generation: 1,

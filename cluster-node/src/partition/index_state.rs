@@ -104,6 +104,12 @@ impl IndexState {
         self.ids.iter().map(|(key, id)| (key, *id))
     }
 
+    /// Whether a search finds the key's present vector.
+    pub fn holds(&self, key: &RowKey) -> bool {
+        let id = self.ids.get(key);
+        id.is_some_and(|id| self.live.key(*id) == Some(key))
+    }
+
     /// A row that is on disk already.
     pub fn add_row(&mut self, key: RowKey, vector: &[f32]) -> Result<(), PublishError> {
         let id = self.live.insert(&key, vector)?;

@@ -6,6 +6,7 @@ use cluster_core::backfill::BackfillMark;
 use cluster_core::change::{BackfillRow, Batch};
 use cluster_core::ids::{BackfillId, PartitionId};
 use cluster_core::learner::{CopyKey, CopyRun};
+use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -149,6 +150,12 @@ pub enum Job {
     CloseBackfill {
         backfill: BackfillId,
         reply: BackfillReply,
+    },
+    /// Which of these keys have a known vector on disk that no search finds, in the
+    /// given order. Others may have changed since they were read.
+    Find {
+        keys: Vec<RowKey>,
+        reply: oneshot::Sender<Vec<RowKey>>,
     },
     /// Remove former versions that nobody needs.
     Prune,

@@ -15,7 +15,8 @@ use super::stage::{Stage, Staged};
 use crate::config::ApplyConfig;
 use crate::metrics::Metrics;
 use crate::storage::{PartitionMeta, Storage, StorageError, WriteSet};
-use cluster_core::apply::{Admission, admit};
+use cluster_core::apply::{Admission, StoredVector, admit};
+use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -149,6 +150,12 @@ impl Writer {
                     None => learn::copy(self, run, step),
                 };
                 answer(reply, result)
+            }
+            Job::Find { keys, reply } => {
+                let lost = self.lost(keys)?;
+                // Whoever asked may have gone.
+                let _ = reply.send(lost);
+                Ok(())
             }
             Job::Prune => self.prune(),
             Job::Rebuilt(rebuilt) => {
@@ -318,6 +325,22 @@ impl Writer {
         let formers = self.index.formers().len() as u64;
         self.replica.rows.store(rows, Ordering::Relaxed);
         self.replica.formers.store(formers, Ordering::Relaxed);
+    }
+
+    /// Between two commits disk and index are of one moment: what the index lacks is
+    /// read again.
+    fn lost(&self, keys: Vec<RowKey>) -> Result<Vec<RowKey>, Fatal> {
+        let mut lost = Vec::new();
+        for key in keys {
+            if self.index.holds(&key) {
+                continue;
+            }
+            let row = (self.context.storage).row(self.replica.id.partition, &key)?;
+            if row.is_some_and(|row| matches!(row.vector, StoredVector::Value(_))) {
+                lost.push(key);
+            }
+        }
+        Ok(lost)
     }
 
     fn prune(&mut self) -> Result<(), Fatal> {

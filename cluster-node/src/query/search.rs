@@ -12,6 +12,7 @@ use cluster_core::collection::CollectionState;
 use cluster_core::ids::*;
 use cluster_core::map::ReplicaState;
 use cluster_core::row_key::RowKey;
+use cluster_core::server::{self, AskedBy, Stranger};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
 use futures::future::join_all;
@@ -22,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 /// A request names at most this many partitions.
 pub const PARTITIONS_MAX: usize = 1_024;
 /// How long a request of a newer map waits for that map, before it is refused.
-const MAP_WAIT: Duration = Duration::from_millis(200);
+pub(super) const MAP_WAIT: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug)]
 pub struct Search {
@@ -30,6 +31,8 @@ pub struct Search {
     /// Of the map that the caller asks by.
     pub map_version: MapVersion,
     pub source: SourceId,
+    /// Absent of a server that runs release 0.1.0.
+    pub asked_by: Option<AskedBy>,
     pub collection: CollectionId,
     pub vector: Box<[f32]>,
     pub ef: usize,
@@ -88,6 +91,8 @@ pub enum SearchError {
     Stale(&'static str),
     #[error("{0}")]
     Invalid(String),
+    #[error("{0}")]
+    Stranger(Stranger),
     #[error("too many searches wait for a thread")]
     Throttled,
 }
@@ -237,6 +242,8 @@ impl Node {
         if !self.lease.lets_answer_by(&self.map()) {
             return Err(PageError::Stale("the lease came back under a newer map").into());
         }
+        let known = (search.epoch, search.map_version);
+        self.admit_server(search.source, search.asked_by, known)?;
         if let Some(problem) = self.replicas.unreadable().remove(&of.partition) {
             return Err(PageError::Corrupt(problem).into());
         }
@@ -288,23 +295,42 @@ impl Node {
         }
     }
 
-    /// Waits until the replica has applied the position. Without a lease, or by a
-    /// stale replica, nothing is applied, so that only what is reached already is
-    /// answered.
-    async fn reach(
+    /// Refuses who is not the server that the source's consumer streams from (P9).
+    pub(super) fn admit_server(
+        &self,
+        source: SourceId,
+        asked_by: Option<AskedBy>,
+        known: MapStamp,
+    ) -> Result<(), PagingError> {
+        let map = self.map();
+        let source = map.sources.get(&source);
+        let source = source.ok_or(PageError::Stale("the map lacks the source"))?;
+        match server::admit(source, asked_by, known, map.stamp()) {
+            Ok(()) => Ok(()),
+            Err(Stranger::Outdated) => {
+                Err(PageError::Stale("the server has started anew, or is another one").into())
+            }
+            Err(stranger) => Err(PagingError::Request(SearchError::Stranger(stranger))),
+        }
+    }
+
+    /// Waits until the replica has applied the position, and answers where that stands.
+    /// Without a lease, or by a stale replica, nothing is applied, so that only what is
+    /// reached already is answered.
+    pub(super) async fn reach(
         &self,
         Served { replica, is_stale }: &Served,
         lsn: Lsn,
         standing: Standing,
         deadline: Instant,
-    ) -> Result<(), PagingError> {
+    ) -> Result<WalPosition, PagingError> {
         let map = self.map();
         let source = map.sources.get(&replica.id.source);
         let source = source.ok_or(PageError::Stale("the map lacks the source"))?;
         let target = WalPosition::end_of(source.incarnation, lsn);
         let mut applied = replica.progress.watch_applied();
         if *applied.borrow() >= target {
-            return Ok(());
+            return Ok(target);
         }
         if *is_stale {
             let message = format!(
@@ -319,7 +345,7 @@ impl Node {
         }
         let _waiting = replica.source.wait_guard(target);
         match timeout_at(deadline, applied.wait_for(|at| *at >= target)).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => Ok(target),
             _ => {
                 let at = replica.progress.applied().commit_end;
                 let message = format!(
@@ -334,14 +360,15 @@ impl Node {
 }
 
 /// A replica that may answer.
-struct Served {
-    replica: Arc<Replica>,
+pub(super) struct Served {
+    pub replica: Arc<Replica>,
     /// It answers what it has, and gets no further.
-    is_stale: bool,
+    pub is_stale: bool,
 }
 
 /// What spoils one page, or the whole request.
-enum PagingError {
+#[derive(Debug)]
+pub enum PagingError {
     Page(PageError),
     Request(SearchError),
 }

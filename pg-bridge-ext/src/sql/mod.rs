@@ -1,8 +1,10 @@
 //! What SQL shows: [`status`] of an index, [`wait`] until it is ready, what a
-//! statement did, in [`explain`], and how fresh answers are, in [`visibility`].
+//! statement did, in [`explain`], how fresh answers are, in [`visibility`], and whether
+//! replicas hold what the heap holds, in [`verify`].
 
 pub mod explain;
 pub mod records;
 pub mod status;
+pub mod verify;
 pub mod visibility;
 pub mod wait;

@@ -5,12 +5,13 @@
 //! [`call`]) and read what it knows of indexes from a table there ([`view`]). The
 //! worker itself is a main thread that alone talks to Postgres ([`process`]) and
 //! two runtime threads that talk to the cluster ([`service`], [`status`],
-//! [`progress`]). Every 10 ms it notes how far the log is on disk ([`samples`]).
+//! [`progress`], [`replicas`]). Every 10 ms it notes how far the log is on disk ([`samples`]).
 
 mod call;
 mod codec;
 mod process;
 mod progress;
+mod replicas;
 mod samples;
 mod segment;
 mod service;
@@ -19,12 +20,15 @@ mod view;
 
 use crate::scan::visibility::VisibilityStats;
 use cluster_core::freshness::samples::BootMicros;
-use codec::{IndexName, Open, Request, Response};
+use cluster_core::verify::Piece;
+use codec::{Open, Request, Response};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
 use std::time::Duration;
 
+pub use codec::IndexName;
 pub use progress::{CollectionProgress, CollectionStanding, SourceProgress};
+pub use replicas::{DigestCall, ReplicaPlace};
 pub use samples::{LAG_MS_MAX, Samples};
 pub use view::{IndexView, ViewState};
 
@@ -350,6 +354,23 @@ pub fn source_progress(database_oid: u32) -> Result<Option<SourceProgress>, Scan
     }
 }
 
+/// Where the index's replicas are, by the worker's map.
+pub fn replicas(index: IndexName) -> Result<Vec<ReplicaPlace>, ScanFailure> {
+    match call::call(&Request::Replicas { index }, STATUS_TIMEOUT)? {
+        Response::Replicas(places) => Ok(places),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// A piece of what a replica holds.
+pub fn replica_digest(call: DigestCall) -> Result<Piece, ScanFailure> {
+    let timeout = Duration::from_millis(call.timeout_ms);
+    match call::call(&Request::Digest(call), timeout)? {
+        Response::Piece(piece) => Ok(piece),
+        other => Err(unexpected(&other)),
+    }
+}
+
 /// The worker's samples of the log; `None` where the library is not preloaded.
 pub fn samples() -> Option<&'static Samples> {
     segment::get().map(|segment| &segment.samples)
@@ -369,6 +390,8 @@ fn unexpected(response: &Response) -> ScanFailure {
         Response::Page { .. } => "a page",
         Response::Status(_) => "a status",
         Response::Progress(_) => "a source's progress",
+        Response::Replicas(_) => "replicas",
+        Response::Piece(_) => "a digest",
         Response::Failure(_) => "a failure",
     };
     ScanFailure::Unavailable(format!("the worker answered with {kind} to something else"))

@@ -2,6 +2,7 @@
 //! call Postgres.
 
 use super::codec::{IndexName, Open, PAGE_BYTES, ROW_BYTES, Request, Response};
+use super::replicas::{self, DigestCall};
 use super::segment::{Claim, RESPONSE_BYTES, Segment};
 use super::view::{self, IndexView, ServerIdentity, ViewState};
 use super::{PageStats, ScanFailure, ScanPage, progress, status};
@@ -10,6 +11,7 @@ use cluster_client::transport::Transport;
 use cluster_client::{
     ClientConfig, ClusterClient, Consistency, Scan, ScanError, ScanErrorKind, ScanSpec,
 };
+use cluster_core::server::AskedBy;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -132,6 +134,8 @@ impl Service {
                 database_oid,
                 timeout_ms,
             }) => Ok(self.progress(database_oid, timeout_ms).await),
+            Ok(Request::Replicas { index }) => self.replicas(index),
+            Ok(Request::Digest(call)) => self.digest(call).await,
             Ok(Request::Close { scan }) => {
                 self.close(scan);
                 return None;
@@ -147,6 +151,7 @@ impl Service {
         let view = self.known(open.index)?;
         let spec = ScanSpec {
             source: view.source,
+            asked_by: self.asked_by(open.index),
             collection: view.collection,
             query: open.query,
             ef_search: open.ef_search,
@@ -292,6 +297,36 @@ impl Service {
         let limit = Duration::from_millis(timeout_ms);
         let of = progress::of_database(&client, self.server.system_identifier, database_oid, limit);
         Response::Progress(of.await)
+    }
+
+    fn replicas(&self, index: IndexName) -> Result<Response, ScanFailure> {
+        let view = self.known(index)?;
+        let places = replicas::of_collection(&self.client(), view.collection)?;
+        Ok(Response::Replicas(places))
+    }
+
+    async fn digest(&self, call: DigestCall) -> Result<Response, ScanFailure> {
+        let view = self.known(call.index)?;
+        let deadline = Instant::now() + Duration::from_millis(call.timeout_ms);
+        let asked_by = self.asked_by(call.index);
+        let ask = call.ask(&view, asked_by);
+        let piece = self.client().replica_digest(&ask, deadline).await;
+        let response = Response::Piece(piece.map_err(scan_failure)?);
+        match response.encode().len() {
+            bytes if bytes > RESPONSE_BYTES => Err(ScanFailure::Unavailable(format!(
+                "{} answered with {bytes} bytes",
+                ask.node
+            ))),
+            _ => Ok(response),
+        }
+    }
+
+    /// In whose name a backend's requests go out.
+    fn asked_by(&self, index: IndexName) -> AskedBy {
+        AskedBy {
+            start: self.server.start,
+            database_oid: index.database_oid,
+        }
     }
 
     /// What the table says of the index, if it has a collection.
