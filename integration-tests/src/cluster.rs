@@ -223,6 +223,11 @@ impl Cluster {
         self.setting(process, "listen")
     }
 
+    /// Where a process keeps its data.
+    pub fn data_dir(&self, process: &str) -> Result<PathBuf> {
+        self.setting(process, "data_dir").map(PathBuf::from)
+    }
+
     /// A setting in a process's configuration file that is a text.
     pub(crate) fn setting(&self, process: &str, name: &str) -> Result<String> {
         let file = self.run_dir.join(format!("cluster/config/{process}.toml"));

@@ -126,6 +126,15 @@ impl DirectSearch {
         Ok(self.request(vec![cursor(id, replica, 0)], None))
     }
 
+    /// As the bridge's worker of the server that is followed.
+    fn asked_by(&self) -> Option<v1::AskedBy> {
+        let source = self.map.sources.get(&self.source)?;
+        Some(v1::AskedBy {
+            server_start: source.server_start?.0,
+            database_oid: source.slot.as_ref()?.database_oid,
+        })
+    }
+
     fn request(
         &self,
         partitions: Vec<v1::PartitionCursor>,
@@ -149,6 +158,7 @@ impl DirectSearch {
             snapshot_xmin: u64::MAX,
             deadline_ms: DEADLINE_MS,
             partitions,
+            asked_by: self.asked_by(),
             ..Default::default()
         }
     }

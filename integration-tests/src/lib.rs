@@ -6,6 +6,7 @@
 //! [`Cluster`] is dropped. Tests run one at a time.
 
 mod cluster;
+mod damage;
 mod direct_search;
 mod held;
 mod items;
@@ -20,6 +21,7 @@ mod standby;
 mod wire;
 
 pub use cluster::{Cluster, Shape};
+pub use damage::ReplicaDisk;
 pub use direct_search::{
     Answer, DirectSearch, assert_replicas_agree, assert_replicas_hold, wait_until_served,
 };

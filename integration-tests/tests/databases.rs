@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Cluster, Items, Session, Shape};
+use integration_tests::{Answer, Cluster, DirectSearch, Items, Session, Shape};
+use proto::v1;
 use std::time::{Duration, Instant};
 
 /// A database of the shared server that the cluster follows.
@@ -183,6 +184,68 @@ fn p9_a_template_copy_is_scanned_exactly_until_it_has_a_source_of_its_own() -> R
     assert_eq!(admin.value(slots)?, "0");
     origin.unfollow()?;
     copy.unfollow()
+}
+
+#[test]
+fn p9_a_node_answers_only_the_server_and_database_that_it_knows() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let database = Database::followed(&cluster, "wired")?;
+    let mut session = database.session()?;
+    let items = Items::indexed(&mut session, "wired_items", 50, 3)?;
+    let wire = cluster.wire()?;
+    let search = DirectSearch::new(wire.map()?, &items.index(), vec![0.0; 3])?;
+    let address = cluster.address("node-1")?;
+    let node = search.node_at(&address)?;
+    let request = search.of_node(node, None)?;
+    let asked_by = request.asked_by.context("the map knows the server")?;
+    let start = session.value("SHOW ruvector.server_start")?;
+    ensure!(start == asked_by.server_start.to_string(), "{start}");
+    let oid = session.value("SELECT oid FROM pg_database WHERE datname = current_database()")?;
+    ensure!(oid == asked_by.database_oid.to_string(), "{oid}");
+    wire.search(&address, request.clone())?.rows()?;
+
+    // Who says less or otherwise is refused for good, by name.
+    let other_start = v1::AskedBy {
+        server_start: asked_by.server_start ^ 1,
+        ..asked_by
+    };
+    let other_database = v1::AskedBy {
+        database_oid: 1,
+        ..asked_by
+    };
+    for (asked_by, named) in [
+        (Some(other_start), "on another server"),
+        (Some(other_database), "comes from database 1"),
+        (None, "does not say which server"),
+    ] {
+        // By this very map, or the refusal may be ESTALE.
+        let map = wire.map()?;
+        let request = v1::SearchRequest {
+            epoch: map.epoch.0,
+            map_version: map.version.0,
+            asked_by,
+            ..request.clone()
+        };
+        match wire.search(&address, request)? {
+            Answer::Other(told) => {
+                ensure!(
+                    told.contains("PermissionDenied") && told.contains(named),
+                    "{told}"
+                );
+            }
+            answer => anyhow::bail!("{named}: {answer:?}"),
+        }
+    }
+    // With an older map a server may have started anew since: fetch it and see.
+    let outdated = v1::SearchRequest {
+        map_version: request.map_version - 1,
+        asked_by: Some(other_start),
+        ..request
+    };
+    wire.search(&address, outdated)?.assert_estale()?;
+    drop(session);
+    cluster.session()?.batch_execute("DROP DATABASE wired")?;
+    database.unfollow()
 }
 
 #[test]
