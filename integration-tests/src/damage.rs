@@ -43,6 +43,22 @@ impl ReplicaDisk {
         self.storage.commit(set).context("deleting a row")
     }
 
+    /// Deletes every row of a partition but its first and its last; says how many.
+    pub fn gut(&self, partition: PartitionId) -> Result<usize> {
+        let keys: Vec<RowKey> = self
+            .storage
+            .rows(partition)
+            .map(|row| Ok(row?.0))
+            .collect::<Result<_>>()?;
+        let inner = keys
+            .get(1..keys.len().saturating_sub(1))
+            .unwrap_or_default();
+        let mut set = WriteSet::default();
+        inner.iter().for_each(|key| set.delete_row(partition, key));
+        self.storage.commit(set).context("deleting rows")?;
+        Ok(inner.len())
+    }
+
     /// Turns one component of the vector.
     pub fn alter(&self, key: &RowKey) -> Result<()> {
         let (partition, mut row) = self.row(key)?;

@@ -312,7 +312,8 @@ fn p2_p3_a_replica_that_is_another_is_named_with_exactly_its_keys() -> Result<()
         },
     )?;
     let mut session = cluster.session()?;
-    let items = Items::indexed(&mut session, "damaged", 2_000, DIMENSIONS)?;
+    // More rows in a partition than a backend holds at one time.
+    let items = Items::indexed(&mut session, "damaged", 24_000, DIMENSIONS)?;
     let index = items.index();
     assert_equal(&mut session, &index, 2)?;
     let wire = cluster.wire()?;
@@ -332,7 +333,8 @@ fn p2_p3_a_replica_that_is_another_is_named_with_exactly_its_keys() -> Result<()
         .id;
 
     cluster.make(&["stop", "PROC=node-2"])?;
-    let disk = ReplicaDisk::open(&cluster.data_dir("node-2")?, partitions)?;
+    let disk = || ReplicaDisk::open(&cluster.data_dir("node-2")?, partitions.clone());
+    let damaged = disk()?;
     let mut expected = BTreeSet::new();
     let mut expect = |id: i64, kind: &str| {
         let partition = map.partition_for(collection, key(id).placement_hash());
@@ -346,18 +348,17 @@ fn p2_p3_a_replica_that_is_another_is_named_with_exactly_its_keys() -> Result<()
         Ok::<_, anyhow::Error>(partition)
     };
     expect(17, "missing")?;
-    disk.delete(&key(17))?;
+    damaged.delete(&key(17))?;
     expect(1_234, "different")?;
-    disk.alter(&key(1_234))?;
-    let (_, like) = disk.row(&key(5))?;
+    damaged.alter(&key(1_234))?;
+    let (_, like) = damaged.row(&key(5))?;
     let partition = expect(777_777, "extra")?;
-    disk.add(&key(777_777), partition, &like)?;
-    drop(disk);
+    damaged.add(&key(777_777), partition, &like)?;
+    drop(damaged);
     cluster.restart("node-2")?;
     let probe = clustered_vector(1, DIMENSIONS);
     wait_until_served(&wire, &index, &probe, &address, Duration::from_secs(30))?;
 
-    // Beside a writer, of the same keys too once it has mended one.
     let found = differences(&mut session, &index)?;
     ensure!(
         found == expected,
@@ -384,6 +385,25 @@ fn p2_p3_a_replica_that_is_another_is_named_with_exactly_its_keys() -> Result<()
         found == expected,
         "found {found:#?}, expected {expected:#?}"
     );
+
+    // A replica that has lost nearly all.
+    cluster.make(&["stop", "PROC=node-2"])?;
+    let lost = disk()?.gut(partitions[0])?;
+    ensure!(lost > 5_000, "only {lost} rows were there to lose");
+    cluster.restart("node-2")?;
+    wait_until_served(&wire, &index, &probe, &address, Duration::from_secs(30))?;
+    for replica in verify(&mut session, &index)? {
+        let differs = replica.differences.context("a count")?;
+        if replica.partition == partitions[0].0 as i64 && replica.node == node.0 as i64 {
+            ensure!(replica.replica_rows == Some(2), "{replica:?}");
+            ensure!(
+                (lost as i64..=replica.heap_rows).contains(&differs),
+                "{lost} {replica:?}"
+            );
+        } else {
+            ensure!(differs <= 2, "{replica:?}");
+        }
+    }
 
     // A node that is down is not taken for equal.
     cluster.kill("node-2")?;
