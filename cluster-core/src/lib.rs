@@ -5,16 +5,20 @@
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
 //! [`apply`], [`backfill`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`]), who may speak
-//! ([`lease`]), where partitions live ([`ring`], [`placement`], [`rebalance`], [`control`]), how a
-//! search is put together ([`scan`]), and how much of the log it must include ([`freshness`]).
+//! ([`lease`]) and who follows which source ([`assignment`], [`checklist`]), where partitions live
+//! ([`ring`], [`placement`], [`rebalance`], [`control`]), how a search is put together ([`scan`])
+//! and gets its turn ([`fair_queue`]), and how much of the log it must include ([`freshness`]).
 
 pub mod apply;
+pub mod assignment;
 pub mod backfill;
 pub mod change;
+pub mod checklist;
 pub mod collection;
 pub mod confirm;
 pub mod control;
 pub mod demotion;
+pub mod fair_queue;
 pub mod freshness;
 pub mod ids;
 pub mod invariants;

@@ -194,6 +194,21 @@ pub struct Source {
     /// Who consumes, under which token.
     pub consumer: Option<ConsumerId>,
     pub consumer_epoch: ConsumerEpoch,
+    /// An operator has stopped the following. The slot stays, and keeps WAL.
+    #[serde(default)]
+    pub is_paused: bool,
+    #[serde(default)]
+    pub dsn_version: DsnVersion,
+}
+
+/// How the problem of a source begins that was let go from inside its database.
+pub const DETACHED: &str = "detached";
+
+impl Source {
+    /// Its slot was dropped by `ruvector_detach_source()`, on purpose.
+    pub fn is_detached(&self) -> bool {
+        self.problem.starts_with(DETACHED)
+    }
 }
 
 /// Everything that clients, nodes and consumers know of the cluster. The

@@ -108,6 +108,8 @@ pub fn map() -> PartitionMap {
         problem: String::new(),
         consumer: None,
         consumer_epoch: ConsumerEpoch(0),
+        is_paused: false,
+        dsn_version: DsnVersion(0),
     };
     map.sources.insert(source.id, source);
     let spec = CollectionSpec {

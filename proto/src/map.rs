@@ -131,6 +131,8 @@ impl From<&Source> for v1::Source {
             problem: source.problem.clone(),
             consumer_id: source.consumer.map(|c| c.0),
             consumer_epoch: source.consumer_epoch.0,
+            is_paused: source.is_paused,
+            dsn_version: source.dsn_version.0,
         }
     }
 }
@@ -148,6 +150,8 @@ impl From<v1::Source> for Source {
             problem: wire.problem,
             consumer: wire.consumer_id.map(ConsumerId),
             consumer_epoch: ConsumerEpoch(wire.consumer_epoch),
+            is_paused: wire.is_paused,
+            dsn_version: DsnVersion(wire.dsn_version),
         }
     }
 }

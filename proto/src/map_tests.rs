@@ -105,6 +105,8 @@ fn map() -> PartitionMap {
                 problem: String::new(),
                 consumer: Some(ConsumerId(4)),
                 consumer_epoch: ConsumerEpoch(6),
+                is_paused: true,
+                dsn_version: DsnVersion(3),
             },
         )]
         .into(),

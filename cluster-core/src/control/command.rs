@@ -70,6 +70,16 @@ pub enum Command {
     RemoveSource {
         source: SourceId,
     },
+    /// Stops the following of a source, or lets it go on.
+    SetSourcePaused {
+        source: SourceId,
+        is_paused: bool,
+    },
+    /// Another way to the same database.
+    SetSourceDsn {
+        source: SourceId,
+        dsn: String,
+    },
     /// Hands a source to a consumer, if the token still is `expected`.
     AssignSource {
         source: SourceId,

@@ -17,6 +17,7 @@ mod command;
 mod coordinators;
 mod members;
 mod moves;
+mod source_orders;
 mod sources;
 mod splits;
 mod stale;

@@ -32,7 +32,7 @@ impl ClusterState {
                 return Ok((Response::SourceAdded { source: source.id }, MapChanged::No));
             }
             let what = format!(
-                "the name {name:?} belongs to {} with another DSN",
+                "the name {name:?} belongs to {} with another DSN: ruvector ctl source set-dsn gives it this one",
                 source.id
             );
             return Err(Refusal::Conflict { what });
@@ -61,6 +61,8 @@ impl ClusterState {
             problem: String::new(),
             consumer: None,
             consumer_epoch: ConsumerEpoch(0),
+            is_paused: false,
+            dsn_version: DsnVersion(0),
         };
         self.map.sources.insert(id, source);
         Ok((Response::SourceAdded { source: id }, MapChanged::Yes))

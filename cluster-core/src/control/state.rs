@@ -159,6 +159,10 @@ impl ClusterState {
             Command::ForgetConsumer { consumer } => self.forget_consumer(consumer),
             Command::AddSource { name, dsn } => self.add_source(name, dsn),
             Command::RemoveSource { source } => self.remove_source(source),
+            Command::SetSourcePaused { source, is_paused } => {
+                self.set_source_paused(source, is_paused)
+            }
+            Command::SetSourceDsn { source, dsn } => self.set_source_dsn(source, dsn),
             Command::AssignSource {
                 source,
                 consumer,
