@@ -75,6 +75,16 @@ impl CoordinatorService {
         }
     }
 
+    /// A coordinator of 0.1.0 could not read such a command in the log.
+    fn check_all_know_of_orders(&self) -> Result<(), Status> {
+        match names_every_disk(&self.coordinator) {
+            true => Ok(()),
+            false => Err(Status::failed_precondition(
+                "a coordinator still runs 0.1.0: try again once all run this version",
+            )),
+        }
+    }
+
     fn cluster_id(&self) -> String {
         self.coordinator
             .state
@@ -230,6 +240,32 @@ impl Service for CoordinatorService {
         let source = SourceId(request.into_inner().source_id);
         self.done(Command::RemoveSource { source }).await?;
         answer(v1::RemoveSourceResponse {})
+    }
+
+    async fn set_source_paused(
+        &self,
+        request: Request<v1::SetSourcePausedRequest>,
+    ) -> Answer<v1::SetSourcePausedResponse> {
+        let request = request.into_inner();
+        self.check_all_know_of_orders()?;
+        self.done(Command::SetSourcePaused {
+            source: SourceId(request.source_id),
+            is_paused: request.is_paused,
+        })
+        .await?;
+        answer(v1::SetSourcePausedResponse {})
+    }
+
+    async fn set_source_dsn(
+        &self,
+        request: Request<v1::SetSourceDsnRequest>,
+    ) -> Answer<v1::SetSourceDsnResponse> {
+        let v1::SetSourceDsnRequest { source_id, dsn } = request.into_inner();
+        check_text("the connection string", &dsn)?;
+        self.check_all_know_of_orders()?;
+        let source = SourceId(source_id);
+        self.done(Command::SetSourceDsn { source, dsn }).await?;
+        answer(v1::SetSourceDsnResponse {})
     }
 
     async fn get_source_credentials(
