@@ -132,3 +132,112 @@ CREATE VIEW ruvector_replication_status AS
 COMMENT ON VIEW ruvector_replication_status IS 'how far the cluster has followed this database, by index, and what the slot retains';
 
 GRANT SELECT ON ruvector_visibility_stats, ruvector_replication_status TO PUBLIC;
+
+-- ------------------------------------------------------- who follows, and how
+
+-- The slots that ruvector_detach_source() has dropped: what was followed through one
+-- of them is not followed again through it. Not dumped.
+CREATE TABLE ruvector.detachments (
+	slot_name   name PRIMARY KEY,
+	detached_by name NOT NULL,
+	detached_at timestamptz NOT NULL
+);
+COMMENT ON TABLE ruvector.detachments IS 'slots that were let go on purpose; the cluster does not make them again';
+
+CREATE FUNCTION ruvector_detach_source() RETURNS integer
+	AS 'MODULE_PATHNAME', 'ruvector_detach_source' LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION ruvector_detach_source() IS 'ends the cluster''s following of this database: drops its slots and its publication';
+
+-- What Postgres lets nobody do but the owner of a table or of a publication, for a
+-- role that follows the database without being either. Each does one thing, to
+-- publications, tables and slots of ours only. Nobody may call them unless granted.
+
+CREATE FUNCTION ruvector.is_our_publication(publication name) RETURNS boolean
+	LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+		WHERE p.pubname = $1 AND r.prrelid = 'ruvector.collections'::regclass)
+$$;
+
+CREATE FUNCTION ruvector.create_publication(publication name) RETURNS void
+	LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF publication !~ '^ruvector[a-z0-9_]*$' THEN
+		RAISE EXCEPTION 'a publication of the cluster has a name that begins with ruvector, not %', publication
+			USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	IF ruvector.is_our_publication(publication) THEN
+		RETURN;
+	END IF;
+	IF EXISTS (SELECT FROM pg_publication p WHERE p.pubname = publication) THEN
+		IF EXISTS (SELECT FROM pg_publication p WHERE p.pubname = publication
+				AND (p.puballtables OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid))) THEN
+			RAISE EXCEPTION 'publication % exists already, and is not the cluster''s', publication
+				USING ERRCODE = 'duplicate_object', HINT = 'Drop it, or rename it.';
+		END IF;
+		EXECUTE format('ALTER PUBLICATION %I ADD TABLE ruvector.collections', publication);
+	ELSE
+		EXECUTE format('CREATE PUBLICATION %I FOR TABLE ruvector.collections', publication);
+	END IF;
+END
+$$;
+
+-- Only a table that has an index of ours, by its owner's CREATE INDEX.
+CREATE FUNCTION ruvector.publish_table(publication name, relation oid) RETURNS void
+	LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	name_of text;
+BEGIN
+	IF NOT ruvector.is_our_publication(publication) THEN
+		RAISE EXCEPTION 'publication % is not the cluster''s', publication
+			USING ERRCODE = 'insufficient_privilege';
+	END IF;
+	SELECT format('%I.%I', n.nspname, c.relname) INTO name_of
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.oid = relation AND c.relkind = 'r'
+		AND EXISTS (SELECT FROM ruvector.collections k WHERE k.table_oid = relation);
+	IF name_of IS NULL THEN
+		RAISE EXCEPTION 'table % has no index that the cluster keeps', relation::regclass
+			USING ERRCODE = 'insufficient_privilege';
+	END IF;
+	EXECUTE format('ALTER PUBLICATION %I ADD TABLE ONLY %s', publication, name_of);
+END
+$$;
+
+CREATE FUNCTION ruvector.unpublish_table(publication name, relation oid) RETURNS void
+	LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	name_of text;
+BEGIN
+	IF NOT ruvector.is_our_publication(publication) OR relation = 'ruvector.collections'::regclass THEN
+		RAISE EXCEPTION 'table % is not taken out of publication %', relation::regclass, publication
+			USING ERRCODE = 'insufficient_privilege';
+	END IF;
+	SELECT format('%I.%I', n.nspname, c.relname) INTO name_of
+		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation;
+	IF name_of IS NOT NULL THEN
+		EXECUTE format('ALTER PUBLICATION %I DROP TABLE ONLY %s', publication, name_of);
+	END IF;
+END
+$$;
+
+CREATE FUNCTION ruvector.drop_publication(publication name) RETURNS void
+	LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF ruvector.is_our_publication(publication) THEN
+		EXECUTE format('DROP PUBLICATION %I', publication);
+	END IF;
+END
+$$;
+
+-- A former consumer may have followed with another role.
+CREATE FUNCTION ruvector.end_walsender(slot name) RETURNS boolean
+	LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(bool_or(pg_terminate_backend(r.active_pid)), false)
+	FROM pg_replication_slots r
+	WHERE r.slot_name = $1 AND r.slot_name LIKE 'ruvector\_%' AND r.plugin = 'pgoutput'
+	AND r.database = current_database() AND r.active_pid IS NOT NULL
+$$;
+
+REVOKE ALL ON FUNCTION ruvector.is_our_publication(name), ruvector.create_publication(name),
+	ruvector.publish_table(name, oid), ruvector.unpublish_table(name, oid),
+	ruvector.drop_publication(name), ruvector.end_walsender(name) FROM PUBLIC;

@@ -122,7 +122,7 @@ unsafe fn release(name: *const c_char, is_allowed: &str, lock: c_int) {
 }
 
 /// How many sessions the consumer has in a database; ended, if asked to.
-unsafe fn sessions(database: pg_sys::Oid, ends: bool) -> i64 {
+pub(super) unsafe fn sessions(database: pg_sys::Oid, ends: bool) -> i64 {
     pg_sys::pgstat_clear_snapshot();
     let counting = END_SESSIONS.replace("pg_catalog.pg_terminate_backend(a.pid)", "*");
     let sql = if ends {
