@@ -11,7 +11,7 @@ mod attempt;
 mod chunks;
 pub mod copy;
 mod links;
-mod pace;
+pub(crate) mod pace;
 mod ranges;
 pub mod reread;
 mod snapshot;
@@ -19,6 +19,7 @@ pub mod table;
 
 use crate::feed::progress::{Progress, RunEnd};
 use crate::retry::Backoff;
+use crate::source::postgres::Postgres;
 use crate::source::{SourceContext, coordination};
 use crate::tasks::Tasks;
 use attempt::{Attempt, Outcome};
@@ -30,7 +31,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
-use tokio_postgres::Config;
 use tokio_util::sync::CancellationToken;
 
 /// An attempt that lasted this long brought the copy on: the next pause is short.
@@ -52,7 +52,7 @@ impl Barrier {
 #[derive(Clone)]
 pub struct Shared {
     pub context: SourceContext,
-    pub postgres: Config,
+    pub postgres: Postgres,
     pub slot_name: String,
     pub publication: String,
     pub progress: Arc<Progress>,
@@ -86,7 +86,7 @@ pub struct Backfills {
 impl Backfills {
     pub fn new(
         context: SourceContext,
-        postgres: Config,
+        postgres: Postgres,
         slot_name: String,
         publication: String,
         progress: Arc<Progress>,

@@ -97,11 +97,12 @@ impl NodeFeed {
         })
     }
 
-    /// The source's limits are shared evenly.
-    pub fn share_limits(&self, config: &Config, nodes: usize) {
+    /// The source's limits are shared evenly, as the process's are by its sources.
+    pub fn share_limits(&self, config: &Config, nodes: usize, sources: usize) {
+        let (bytes, learner_bytes) = config.queue_share(sources);
         let mut state = self.state.lock();
-        state.bytes_max = config.node_queue_bytes / nodes.max(1);
-        state.learner_bytes_max = config.learner_queue_bytes / nodes.max(1);
+        state.bytes_max = bytes / nodes.max(1);
+        state.learner_bytes_max = learner_bytes / nodes.max(1);
     }
 
     pub(super) fn key(&self, partition: PartitionId, generation: Generation) -> ReplicaKey {

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio_postgres::error::SqlState;
 
 /// Who follows what, and from where.
 #[derive(Clone, Copy, Debug)]
@@ -61,9 +62,24 @@ impl From<anyhow::Error> for RunEnd {
     fn from(error: anyhow::Error) -> Self {
         match error.downcast::<RunEnd>() {
             Ok(end) => end,
+            Err(error) if is_for_an_operator(&error) => RunEnd::Problem(format!(
+                "{error:#}: 'ruvector ctl source check' says which right is missing"
+            )),
             Err(error) => RunEnd::restart("error", format!("{error:#}")),
         }
     }
+}
+
+/// A right or a password that is missing does not come by trying again soon.
+fn is_for_an_operator(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    let refused = causes.find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>()?.code());
+    let for_an_operator = [
+        &SqlState::INSUFFICIENT_PRIVILEGE,
+        &SqlState::INVALID_PASSWORD,
+        &SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+    ];
+    refused.is_some_and(|state| for_an_operator.contains(&state))
 }
 
 /// Learners that the coordinators were asked to promote, under one token: one of

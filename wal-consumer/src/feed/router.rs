@@ -60,6 +60,13 @@ fn ranges_of(map: &PartitionMap, id: CollectionId) -> Vec<(HashRange, PartitionI
     partitions.map(|p| (p.range, p.id)).collect()
 }
 
+/// How many sources the consumer of this one follows.
+fn sources_of_holder(map: &PartitionMap, source: SourceId) -> usize {
+    let holder = map.sources.get(&source).and_then(|s| s.consumer);
+    let held = map.sources.values().filter(|s| s.consumer == holder);
+    held.count().max(1)
+}
+
 impl Router {
     pub fn new(config: Arc<Config>, progress: Arc<Progress>) -> Self {
         Self {
@@ -329,8 +336,9 @@ impl Router {
     /// "nothing else" for a replica that the map gives it and that is not fed.
     fn settle_feeds(&mut self, map: &PartitionMap) {
         self.end_idle_feeds();
+        let sources = sources_of_holder(map, self.progress.following.source);
         for feed in self.feeds.values() {
-            feed.share_limits(&self.config, map.nodes.len());
+            feed.share_limits(&self.config, map.nodes.len(), sources);
         }
         for id in self.partitions.keys() {
             let replicas = map.held_partition(*id).map(|p| &p.replicas);

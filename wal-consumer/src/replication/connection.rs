@@ -3,6 +3,7 @@
 //!
 //! Caveats: plaintext or a Unix socket only; one query at a time.
 
+use crate::source::postgres::Postgres;
 use anyhow::{Context, bail, ensure};
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::authentication::md5_hash;
@@ -90,8 +91,9 @@ pub type TextRows = Vec<Vec<Option<String>>>;
 
 impl Connection {
     /// `options` are settings of the session, `-c name=value …`.
-    pub async fn connect(config: &Config, options: &str) -> anyhow::Result<Self> {
-        tokio::time::timeout(CONNECT_TIMEOUT, Self::connect_untimed(config, options))
+    pub async fn connect(server: &Postgres, options: &str) -> anyhow::Result<Self> {
+        let config = server.config()?;
+        tokio::time::timeout(CONNECT_TIMEOUT, Self::connect_untimed(&config, options))
             .await
             .context("Postgres did not complete the connection in time")?
     }

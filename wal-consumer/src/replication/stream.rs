@@ -8,6 +8,7 @@
 
 use super::connection::{FrameReader, FrameWriter, server_error};
 use super::tuple::Reader;
+use crate::backfill::pace::Pace;
 use crate::tasks::Tasks;
 use anyhow::bail;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -110,6 +111,14 @@ pub struct StreamTimes {
     pub wanted_every: Duration,
 }
 
+#[derive(Clone, Copy)]
+pub struct StreamLimits {
+    /// Received and not yet taken.
+    pub buffer_bytes: usize,
+    /// 0: as fast as it comes.
+    pub bytes_per_second_max: u64,
+}
+
 pub struct WalStream {
     pub events: mpsc::Receiver<Received>,
     /// Why the stream ended.
@@ -124,14 +133,14 @@ impl WalStream {
         (reader, writer): (FrameReader, FrameWriter),
         feedback: Arc<Feedback>,
         times: StreamTimes,
-        buffer_bytes: usize,
+        limits: StreamLimits,
         parent: &CancellationToken,
     ) -> Self {
         let cancel = parent.child_token();
         let tasks = Tasks::default();
         let (send, events) = mpsc::channel(RECEIVE_QUEUE_MESSAGES);
         let (send_end, ended) = mpsc::channel(2);
-        let reading = read_events(reader, send, feedback.clone(), buffer_bytes);
+        let reading = read_events(reader, send, feedback.clone(), limits);
         tasks.spawn(until_cancelled(cancel.clone(), send_end.clone(), reading));
         let writing = write_status(writer, feedback, times);
         tasks.spawn(until_cancelled(cancel.clone(), send_end, writing));
@@ -166,9 +175,12 @@ async fn read_events(
     mut reader: FrameReader,
     events: mpsc::Sender<Received>,
     feedback: Arc<Feedback>,
-    buffer_bytes: usize,
+    limits: StreamLimits,
 ) -> anyhow::Result<()> {
-    let permits_max = u32::try_from(buffer_bytes).unwrap_or(u32::MAX).max(1);
+    let pace = Pace::new(limits.bytes_per_second_max);
+    let permits_max = u32::try_from(limits.buffer_bytes)
+        .unwrap_or(u32::MAX)
+        .max(1);
     let budget = Arc::new(Semaphore::new(permits_max as usize));
     loop {
         let frame = reader.next().await?;
@@ -183,6 +195,8 @@ async fn read_events(
             WalEvent::Data { payload, .. } => payload.len(),
             WalEvent::Keepalive { .. } => 0,
         };
+        // The writer answers the server meanwhile; what is not read stays there.
+        pace.take(payload_len).await;
         let cost = u32::try_from(payload_len + MESSAGE_OVERHEAD_BYTES).unwrap_or(u32::MAX);
         let share = budget
             .clone()

@@ -2,6 +2,7 @@
 //! token, repeated until done. A refusal is final for the present run.
 
 use super::SourceContext;
+use super::postgres::Postgres;
 use crate::feed::progress::RunEnd;
 use crate::feed::router::is_fed;
 use crate::retry::Backoff;
@@ -54,7 +55,7 @@ fn refused(what: &str, status: &Status) -> RunEnd {
     }
 }
 
-pub async fn credentials(context: &SourceContext) -> Result<String, RunEnd> {
+async fn credentials(context: &SourceContext) -> Result<String, RunEnd> {
     let request = v1::GetSourceCredentialsRequest {
         source_id: context.source.0,
     };
@@ -64,6 +65,22 @@ pub async fn credentials(context: &SourceContext) -> Result<String, RunEnd> {
     .await
     .map(|answer| answer.dsn)
     .map_err(|status| refused("reading the connection string", &status))
+}
+
+/// The source's server, as it is reached from here.
+pub async fn server(context: &SourceContext) -> Result<Postgres, RunEnd> {
+    let dsn = credentials(context).await?;
+    let config = dsn
+        .parse()
+        .map_err(|e| RunEnd::Problem(format!("the connection string is not one: {e}")))?;
+    let map = context.client.map();
+    let name = map.sources.get(&context.source).map(|s| s.name.as_str());
+    let folder = context.config.credentials_dir.as_deref();
+    Ok(Postgres::with_credentials(
+        config,
+        folder,
+        name.unwrap_or_default(),
+    ))
 }
 
 pub async fn report(

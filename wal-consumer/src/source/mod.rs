@@ -1,16 +1,23 @@
 //! One source: attempts at following it, one after the other, until the lease
 //! ends. In reading order: what must be so before ([`preflight`]), one run
 //! ([`run`]), what a transaction does ([`commit`], [`key_change`]), who comes to
-//! serve and who is left behind ([`replica_changes`], [`slot_limit`]), and the parties: Postgres ([`sql`], [`xmin`], [`publication`]), the coordinators
-//! ([`coordination`]), the table that lists the collections ([`definitions`]).
+//! serve and who is left behind ([`replica_changes`], [`slot_limit`]), and the parties: Postgres (how it is reached, [`postgres`], [`sql`]; what the role may
+//! do, [`rights`], [`facts`]; [`xmin`], [`publication`], [`detachment`]), the coordinators
+//! ([`coordination`]) and who gives them orders ([`orders`]), the table that lists the
+//! collections ([`definitions`]).
 
 pub mod commit;
 pub mod coordination;
 pub mod definitions;
+pub mod detachment;
+pub mod facts;
 pub mod key_change;
+pub mod orders;
+pub mod postgres;
 pub mod preflight;
 pub mod publication;
 pub mod replica_changes;
+pub mod rights;
 pub mod run;
 pub mod slot_limit;
 pub mod sql;
@@ -25,6 +32,7 @@ use cluster_core::ids::{
     BackfillId, CollectionId, ConsumerEpoch, LeaseEpoch, MapVersion, SourceId,
 };
 use cluster_core::wal_position::Lsn;
+use orders::Orders;
 use parking_lot::Mutex;
 use proto::v1;
 use std::collections::BTreeMap;
@@ -133,8 +141,20 @@ pub async fn follow(context: SourceContext) {
     let mut reported = None;
     loop {
         let began = Instant::now();
-        let end = run::run(&context, &mut reported).await;
+        let orders = Orders::now(&context);
+        if orders.is_paused {
+            let waiting = orders::wait_while_paused(&context, orders);
+            if context.cancel.run_until_cancelled(waiting).await.is_none() {
+                return;
+            }
+            continue;
+        }
+        let end = run_under(&context, orders, &mut reported).await;
         context.standing.update(|s| s.backfills.clear());
+        let Some(end) = end else {
+            tracing::info!(source = %context.source, "the operator's orders for the source have changed");
+            continue;
+        };
         let is_problem = matches!(end, RunEnd::Problem(_));
         match end {
             RunEnd::Cancelled => return,
@@ -172,6 +192,29 @@ pub async fn follow(context: SourceContext) {
         };
         if context.cancel.run_until_cancelled(pause).await.is_none() {
             return;
+        }
+    }
+}
+
+/// One run, or `None` when other orders have ended it.
+async fn run_under(
+    context: &SourceContext,
+    orders: Orders,
+    reported: &mut Option<String>,
+) -> Option<RunEnd> {
+    let of_run = SourceContext {
+        cancel: context.cancel.child_token(),
+        ..context.clone()
+    };
+    let running = run::run(&of_run, reported);
+    tokio::pin!(running);
+    tokio::select! {
+        end = &mut running => Some(end),
+        () = orders.change(context) => {
+            of_run.cancel.cancel();
+            // It closes the replication connection first.
+            running.await;
+            None
         }
     }
 }

@@ -8,11 +8,13 @@
 //! that is below is demoted once it is met, and comes back from a peer.
 
 use super::coordination::{self, wait_for_map};
-use super::{SourceContext, definitions, sql};
+use super::postgres::Postgres;
+use super::{SourceContext, definitions, detachment, rights, sql};
 use crate::feed::progress::{Following, RunEnd};
 use crate::replication::connection::Connection;
 use crate::replication::slot::{self, Lifetime, SystemIdentity};
 use anyhow::Context;
+use cluster_core::checklist::server as checklist;
 use cluster_core::collection::CollectionState;
 use cluster_core::confirm::ReplicaKey;
 use cluster_core::ids::{CollectionId, Generation, NodeId, PartitionId, ServerStart};
@@ -21,15 +23,15 @@ use cluster_core::wal_position::{Lsn, WalPosition};
 use proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config};
 
 /// How long an ended walsender may take to let go of the slot.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A source that can be streamed.
 pub struct Prepared {
-    pub postgres: Config,
+    pub postgres: Postgres,
     pub sql: Client,
     pub slot_name: String,
     pub publication: String,
@@ -44,11 +46,6 @@ struct SlotRow {
 }
 
 pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
-    let dsn = coordination::credentials(context).await?;
-    let postgres: Config = dsn
-        .parse()
-        .map_err(|e| RunEnd::Problem(format!("the connection string is not one: {e}")))?;
-    let sql = connect(&postgres).await?;
     // A map of before the assignment may lack collections of the former consumer.
     let is_ours = |map: &PartitionMap| {
         let source = map.sources.get(&context.source);
@@ -60,7 +57,11 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
     slot::check_name(&source.slot_name)?;
     slot::check_name(&source.publication_name)?;
 
+    // The map names the file of its password.
+    let postgres = coordination::server(context).await?;
+    let sql = connect(&postgres).await?;
     let server = check_server(&sql).await?;
+    detachment::check(&sql, &source.slot_name).await?;
     let mut connection = Connection::connect(&postgres, "").await?;
     let system = slot::identify_system(&mut connection).await?;
     drop(connection);
@@ -120,13 +121,13 @@ struct Server {
 }
 
 /// A database that is gone, or has another name, does not come back by waiting.
-async fn connect(postgres: &Config) -> Result<Client, RunEnd> {
+async fn connect(postgres: &Postgres) -> Result<Client, RunEnd> {
     sql::connect(postgres).await.map_err(|error| {
         let state = error
             .downcast_ref::<tokio_postgres::Error>()
             .and_then(tokio_postgres::Error::code);
         if state == Some(&SqlState::INVALID_CATALOG_NAME) {
-            let database = postgres.get_dbname().unwrap_or_default();
+            let database = postgres.database();
             return RunEnd::Problem(format!(
                 "there is no database {database}: it was dropped or renamed. Remove the source; \
                  add it again under the new name"
@@ -148,21 +149,15 @@ async fn check_server(sql: &Client) -> Result<Server, RunEnd> {
         .context("looking at the server")?;
     let field = |e: tokio_postgres::Error| RunEnd::from(anyhow::Error::new(e));
     let wal_level: String = row.try_get("wal_level").map_err(field)?;
-    if row.try_get("standby").map_err(field)? {
-        return Err(RunEnd::Problem(
-            "the server is a standby: Postgres 15 cannot decode there; register the primary".into(),
-        ));
-    }
-    if wal_level != "logical" {
-        return Err(RunEnd::Problem(format!(
-            "wal_level is {wal_level}: set wal_level = logical and restart the server"
-        )));
-    }
-    if !row.try_get::<_, bool>("has_table").map_err(field)? {
-        let database: String = row.try_get("database").map_err(field)?;
-        return Err(RunEnd::Problem(format!(
-            "extension ruvector is not in database {database}: run CREATE EXTENSION ruvector"
-        )));
+    let database: String = row.try_get("database").map_err(field)?;
+    let has_table: bool = row.try_get("has_table").map_err(field)?;
+    let checks = [
+        checklist::primary(row.try_get("standby").map_err(field)?),
+        checklist::wal_level(&wal_level),
+        checklist::extension(&database, has_table.then_some("")),
+    ];
+    if let Some(failed) = checks.iter().find(|check| check.is_failed()) {
+        return Err(RunEnd::Problem(failed.sentence()));
     }
     let start: Option<String> = row.try_get("server_start").map_err(field)?;
     let start = start.and_then(|text| text.parse().ok()).filter(|n| *n > 0);
@@ -233,7 +228,7 @@ async fn ensure_publication(client: &Client, source: &Source) -> Result<(), RunE
                 "publication {name} is gone, and what was published meanwhile is unknown; remove the source and add it again"
             )));
         }
-        let create = format!("CREATE PUBLICATION {name} FOR TABLE ruvector.collections");
+        let create = rights::create_publication(client, &source.publication_name, false).await?;
         client
             .batch_execute(&create)
             .await
@@ -252,7 +247,7 @@ async fn ensure_publication(client: &Client, source: &Source) -> Result<(), RunE
     match (listed, &source.slot) {
         (true, _) => Ok(()),
         (false, None) => {
-            let add = format!("ALTER PUBLICATION {name} ADD TABLE ruvector.collections");
+            let add = rights::create_publication(client, &source.publication_name, true).await?;
             Ok(client
                 .batch_execute(&add)
                 .await
@@ -268,7 +263,7 @@ async fn ensure_publication(client: &Client, source: &Source) -> Result<(), RunE
 /// counts only once it was reported: one that a crash left behind is replaced.
 async fn make_slot(
     context: &SourceContext,
-    postgres: &Config,
+    postgres: &Postgres,
     client: &Client,
     source: &Source,
     map: &PartitionMap,
@@ -282,6 +277,7 @@ async fn make_slot(
     }
     let options = format!("-c lock_timeout={}", context.config.slot_lock_timeout_ms);
     let mut connection = Connection::connect(postgres, &options).await?;
+    detachment::check_before_slot(&mut connection, &source.slot_name).await?;
     let created = slot::create(&mut connection, &source.slot_name, Lifetime::Permanent).await?;
     let reading = sql::connect(postgres).await?;
     begin_at_snapshot(&reading, &created.snapshot).await?;
@@ -374,8 +370,9 @@ async fn release(client: &Client, name: &str, mut slot: SlotRow) -> Result<(), R
     let give_up_at = tokio::time::Instant::now() + RELEASE_TIMEOUT;
     while let Some(pid) = slot.active_pid {
         tracing::info!(slot = name, pid, "ending the slot's former walsender");
+        let end = rights::end_walsender(client, name).await?;
         client
-            .execute("SELECT pg_terminate_backend($1)", &[&pid])
+            .batch_execute(&end)
             .await
             .context("ending the former walsender")?;
         tokio::time::sleep(Duration::from_millis(100)).await;

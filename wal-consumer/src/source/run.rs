@@ -14,7 +14,7 @@ use crate::feed::router::{self, Router};
 
 use crate::replication::connection::Connection;
 use crate::replication::slot;
-use crate::replication::stream::{Received, StreamTimes, WalEvent, WalStream};
+use crate::replication::stream::{Received, StreamLimits, StreamTimes, WalEvent, WalStream};
 use crate::tasks::Tasks;
 use crate::transaction::Assembler;
 use anyhow::Context;
@@ -143,9 +143,12 @@ async fn stream(
         status_every: Duration::from_millis(context.config.status_every_ms.max(1)),
         wanted_every: Duration::from_millis(context.config.wanted_every_ms.max(1)),
     };
-    let buffer_bytes = context.config.receive_buffer_bytes;
+    let limits = StreamLimits {
+        buffer_bytes: context.config.receive_buffer_bytes,
+        bytes_per_second_max: context.config.stream_bytes_per_second_max,
+    };
     let feedback = progress.feedback.clone();
-    let mut wal = WalStream::spawn(halves, feedback, times, buffer_bytes, cancel);
+    let mut wal = WalStream::spawn(halves, feedback, times, limits, cancel);
     tracing::info!(source = %context.source, start = %following.start, token = following.token.0, "following");
     let had_problem = context
         .client
