@@ -166,7 +166,7 @@ impl v1::node_server::Node for NodeService {
         let answers = answered.map_err(|error| match error {
             SearchError::Stale(reason) => node.estale(reason, reason),
             SearchError::Invalid(message) => Status::invalid_argument(message),
-            SearchError::Throttled => proto::error::throttled(error.to_string(), THROTTLE),
+            SearchError::Throttled(_) => proto::error::throttled(error.to_string(), THROTTLE),
         })?;
         let pages = answers.into_iter();
         Ok(Response::new(v1::SearchResponse {

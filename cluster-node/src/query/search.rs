@@ -88,8 +88,8 @@ pub enum SearchError {
     Stale(&'static str),
     #[error("{0}")]
     Invalid(String),
-    #[error("too many searches wait for a thread")]
-    Throttled,
+    #[error("{0}")]
+    Throttled(PoolError),
 }
 
 impl Node {
@@ -177,10 +177,12 @@ impl Node {
         };
         let (of_search, at) = (search.clone(), replica.clone());
         let compute = move || compute(&of_search, &at, open);
-        let computed = timeout_at(deadline, self.queries.pool.run(compute)).await;
+        let computed = timeout_at(deadline, self.queries.pool.run(search.source, compute)).await;
         let (mut page, open) = match computed {
             Ok(Ok(page)) => page?,
-            Ok(Err(PoolError::Full)) => return Err(PagingError::Request(SearchError::Throttled)),
+            Ok(Err(full @ (PoolError::Full | PoolError::SourceFull))) => {
+                return Err(PagingError::Request(SearchError::Throttled(full)));
+            }
             Ok(Err(PoolError::Panicked)) => {
                 let message = "the search panicked; see the node's log".to_owned();
                 return Err(PageError::Unavailable(message).into());
