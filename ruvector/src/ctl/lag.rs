@@ -21,6 +21,7 @@ struct SourceLag {
     /// Absent while no consumer reports.
     progress: Option<Progress>,
     problem: String,
+    is_paused: bool,
     /// Partitions that the slot has passed on all their replicas.
     stale_partitions: usize,
     #[serde(skip)]
@@ -80,6 +81,7 @@ impl SourceLag {
                 .source_progress(source.id.0)
                 .map(|progress| Progress::of(seen, progress)),
             problem: source.problem.clone(),
+            is_paused: source.is_paused,
             stale_partitions: stale.len(),
             remark: words::needs_reconcile(stale),
         }
@@ -137,6 +139,12 @@ impl Report for Lag {
         ]);
         let mut notes = String::new();
         for source in &self.0 {
+            if source.is_paused {
+                let name = &source.name;
+                notes += &format!(
+                    "\n! {name}: paused, while its slot keeps WAL: ruvector ctl source resume {name}\n"
+                );
+            }
             if let Some(remark) = &source.remark {
                 notes += &format!("\n! {}: {remark}\n", source.name);
             }
@@ -155,6 +163,9 @@ impl Report for Lag {
                     .map(str::to_owned),
                 );
                 notes += &format!("\n! {}: no consumer reports on it\n", source.name);
+                if !source.problem.is_empty() {
+                    notes += &format!("\n! {}: {}\n", source.name, source.problem);
+                }
                 continue;
             };
             table.row([

@@ -6,7 +6,6 @@ mod coordinator;
 mod drain;
 mod init;
 mod lag;
-mod leftovers;
 mod map;
 mod moves;
 mod node;
