@@ -4,7 +4,7 @@
 //!
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
-//! [`apply`], [`backfill`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`]), who may speak
+//! [`apply`], [`backfill`], [`reconcile`], [`history`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`]), who may speak
 //! ([`lease`]), where partitions live ([`ring`], [`placement`], [`rebalance`], [`control`]), how a
 //! search is put together ([`scan`]), and how much of the log it must include ([`freshness`]).
 
@@ -16,6 +16,7 @@ pub mod confirm;
 pub mod control;
 pub mod demotion;
 pub mod freshness;
+pub mod history;
 pub mod ids;
 pub mod invariants;
 mod layout;
@@ -24,6 +25,7 @@ pub mod lease;
 pub mod map;
 pub mod placement;
 pub mod rebalance;
+pub mod reconcile;
 pub mod ring;
 pub mod row_key;
 pub mod scan;

@@ -84,6 +84,32 @@ pub enum Command {
         server_start: Option<ServerStart>,
         problem: String,
     },
+    /// The source's history broke: what the stream says from now on does not follow
+    /// from what the replicas hold. The slot is a new one.
+    BreakHistory {
+        source: SourceId,
+        token: ConsumerEpoch,
+        /// Names the break: the incarnation that ends.
+        expected: Incarnation,
+        slot: Slot,
+        slot_name: String,
+        server_start: Option<ServerStart>,
+        reason: String,
+    },
+    /// The server went over to another timeline, and no replica holds anything from
+    /// beyond the switch: the slot's history goes on.
+    FollowTimeline {
+        source: SourceId,
+        token: ConsumerEpoch,
+        /// That the source was known by.
+        from: u32,
+        to: u32,
+    },
+    /// Compares a complete collection with its table, and mends it.
+    RequestReconcile {
+        collection: CollectionId,
+        reason: String,
+    },
     CreateCollection {
         token: ConsumerEpoch,
         spec: CollectionSpec,

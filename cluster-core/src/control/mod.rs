@@ -12,6 +12,7 @@
 //! may be applied twice with the effect of once, for a caller that has lost an
 //! answer asks again.
 
+mod breaks;
 mod collections;
 mod command;
 mod coordinators;
@@ -38,4 +39,5 @@ pub use command::{
     Refusal, Reign, Response,
 };
 pub use coordinators::COORDINATORS_MAX;
+pub use sources::{base_of_slot_name, slot_name_of_incarnation};
 pub use state::{ClusterState, ConsumerRecord};

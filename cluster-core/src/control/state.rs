@@ -1,5 +1,6 @@
 //! The state that every coordinator holds, and the door to it.
 
+use super::breaks::NewSlot;
 use super::command::{
     Command, CoordinatorMember, Move, PlannedMove, RebalanceMode, Refusal, Reign, Response,
 };
@@ -171,6 +172,31 @@ impl ClusterState {
                 server_start,
                 problem,
             } => self.report_source(source, token, slot, server_start, problem),
+            Command::BreakHistory {
+                source,
+                token,
+                expected,
+                slot,
+                slot_name,
+                server_start,
+                reason,
+            } => {
+                let new = NewSlot {
+                    slot,
+                    slot_name,
+                    server_start,
+                };
+                self.break_history(source, token, expected, new, reason)
+            }
+            Command::FollowTimeline {
+                source,
+                token,
+                from,
+                to,
+            } => self.follow_timeline(source, token, (from, to)),
+            Command::RequestReconcile { collection, reason } => {
+                self.request_reconcile(collection, reason)
+            }
             Command::CreateCollection {
                 token,
                 spec,
