@@ -123,7 +123,7 @@ impl Scan {
             state,
             origin,
             page_rows: spec.page_rows.max(1) as usize,
-            template: Arc::new(SearchTemplate::new(&spec)),
+            template: Arc::new(SearchTemplate::new(&spec, &client.map())),
             client,
             under_way: FuturesUnordered::new(),
         }

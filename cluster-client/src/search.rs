@@ -5,6 +5,7 @@ use crate::retry;
 use crate::scan::{Consistency, ScanSpec};
 use bytes::Bytes;
 use cluster_core::ids::{LeaseEpoch, MapVersion, NodeId, PartitionId};
+use cluster_core::map::PartitionMap;
 use cluster_core::scan::{Ask, Event, Failure, FailureKind, Hit, PartitionPage, StaleReason};
 use proto::v1;
 use proto::v1::partition_error::Kind;
@@ -20,6 +21,7 @@ const ANSWER_MARGIN_MS: u64 = 20;
 /// The part of a search that all its requests share.
 pub struct SearchTemplate {
     source_id: u64,
+    incarnation: u64,
     collection_id: u64,
     query: Bytes,
     ef_search: u32,
@@ -30,9 +32,12 @@ pub struct SearchTemplate {
 }
 
 impl SearchTemplate {
-    pub fn new(spec: &ScanSpec) -> Self {
+    /// By the map that the scan begins with: its position is one of that history.
+    pub fn new(spec: &ScanSpec, map: &PartitionMap) -> Self {
+        let source = map.sources.get(&spec.source);
         Self {
             source_id: spec.source.0,
+            incarnation: source.map_or(0, |source| source.incarnation.0),
             collection_id: spec.collection.0,
             query: proto::convert::vector_to_bytes(&spec.query),
             ef_search: spec.ef_search,
@@ -56,6 +61,7 @@ impl SearchTemplate {
             epoch: ask.known.0.0,
             map_version: ask.known.1.0,
             source_id: self.source_id,
+            incarnation: self.incarnation,
             collection_id: self.collection_id,
             query: self.query.clone(),
             ef_search: self.ef_search,

@@ -3,7 +3,7 @@
 use crate::convert::{BadMessage, required};
 use crate::v1;
 use cluster_core::collection::{
-    BackfillSnapshot, Collection, CollectionSpec, CollectionState, Metric,
+    BackfillSnapshot, Collection, CollectionSpec, CollectionState, Metric, Reconcile,
 };
 use cluster_core::ids::*;
 use cluster_core::map::*;
@@ -230,6 +230,13 @@ impl From<&Collection> for v1::Collection {
             collection_id: collection.id.0,
             spec: Some((&collection.spec).into()),
             last_backfill_id: collection.last_backfill.0,
+            reconcile: collection
+                .reconcile
+                .as_ref()
+                .map(|reconcile| v1::Reconcile {
+                    reason: reconcile.reason.clone(),
+                    since_backfill_id: reconcile.since.map(|since| since.0),
+                }),
             state: Some(match &collection.state {
                 CollectionState::Building { backfill } => State::BuildingBackfillId(backfill.0),
                 CollectionState::Ready { snapshot } => State::Ready(snapshot.into()),
@@ -248,6 +255,10 @@ impl TryFrom<v1::Collection> for Collection {
             id: CollectionId(wire.collection_id),
             spec: required(wire.spec, "collection spec")?.try_into()?,
             last_backfill: BackfillId(wire.last_backfill_id),
+            reconcile: wire.reconcile.map(|reconcile| Reconcile {
+                reason: reconcile.reason,
+                since: reconcile.since_backfill_id.map(BackfillId),
+            }),
             state: match required(wire.state, "collection state")? {
                 State::BuildingBackfillId(id) => CollectionState::Building {
                     backfill: BackfillId(id),

@@ -23,6 +23,7 @@ fn map() -> PartitionMap {
         spec: spec.clone(),
         state,
         last_backfill: BackfillId(3),
+        reconcile: None,
     };
     let collections = [
         collection(

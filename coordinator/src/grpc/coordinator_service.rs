@@ -371,6 +371,57 @@ impl Service for CoordinatorService {
         answer(v1::FailCollectionResponse {})
     }
 
+    async fn break_history(
+        &self,
+        request: Request<v1::BreakHistoryRequest>,
+    ) -> Answer<v1::BreakHistoryResponse> {
+        let request = request.into_inner();
+        check_text("the slot's name", &request.slot_name)?;
+        check_text("the reason", &request.reason)?;
+        let slot = request.slot;
+        let slot = slot.ok_or_else(|| Status::invalid_argument("no slot"))?;
+        self.done(Command::BreakHistory {
+            source: SourceId(request.source_id),
+            token: ConsumerEpoch(request.consumer_epoch),
+            expected: Incarnation(request.expected_incarnation),
+            slot: slot.into(),
+            slot_name: request.slot_name,
+            server_start: request.server_start.map(ServerStart),
+            reason: request.reason,
+        })
+        .await?;
+        answer(v1::BreakHistoryResponse {})
+    }
+
+    async fn follow_timeline(
+        &self,
+        request: Request<v1::FollowTimelineRequest>,
+    ) -> Answer<v1::FollowTimelineResponse> {
+        let request = request.into_inner();
+        self.done(Command::FollowTimeline {
+            source: SourceId(request.source_id),
+            token: ConsumerEpoch(request.consumer_epoch),
+            from: request.from_timeline,
+            to: request.to_timeline,
+        })
+        .await?;
+        answer(v1::FollowTimelineResponse {})
+    }
+
+    async fn request_reconcile(
+        &self,
+        request: Request<v1::RequestReconcileRequest>,
+    ) -> Answer<v1::RequestReconcileResponse> {
+        let request = request.into_inner();
+        check_text("the reason", &request.reason)?;
+        self.done(Command::RequestReconcile {
+            collection: CollectionId(request.collection_id),
+            reason: request.reason,
+        })
+        .await?;
+        answer(v1::RequestReconcileResponse {})
+    }
+
     async fn promote_replica(
         &self,
         request: Request<v1::ReplicaChangeRequest>,
