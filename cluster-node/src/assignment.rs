@@ -76,6 +76,7 @@ pub fn plan(
             last_backfill: BackfillId(0),
             open_backfill: None,
             backfill_mark: None,
+            reconcile_from: None,
         };
         plan.create.push(NewReplica {
             partition: partition.id,
@@ -190,6 +191,7 @@ mod tests {
                     backfill: BackfillId(1),
                 },
                 last_backfill: BackfillId(1),
+                reconcile: None,
             },
         );
         map.partitions.insert(

@@ -5,7 +5,7 @@ use crate::clock::boot_ms;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::node::Node;
-use crate::partition::job::{CopyStep, Gap, Job, StreamGaps};
+use crate::partition::job::{CopyStep, Gap, Job, OnHole, StreamGaps};
 use crate::partition::replica::Replica;
 use crate::query::search::{Page, PageOf, Search};
 use crate::storage::{Identity, RawRecord};
@@ -133,6 +133,7 @@ pub fn map() -> PartitionMap {
             snapshot: BackfillSnapshot::default(),
         },
         last_backfill: BackfillId(1),
+        reconcile: None,
     };
     map.collections.insert(collection.id, collection);
     let partition = Partition {
@@ -245,7 +246,8 @@ impl TestNode {
 
     pub async fn attach(&self, from: WalPosition) {
         let (replica, gaps) = (self.replica(), self.gaps.clone());
-        replica.attach(from, gaps, true).await.unwrap();
+        let on_hole = OnHole::BeginAnew;
+        replica.attach(from, gaps, on_hole).await.unwrap();
         self.idle().await;
     }
 
@@ -297,8 +299,12 @@ impl TestNode {
 
     pub async fn open_backfill(&self, backfill: u64) -> Result<Option<BackfillMark>, String> {
         let backfill = BackfillId(backfill);
-        self.ask(|reply| Job::OpenBackfill { backfill, reply })
-            .await
+        self.ask(|reply| Job::OpenBackfill {
+            backfill,
+            since: None,
+            reply,
+        })
+        .await
     }
 
     pub async fn close_backfill(&self, backfill: u64) -> Result<(), String> {
@@ -376,6 +382,7 @@ pub fn search() -> Search {
         epoch: LeaseEpoch(1),
         map_version: MapVersion(1),
         source: SourceId(1),
+        incarnation: Incarnation(1),
         collection: CollectionId(2),
         vector: vec![0.0, 0.0].into(),
         ef: 100,

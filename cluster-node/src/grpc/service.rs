@@ -127,6 +127,8 @@ impl v1::node_server::Node for NodeService {
         }
         let storage = self.node.storage.clone();
         let found = blocking(move || storage.row_before(partition, &key, before)).await?;
+        // What it holds may be of before a gap: the caller reads the table instead.
+        let found = found.filter(|_| !replica.is_reconciling());
         let (found, vector) = match found {
             Some(StoredVector::Value(vector)) => (Found::Value, vector_to_bytes(&vector)),
             Some(StoredVector::Pending) => (Found::Pending, Default::default()),

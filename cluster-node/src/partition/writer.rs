@@ -7,15 +7,17 @@
 
 use super::backfill::{self, Rows};
 use super::index_state::{IndexState, Now, Publish, PublishError};
-use super::job::{Gap, Job};
+use super::job::{Gap, Job, Sweep};
 use super::learn::{self, Replayed};
 use super::rebuild::Rebuild;
+use super::reconcile;
 use super::replica::Replica;
 use super::stage::{Stage, Staged};
 use crate::config::ApplyConfig;
 use crate::metrics::Metrics;
 use crate::storage::{PartitionMeta, Storage, StorageError, WriteSet};
 use cluster_core::apply::{Admission, admit};
+use cluster_core::ids::BackfillId;
 use cluster_core::wal_position::WalPosition;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -47,6 +49,8 @@ pub struct Writer {
     pub(super) rebuild: Rebuild,
     /// A learner has applied its log up to here.
     pub(super) replayed: WalPosition,
+    /// The backfill that has swept the replica to its end.
+    pub(super) swept: Option<BackfillId>,
     /// Jobs of apply streams taken from the queue and not done.
     pub(super) in_hand: usize,
 }
@@ -114,10 +118,21 @@ impl Writer {
     fn step(&mut self, job: Job, next: &mut Option<Job>) -> Result<(), Fatal> {
         match job {
             Job::Apply { .. } | Job::NothingElse { .. } => self.apply(job, next),
-            Job::OpenBackfill { backfill, reply } => {
-                let result = self.refuse_or(|w| backfill::open(w, backfill));
+            Job::OpenBackfill {
+                backfill,
+                since,
+                reply,
+            } => {
+                let result = self.refuse_or(|w| backfill::open(w, backfill, since));
                 answer(reply, result)
             }
+            Job::Sweep(mut sweep) => match self.refuse_or(|w| reconcile::sweep(w, &mut sweep)) {
+                Ok(Ok(None)) if self.swept != Some(sweep.backfill) => {
+                    self.go_on_sweeping(sweep, next);
+                    Ok(())
+                }
+                result => answer(sweep.reply, result),
+            },
             Job::Chunk {
                 backfill,
                 chunk,
@@ -138,10 +153,10 @@ impl Writer {
             Job::Attach {
                 from,
                 gaps,
-                may_begin_anew,
+                on_hole,
             } => {
                 self.in_hand = 1;
-                learn::attach(self, from, &gaps, may_begin_anew)
+                learn::attach(self, from, &gaps, on_hole)
             }
             Job::Copy { run, step, reply } => {
                 let result = match self.replica.problem() {
@@ -159,6 +174,16 @@ impl Writer {
                 Ok(())
             }
             Job::Stop { .. } => unreachable!("the loop ends at Stop"),
+        }
+    }
+
+    /// What waits in the queue comes first, if there is room behind it.
+    fn go_on_sweeping(&mut self, sweep: Sweep, next: &mut Option<Job>) {
+        match self.replica.jobs().try_send(Job::Sweep(sweep)) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(job) | mpsc::error::TrySendError::Closed(job)) => {
+                *next = Some(job);
+            }
         }
     }
 

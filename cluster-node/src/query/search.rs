@@ -10,7 +10,7 @@ use crate::partition::live_index::LiveCursor;
 use crate::partition::replica::Replica;
 use cluster_core::collection::CollectionState;
 use cluster_core::ids::*;
-use cluster_core::map::ReplicaState;
+use cluster_core::map::{PartitionMap, ReplicaState};
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
@@ -30,6 +30,8 @@ pub struct Search {
     /// Of the map that the caller asks by.
     pub map_version: MapVersion,
     pub source: SourceId,
+    /// Of the source, as the caller knows it: `min_lsn` is a position there.
+    pub incarnation: Incarnation,
     pub collection: CollectionId,
     pub vector: Box<[f32]>,
     pub ef: usize,
@@ -217,6 +219,20 @@ impl Node {
         deadline: Instant,
     ) -> Result<Served, PagingError> {
         let asked_by = (search.epoch, search.map_version);
+        // By this node's map what is stale by now still serves.
+        let is_broken_since = |map: &PartitionMap| {
+            let source = map.sources.get(&search.source);
+            source.is_some_and(|source| source.incarnation < search.incarnation)
+        };
+        if is_broken_since(&self.map()) {
+            let mut maps = self.watch_map();
+            let arrives = maps.wait_for(|map| !is_broken_since(map));
+            let until = deadline.min(Instant::now() + MAP_WAIT);
+            if !matches!(timeout_at(until, arrives).await, Ok(Ok(_))) {
+                let reason = "the source's history broke, and the map of it is on its way";
+                return Err(PageError::Stale(reason).into());
+            }
+        }
         let refused = match self.served(search, of) {
             Err(PagingError::Page(PageError::Stale(reason))) => PageError::Stale(reason),
             answered => return answered,
@@ -258,6 +274,14 @@ impl Node {
         }
         let is_stale = match self.assigned(of.partition, of.generation) {
             Some(ReplicaState::Serving) => false,
+            // It is fed again, and its watermark says nothing of what it holds.
+            Some(ReplicaState::Stale) if search.min_lsn.is_some() && replica.is_reconciling() => {
+                let message = format!(
+                    "{} is being reconciled with its table, and has old data until then",
+                    of.partition
+                );
+                return Err(PageError::Lagging(message).into());
+            }
             Some(ReplicaState::Stale) if search.accepts_stale || search.min_lsn.is_some() => true,
             Some(ReplicaState::Stale) => {
                 return Err(
@@ -308,7 +332,8 @@ impl Node {
         }
         if *is_stale {
             let message = format!(
-                "{} is stale at {} and does not get to {target}: REINDEX builds the index anew",
+                "{} is stale at {} and does not get to {target} before it is reconciled with its \
+                 table",
                 replica.id.partition,
                 replica.progress.applied()
             );

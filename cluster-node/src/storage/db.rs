@@ -225,6 +225,23 @@ impl Storage {
         })
     }
 
+    /// The rows behind a key; `None`: from the first.
+    pub fn rows_behind(
+        &self,
+        partition: PartitionId,
+        after: Option<&RowKey>,
+    ) -> impl Iterator<Item = Result<(RowKey, StoredRow), StorageError>> {
+        let from = match after {
+            Some(key) => keys::behind(keys::row(partition, Kind::Row, key)),
+            None => keys::prefix(partition, Kind::Row),
+        };
+        let to = keys::prefix_end(partition, Kind::Row);
+        self.scan_between(from, to).map(|entry| {
+            let (key, record) = entry?;
+            Ok((keys::parse_row(&key)?, format::decode_row(&key, &record)?))
+        })
+    }
+
     pub fn formers(
         &self,
         partition: PartitionId,
