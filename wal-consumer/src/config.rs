@@ -52,7 +52,7 @@ pub struct Config {
     /// WAL that the server may retain for the slot before the slot passes the
     /// replicas that hold it: the primary's disk outranks the index. One without a
     /// peer that goes on is marked stale, answers `eventual` searches only, flagged,
-    /// and its index needs REINDEX. 0: never, the slot goes on waiting.
+    /// and its index is reconciled with its table. 0: never, the slot goes on waiting.
     pub slot_hold_limit_bytes: u64,
     /// How often replicas are looked at for promotion and demotion.
     pub replicas_every_ms: u64,

@@ -297,6 +297,7 @@ mod tests {
                 spec,
                 state,
                 last_backfill,
+                reconcile: None,
             };
             map.collections.insert(id, collection);
         }

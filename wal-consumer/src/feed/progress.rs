@@ -181,6 +181,14 @@ impl Progress {
         self.tracker.lock().lowest_durable()
     }
 
+    /// Whether the slot waits for a replica, and it has reached a position.
+    pub fn is_fed_up_to(&self, replica: ReplicaKey, position: WalPosition) -> bool {
+        let tracker = self.tracker.lock();
+        tracker
+            .required_at(replica)
+            .is_some_and(|at| at >= position)
+    }
+
     /// Waits until every required replica of the partitions has made `position` durable.
     pub async fn wait_durable(&self, position: WalPosition, partitions: &[PartitionId]) {
         let mut changed = self.watch();

@@ -90,7 +90,7 @@ impl NodeFeed {
         match fed.left_out {
             // Only the source has what was left out.
             Some(LeftOut::Absent | LeftOut::Overflow)
-                if fed.role == Role::Required && !report.is_learning =>
+                if fed.role.holds_the_slot() && !report.is_learning =>
             {
                 let detail = format!("{} holds {} again", self.node, report.partition);
                 return self.progress.end(RunEnd::restart("replica_back", detail));
@@ -110,7 +110,7 @@ impl NodeFeed {
                 }
                 self.consider(&mut state, report.partition, now);
             }
-            Role::Required | Role::Releasing => {
+            Role::Required | Role::Reconciling | Role::Releasing => {
                 if is_new {
                     state.moved_at = now;
                 }
@@ -191,7 +191,7 @@ impl NodeFeed {
                 self.progress.end(RunEnd::restart("gap", &detail));
                 Err(detail)
             }
-            Role::Learner => {
+            Role::Learner | Role::Reconciling => {
                 self.detach(&mut state, id);
                 // Nodes ignore what follows a gap on the same stream.
                 Err(format!("{detail}; it is attached anew"))

@@ -132,6 +132,10 @@ impl Router {
                         let feed = self.feed_of(replica.node);
                         feed.add_learner(partition.id, generation);
                     }
+                    ReplicaState::Stale if collection.reconciles_since().is_some() => {
+                        let feed = self.feed_of(replica.node);
+                        feed.add_reconciling(partition.id, generation);
+                    }
                     // The slot has not waited for them: where the stream begins they
                     // may lack rows.
                     ReplicaState::Releasing | ReplicaState::Demoted | ReplicaState::Stale => {
@@ -210,8 +214,11 @@ impl Router {
                 return Err(id);
             }
             let halves = self.take_halves(map, id);
+            let collection = map.collections.get(&id);
+            let reconciles = collection.is_some_and(|c| c.reconciles_since().is_some());
             for partition in map.partitions_of(id).into_iter().chain(halves) {
-                self.follow_partition(partition).map_err(|Unfed| id)?;
+                let followed = self.follow_partition(partition, reconciles);
+                followed.map_err(|Unfed| id)?;
             }
         }
         self.require_only_known();
@@ -268,7 +275,8 @@ impl Router {
         }
     }
 
-    fn follow_partition(&mut self, partition: &Partition) -> Result<(), Unfed> {
+    /// `reconciles`: stale replicas of the collection are fed again.
+    fn follow_partition(&mut self, partition: &Partition, reconciles: bool) -> Result<(), Unfed> {
         let id = partition.id;
         let before = match self.partitions.get(&id) {
             Some(routed) => routed.replicas.clone(),
@@ -277,10 +285,18 @@ impl Router {
         let is_same = |a: &Replica, b: &Replica| (a.node, a.generation) == (b.node, b.generation);
         let mut replicas = Vec::new();
         let mut released = Vec::new();
-        for replica in partition.replicas.iter().filter(|r| r.state.is_fed()) {
+        let is_fed =
+            |r: &&Replica| r.state.is_fed() || (reconciles && r.state == ReplicaState::Stale);
+        for replica in partition.replicas.iter().filter(is_fed) {
             let was = before.iter().find(|r| is_same(r, replica));
             let feed = self.feed_of(replica.node);
             match (was.map(|r| r.state), replica.state) {
+                (_, ReplicaState::Stale) => feed.reconcile(id, replica.generation),
+                (Some(ReplicaState::Stale), ReplicaState::Serving) => {
+                    if !feed.serve_reconciled(id) {
+                        return Err(Unfed);
+                    }
+                }
                 (Some(was), now) if was == now => {}
                 (None, ReplicaState::Learner) => feed.add_detached(id, replica.generation),
                 (Some(ReplicaState::Learner), ReplicaState::Serving) => {

@@ -42,6 +42,7 @@ pub(crate) fn map(is_ready: bool) -> PartitionMap {
         spec: spec(),
         state,
         last_backfill: BackfillId(1),
+        reconcile: None,
     };
     map.collections.insert(C, collection);
     for node in [1, 2] {

@@ -8,7 +8,7 @@ use crate::retry::Backoff;
 use cluster_client::ClientError;
 use cluster_core::collection::{BackfillSnapshot, CollectionSpec};
 use cluster_core::confirm::ReplicaKey;
-use cluster_core::ids::{BackfillId, CollectionId, ServerStart};
+use cluster_core::ids::{BackfillId, CollectionId, Incarnation, ServerStart};
 use cluster_core::map::{PartitionMap, Slot};
 use proto::v1;
 use proto::v1::coordinator_client::CoordinatorClient;
@@ -86,6 +86,59 @@ pub async fn report(
     .await
     .map(|_| ())
     .map_err(|status| refused("reporting the source", &status))
+}
+
+/// The incarnation `expected` ends, and the next one begins with this slot.
+pub async fn break_history(
+    context: &SourceContext,
+    expected: Incarnation,
+    slot: &Slot,
+    slot_name: &str,
+    server_start: Option<ServerStart>,
+    reason: &str,
+) -> Result<(), RunEnd> {
+    let request = v1::BreakHistoryRequest {
+        source_id: context.source.0,
+        consumer_epoch: context.token.0,
+        expected_incarnation: expected.0,
+        slot: Some(slot.into()),
+        slot_name: slot_name.to_owned(),
+        server_start: server_start.map(|start| start.0),
+        reason: reason.to_owned(),
+    };
+    ask(context, "record a break", |mut c| {
+        let request = request.clone();
+        async move { c.break_history(request).await }
+    })
+    .await
+    .map(|_| ())
+    .map_err(|status| refused("recording a break", &status))
+}
+
+/// Waits until the map says so.
+pub async fn follow_timeline(
+    context: &SourceContext,
+    (from, to): (u32, u32),
+) -> Result<(), RunEnd> {
+    let request = v1::FollowTimelineRequest {
+        source_id: context.source.0,
+        consumer_epoch: context.token.0,
+        from_timeline: from,
+        to_timeline: to,
+    };
+    ask(context, "follow a timeline", |mut c| async move {
+        c.follow_timeline(request).await
+    })
+    .await
+    .map_err(|status| refused("following a timeline", &status))?;
+    let is_followed = |map: &PartitionMap| {
+        let slot = map
+            .sources
+            .get(&context.source)
+            .and_then(|s| s.slot.as_ref());
+        slot.is_none_or(|slot| slot.timeline == to)
+    };
+    wait_for_map(context, is_followed).await.map(drop)
 }
 
 /// `None`: the definition is one that the cluster cannot keep.

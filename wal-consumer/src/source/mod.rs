@@ -1,9 +1,10 @@
 //! One source: attempts at following it, one after the other, until the lease
-//! ends. In reading order: what must be so before ([`preflight`]), one run
+//! ends. In reading order: what must be so before ([`preflight`], [`breaks`]), one run
 //! ([`run`]), what a transaction does ([`commit`], [`key_change`]), who comes to
 //! serve and who is left behind ([`replica_changes`], [`slot_limit`]), and the parties: Postgres ([`sql`], [`xmin`], [`publication`]), the coordinators
 //! ([`coordination`]), the table that lists the collections ([`definitions`]).
 
+mod breaks;
 pub mod commit;
 pub mod coordination;
 pub mod definitions;

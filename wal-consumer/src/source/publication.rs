@@ -4,7 +4,6 @@
 use super::SourceContext;
 use crate::feed::progress::RunEnd;
 use anyhow::Context;
-use cluster_core::collection::CollectionState;
 use cluster_core::ids::{CollectionId, SourceId};
 use cluster_core::map::PartitionMap;
 use std::collections::BTreeMap;
@@ -26,11 +25,12 @@ SELECT 1 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
 const REASON: &str =
     "the table left the publication of its source: changes are missing; REINDEX builds it anew";
 
-/// A complete collection was published before it became complete.
+/// A complete collection was published before it became complete. One that is being
+/// reconciled is published by that, and compared from there.
 fn complete(map: &PartitionMap, source: SourceId) -> BTreeMap<CollectionId, u32> {
     let of_source = map.collections.values().filter(|c| c.spec.source == source);
     of_source
-        .filter(|c| matches!(c.state, CollectionState::Ready { .. }))
+        .filter(|c| c.can_be_copied())
         .map(|c| (c.id, c.spec.table_oid))
         .collect()
 }

@@ -18,7 +18,7 @@ use crate::replication::stream::{Received, StreamTimes, WalEvent, WalStream};
 use crate::tasks::Tasks;
 use crate::transaction::Assembler;
 use anyhow::Context;
-use cluster_core::collection::CollectionState;
+use cluster_core::collection::Collection;
 use cluster_core::ids::CollectionId;
 use cluster_core::map::PartitionMap;
 use cluster_core::wal_position::Lsn;
@@ -317,8 +317,11 @@ impl Run {
         }
         self.router.add_collection(map, id);
         self.run_new_feeds();
-        let state = map.collections.get(&id).map(|c| &c.state);
-        if matches!(state, Some(CollectionState::Building { .. })) {
+        if map
+            .collections
+            .get(&id)
+            .is_some_and(Collection::wants_backfill)
+        {
             self.backfills.start(id);
         }
     }
@@ -359,6 +362,12 @@ impl Run {
             .follow_map(&map, source)
             .map_err(|id| RunEnd::restart("map_changed", format!("{id} lies elsewhere now")))?;
         self.run_new_feeds();
+        for id in self.router.collections().keys() {
+            let collection = map.collections.get(id);
+            if collection.is_some_and(|c| c.reconcile.is_some()) {
+                self.backfills.start_if_idle(*id);
+            }
+        }
         Ok(())
     }
 }

@@ -91,7 +91,7 @@ impl SlotLimit {
         tracing::error!(
             %source, %partition, %node,
             "slot_hold_limit_bytes is reached: the slot passes the replica, which is stale from now \
-             on; unless another of its partition serves, REINDEX the index to make it whole"
+             on; unless another of its partition serves, its index is reconciled with the table"
         );
     }
 
