@@ -132,3 +132,9 @@ CREATE VIEW ruvector_replication_status AS
 COMMENT ON VIEW ruvector_replication_status IS 'how far the cluster has followed this database, by index, and what the slot retains';
 
 GRANT SELECT ON ruvector_visibility_stats, ruvector_replication_status TO PUBLIC;
+
+-- ------------------------------------------------------------------ reconcile
+
+CREATE FUNCTION ruvector_reconcile(index regclass) RETURNS void
+	AS 'MODULE_PATHNAME', 'ruvector_reconcile' LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION ruvector_reconcile(regclass) IS 'has the cluster compare the index with its table and mend what differs; for the owner of the index';

@@ -254,7 +254,7 @@ unsafe fn ask_cluster(
         query,
         ef_search: settings::ef_search(),
         page_rows: settings::ef_search().max(PAGE_ROWS_MIN),
-        min_lsn: freshness::min_lsn(),
+        min_lsn: freshness::min_lsn(view.stale_partitions > 0),
         snapshot_xmin,
         timeout_ms: settings::search_timeout_ms(),
         exact: false,

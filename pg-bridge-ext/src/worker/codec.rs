@@ -11,6 +11,7 @@ pub enum Request {
     Close { scan: u64 },
     Status { index: IndexName, timeout_ms: u64 },
     Progress { database_oid: u32, timeout_ms: u64 },
+    Reconcile { index: IndexName, timeout_ms: u64 },
 }
 
 /// How a backend names an index.
@@ -42,6 +43,8 @@ pub enum Response {
     Status(IndexStatus),
     /// None: no source follows the database.
     Progress(Option<SourceProgress>),
+    /// The coordinators have taken what was asked for.
+    Reconcile,
     Failure(ScanFailure),
 }
 
@@ -52,6 +55,8 @@ pub struct Garbled;
 /// Bytes of a page before its rows, and of a row before its key.
 pub const PAGE_BYTES: usize = 1 + 8 + 8 + 1 + 4 + 8 + 8 + 4 + 4 + 4 + 8 + 4;
 pub const ROW_BYTES: usize = 8 + 4;
+/// Marks a request to reconcile an index, and its answer.
+const RECONCILE: u8 = 16;
 const FAILURE_TEXT_BYTES_MAX: usize = 4096;
 
 impl Request {
@@ -94,6 +99,11 @@ impl Request {
                 out.u32(*database_oid);
                 out.u64(*timeout_ms);
             }
+            Request::Reconcile { index, timeout_ms } => {
+                out.u8(RECONCILE);
+                out.index(*index);
+                out.u64(*timeout_ms);
+            }
         }
         out.0
     }
@@ -128,6 +138,10 @@ impl Request {
             },
             5 => Request::Progress {
                 database_oid: bytes.u32()?,
+                timeout_ms: bytes.u64()?,
+            },
+            RECONCILE => Request::Reconcile {
+                index: bytes.index()?,
                 timeout_ms: bytes.u64()?,
             },
             _ => return Err(Garbled),
@@ -180,6 +194,7 @@ impl Response {
                 out.u8(kind);
                 out.text(text);
             }
+            Response::Reconcile => out.u8(RECONCILE),
             Response::Progress(progress) => {
                 out.u8(4);
                 out.u8(progress.is_some().into());
@@ -247,6 +262,7 @@ impl Response {
                 0 => None,
                 _ => Some(SourceProgress::read(&mut bytes)?),
             }),
+            RECONCILE => Response::Reconcile,
             _ => return Err(Garbled),
         })
     }

@@ -336,6 +336,24 @@ pub fn index_status(
     }
 }
 
+/// Asks the coordinators to have an index compared with its table.
+pub fn request_reconcile(
+    database_oid: u32,
+    index_oid: u32,
+    definition_generation: u64,
+) -> Result<(), ScanFailure> {
+    let index = IndexName {
+        database_oid,
+        index_oid,
+        definition_generation,
+    };
+    let timeout_ms = STATUS_TIMEOUT.as_millis() as u64;
+    match call::call(&Request::Reconcile { index, timeout_ms }, STATUS_TIMEOUT)? {
+        Response::Reconcile => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}
+
 /// How far the cluster has followed a database; `None` where no source does.
 pub fn source_progress(database_oid: u32) -> Result<Option<SourceProgress>, ScanFailure> {
     let timeout_ms = STATUS_TIMEOUT.as_millis() as u64;
@@ -369,6 +387,7 @@ fn unexpected(response: &Response) -> ScanFailure {
         Response::Page { .. } => "a page",
         Response::Status(_) => "a status",
         Response::Progress(_) => "a source's progress",
+        Response::Reconcile => "a reconcile",
         Response::Failure(_) => "a failure",
     };
     ScanFailure::Unavailable(format!("the worker answered with {kind} to something else"))

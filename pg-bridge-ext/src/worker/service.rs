@@ -8,9 +8,10 @@ use super::{PageStats, ScanFailure, ScanPage, progress, status};
 use crate::settings::Coordinators;
 use cluster_client::transport::Transport;
 use cluster_client::{
-    ClientConfig, ClusterClient, Consistency, Scan, ScanError, ScanErrorKind, ScanSpec,
+    ClientConfig, ClientError, ClusterClient, Consistency, Scan, ScanError, ScanErrorKind, ScanSpec,
 };
 use parking_lot::Mutex;
+use proto::v1::RequestReconcileRequest;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -132,6 +133,7 @@ impl Service {
                 database_oid,
                 timeout_ms,
             }) => Ok(self.progress(database_oid, timeout_ms).await),
+            Ok(Request::Reconcile { index, timeout_ms }) => self.reconcile(index, timeout_ms).await,
             Ok(Request::Close { scan }) => {
                 self.close(scan);
                 return None;
@@ -280,6 +282,29 @@ impl Service {
                 view.collection,
                 &status,
             ))),
+            Ok(Err(problem)) => Err(ScanFailure::Unavailable(problem.to_string())),
+            Err(_) => Err(ScanFailure::Unavailable(
+                "no coordinator answered in time".to_owned(),
+            )),
+        }
+    }
+
+    /// Asks the leader; what it refuses is said in its words.
+    async fn reconcile(&self, index: IndexName, timeout_ms: u64) -> Result<Response, ScanFailure> {
+        let client = self.client();
+        let request = RequestReconcileRequest {
+            collection_id: self.known(index)?.collection.0,
+            reason: "asked for by ruvector_reconcile()".to_owned(),
+        };
+        let asking = client.leader(|mut leader| {
+            let request = request.clone();
+            async move { leader.request_reconcile(request).await }
+        });
+        match timeout(Duration::from_millis(timeout_ms), asking).await {
+            Ok(Ok(_)) => Ok(Response::Reconcile),
+            Ok(Err(ClientError::Refused(status))) => {
+                Err(ScanFailure::Invalid(status.message().to_owned()))
+            }
             Ok(Err(problem)) => Err(ScanFailure::Unavailable(problem.to_string())),
             Err(_) => Err(ScanFailure::Unavailable(
                 "no coordinator answered in time".to_owned(),

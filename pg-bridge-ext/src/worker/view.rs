@@ -385,10 +385,8 @@ fn flatten(map: &PartitionMap, server: ServerIdentity) -> (Vec<Database>, Vec<(K
                 }
                 CollectionState::Ready { snapshot } => {
                     entry.state = READY;
-                    if stale > 0 {
-                        entry.reason = Text::new(&format!(
-                            "{stale} partitions are stale: REINDEX builds the index anew"
-                        ));
+                    if let Some(reconcile) = &collection.reconcile {
+                        entry.reason = Text::new(&reconcile.reason);
                     }
                     entry.xmax = snapshot.xmax;
                     if snapshot.running.len() > RUNNING_MAX {

@@ -16,6 +16,7 @@ mod plan;
 mod problems;
 mod progress;
 mod rebalance;
+mod reconcile;
 mod relocate;
 mod source;
 mod splits;
@@ -90,6 +91,8 @@ enum CtlCommand {
     Rebalance(rebalance::RebalanceCommand),
     /// Move a partition's replica to another node, or give such a move up
     Move(relocate::MoveArgs),
+    /// Have an index compared with its table, and mended
+    Reconcile(reconcile::ReconcileArgs),
 }
 
 /// What a command found out.
@@ -122,6 +125,7 @@ pub fn run(args: CtlArgs) -> Result<(), Failure> {
             CtlCommand::Coordinator(command) => coordinator::run(&ctl, command, json).await,
             CtlCommand::Rebalance(command) => rebalance::run(&ctl, command, json).await,
             CtlCommand::Move(args) => relocate::run(&ctl, args, json).await,
+            CtlCommand::Reconcile(args) => show(&reconcile::reconcile(&ctl, args).await?, json),
         }
     })?;
     print(&text)

@@ -99,7 +99,12 @@ impl Observed {
         let stale = collections.filter_map(|collection| {
             let said = words::needs_reconcile(self.map.partitions_of(collection.id))?;
             let (id, index) = (collection.id.0, &collection.spec.index_name);
-            Some(format!("collection {id} ({index}): {said}"))
+            Some(match &collection.reconcile {
+                Some(reconcile) => {
+                    format!("collection {id} ({index}): {said}: {}", reconcile.reason)
+                }
+                None => format!("collection {id} ({index}): {said}"),
+            })
         });
         stale.collect()
     }

@@ -5,6 +5,7 @@ use super::table::{Align, Table, or_dash};
 use super::{Ctl, Report, failure, show, usage};
 use crate::failure::{Failure, FailureKind};
 use clap::Subcommand;
+use cluster_core::map::PartitionMap;
 use proto::v1::{AddSourceRequest, GetSourceCredentialsRequest, RemoveSourceRequest};
 use serde::Serialize;
 use std::str::FromStr;
@@ -108,9 +109,23 @@ async fn list(ctl: &Ctl) -> Result<Sources, Failure> {
             .slot
             .as_ref()
             .map(|slot| slot.system_identifier.to_string()),
-        problem: source.problem.clone(),
+        problem: problem_of(&seen.map, source),
     };
     Ok(Sources(seen.map.sources.values().map(line).collect()))
+}
+
+/// Why it is not followed; or why it is, and its indexes have old rows only.
+fn problem_of(map: &PartitionMap, source: &cluster_core::map::Source) -> String {
+    if !source.problem.is_empty() {
+        return source.problem.clone();
+    }
+    let of_source = map
+        .collections
+        .values()
+        .filter(|c| c.spec.source == source.id);
+    let mut stale = of_source.filter(|c| map.stale_partitions(c.id) > 0);
+    let reconcile = stale.find_map(|c| c.reconcile.as_ref());
+    reconcile.map(|r| r.reason.clone()).unwrap_or_default()
 }
 
 async fn remove(ctl: &Ctl, wanted: &str) -> Result<Removed, Failure> {
