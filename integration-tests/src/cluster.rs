@@ -123,6 +123,11 @@ impl Cluster {
         cluster.connect()
     }
 
+    /// Where its processes keep their files.
+    pub fn folder(&self) -> &Path {
+        &self.run_dir
+    }
+
     pub fn dsn(&self) -> &str {
         &self.dsn
     }

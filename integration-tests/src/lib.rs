@@ -7,6 +7,7 @@
 
 mod cluster;
 mod direct_search;
+mod heap;
 mod held;
 mod items;
 mod load;
