@@ -6,8 +6,9 @@ NODES ?= 3
 COORDINATORS ?= 3
 REPLICAS ?= 2
 SEEDS ?= 1..500
+MINUTES ?= 10
 
-.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover bench-backfill sim build setup test clean
+.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover bench-backfill bench-replication sim soak fuzz build setup test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,8 +59,17 @@ bench: ## freshness and SQL overhead, at the running quickstart
 sim: ## a whole cluster from one seed, for many seeds: SEEDS=1..2000
 	@scripts/sim.sh '$(SEEDS)'
 
+soak: ## hundreds of random histories with crashes, against a real Postgres: SEEDS=1..300
+	@SEEDS='$(if $(filter-out file,$(origin SEEDS)),$(SEEDS),1..300)' scripts/histories.sh
+
+fuzz: ## mangled streams, COPY, wire messages and records, so long each: MINUTES=10
+	@scripts/fuzz.sh '$(MINUTES)'
+
 bench-backfill: ## the consumer's memory while it fills tables of 100,000 and 3,000,000 rows
 	@scripts/bench-backfill.sh
+
+bench-replication: ## COPY and single rows until searchable, consumer memory, pgbench: ARGS='full' (or 'quick copy single')
+	@scripts/bench-replication.sh $(ARGS)
 
 bench-failover: ## leader kill, node kill and a move under load, in a cluster of its own
 	@scripts/bench-failover.sh

@@ -6,7 +6,7 @@
 #   cluster.sh up NODES COORDINATORS REPLICAS
 #   cluster.sh check dev | check up NODES COORDINATORS REPLICAS
 #                                         whether that would be refused, before a build
-#   cluster.sh add node                   one more, beside those of `up`
+#   cluster.sh add node | add consumer    one more, beside those of `up`
 #   cluster.sh remove node-2              empties it, forgets it, puts its data aside
 #   cluster.sh start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…
 #
@@ -158,8 +158,22 @@ replication_factor = $replicas
 ${COORDINATOR_SETTINGS-}"
   done
   while [ "$(node_count)" -lt "$nodes" ]; do write_node "$(next_node)"; done
-  write_process consumer-1 "" "coordinators = [$(quoted_coordinators)]
+  write_consumer consumer-1
+}
+
+write_consumer() {
+  write_process "$1" "" "coordinators = [$(quoted_coordinators)]
 ${CONSUMER_SETTINGS-}"
+}
+
+# add_consumer: the sources are shared anew, by themselves.
+add_consumer() {
+  local name
+  [ "$(mode)" = cluster ] || die "consumers are added to the processes of 'make up'; there are none here"
+  name=consumer-$(($(processes | grep -c '^consumer-') + 1))
+  reserve_ports
+  write_consumer "$name"
+  start "$name"
 }
 
 write_node() {
@@ -329,7 +343,8 @@ connect_postgres() {
   sources=$("$BINARY" ctl --coordinators "$(coordinators)" --timeout 30 source list --json)
   if [[ $sources != *'"name": "local"'* ]]; then
     # By standard input: the process list shows arguments to everybody.
-    "$BINARY" ctl --coordinators "$(coordinators)" --timeout 30 source add - --name local <<<"$dsn"
+    # What the checks would ask for has just been set up.
+    "$BINARY" ctl --coordinators "$(coordinators)" --timeout 30 source add - --name local --skip-checks <<<"$dsn"
   fi
 }
 
@@ -368,8 +383,11 @@ case ${1:-} in
     connect_postgres
     ;;
   add)
-    [ "${2:-}" = node ] || die "usage: cluster.sh add node"
-    add_node
+    case ${2:-} in
+      node) add_node ;;
+      consumer) add_consumer ;;
+      *) die "usage: cluster.sh add node | add consumer" ;;
+    esac
     ;;
   remove) remove_node "${2:?cluster.sh remove node-2}" ;;
   start)
@@ -390,5 +408,5 @@ case ${1:-} in
     shift
     exec "$BINARY" ctl --coordinators "$(coordinators)" "$@"
     ;;
-  *) die "usage: cluster.sh check … | dev | up NODES COORDINATORS REPLICAS | add node | remove node-2 | start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…" ;;
+  *) die "usage: cluster.sh check … | dev | up NODES COORDINATORS REPLICAS | add node | add consumer | remove node-2 | start PROC | stop PROC | down | status | logs | coordinators | ctl ARGS…" ;;
 esac

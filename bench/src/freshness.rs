@@ -7,7 +7,6 @@ use postgres::{Client, NoTls};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-const INSERTS_PER_SECOND: u32 = 200;
 const DIMENSIONS: usize = 128;
 const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 
@@ -20,7 +19,40 @@ fn literal(id: i64) -> String {
     format!("[{}]", text.join(","))
 }
 
+/// How fast rows are committed, and by how many sessions.
+#[derive(Clone, Copy)]
+pub struct Load {
+    pub inserts_per_second: u32,
+    pub writers: u32,
+}
+
+pub struct Found {
+    pub inserted_per_second: f64,
+    /// Of those rows that were looked for.
+    pub lags: Vec<Duration>,
+}
+
 pub fn run(dsn: &str, seconds: u64) -> Result<()> {
+    let load = Load {
+        inserts_per_second: 200,
+        writers: 1,
+    };
+    let mut found = measure(dsn, seconds, load)?;
+    println!(
+        "commit to searchable at {:.0} inserts/s of {DIMENSIONS} dimensions, {} samples:",
+        found.inserted_per_second,
+        found.lags.len()
+    );
+    for percent in [50, 90, 99, 100] {
+        println!(
+            "  p{percent:<4}{:>8.1} ms",
+            percentile(&mut found.lags, percent).as_secs_f64() * 1e3
+        );
+    }
+    Ok(())
+}
+
+pub fn measure(dsn: &str, seconds: u64, load: Load) -> Result<Found> {
     let mut session = Client::connect(dsn, NoTls)?;
     session.batch_execute(&format!(
         "DROP TABLE IF EXISTS path_bench;
@@ -30,35 +62,44 @@ pub fn run(dsn: &str, seconds: u64) -> Result<()> {
     // A statement of its own: the cluster hears of the index at its commit.
     session.batch_execute("SELECT ruvector_wait_for_index('path_bench_idx', 60)")?;
     let (sender, receiver) = mpsc::channel::<Committed>();
-    let (dsn_writer, dsn_reader) = (dsn.to_owned(), dsn.to_owned());
-    let reader = std::thread::spawn(move || poll(&dsn_reader, receiver));
-    let writer = std::thread::spawn(move || insert(&dsn_writer, seconds, &sender));
-    let inserted = writer.join().expect("writer")?;
-    let mut lags = reader.join().expect("reader")?;
-    println!(
-        "commit to searchable at {inserted:.0} inserts/s of {DIMENSIONS} dimensions, {} samples:",
-        lags.len()
-    );
-    for percent in [50, 90, 99, 100] {
-        println!(
-            "  p{percent:<4}{:>8.1} ms",
-            percentile(&mut lags, percent).as_secs_f64() * 1e3
-        );
+    let reader_dsn = dsn.to_owned();
+    let reader = std::thread::spawn(move || poll(&reader_dsn, receiver));
+    let writers: Vec<_> = (0..load.writers)
+        .map(|writer| {
+            let (dsn, sender) = (dsn.to_owned(), sender.clone());
+            std::thread::spawn(move || insert(&dsn, seconds, load, writer, &sender))
+        })
+        .collect();
+    drop(sender);
+    let mut inserted_per_second = 0.0;
+    for writer in writers {
+        inserted_per_second += writer.join().expect("writer")?;
     }
+    let lags = reader.join().expect("reader")?;
     session.batch_execute("DROP TABLE path_bench")?;
-    Ok(())
+    Ok(Found {
+        inserted_per_second,
+        lags,
+    })
 }
 
-/// Inserts at the rate; answers the rate that was reached.
-fn insert(dsn: &str, seconds: u64, committed: &mpsc::Sender<Committed>) -> Result<f64> {
+/// Inserts one writer's share of the rate; answers what was reached.
+fn insert(
+    dsn: &str,
+    seconds: u64,
+    load: Load,
+    writer: u32,
+    committed: &mpsc::Sender<Committed>,
+) -> Result<f64> {
     let mut session = Client::connect(dsn, NoTls)?;
     let statement = session.prepare("INSERT INTO path_bench VALUES ($1, $2::text::vector)")?;
     let started = Instant::now();
-    let count = seconds * u64::from(INSERTS_PER_SECOND);
+    let count = seconds * u64::from(load.inserts_per_second / load.writers);
     for i in 0..count {
-        let due = started + Duration::from_secs(1) * i as u32 / INSERTS_PER_SECOND;
+        let place = i as u32 * load.writers + writer;
+        let due = started + Duration::from_secs(1) * place / load.inserts_per_second;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        let id = i as i64 + 1;
+        let id = i64::from(place) + 1;
         session.execute(&statement, &[&id, &literal(id)])?;
         committed
             .send((id, Instant::now()))

@@ -9,11 +9,16 @@
 //! At a cluster of `make up NODES=3 COORDINATORS=3 REPLICAS=2`, with its run folder:
 //! `path-bench failover leader|node|move RUN_DIR`: what searches notice when the leader
 //! or a node is killed, and while a partition moves.
+//!
+//! At a cluster of one node, with a second Postgres beside it (`make bench-replication`):
+//! `path-bench replication quick|full RUN_DIR SUBSCRIBER_DSN [PART…]`: how fast rows come
+//! through, beside a subscription of Postgres, and what that takes.
 
 mod failover;
 mod freshness;
 mod overhead;
 mod percentile;
+mod replication;
 
 use anyhow::{Result, bail};
 
@@ -24,8 +29,15 @@ fn main() -> Result<()> {
         ["freshness", dsn, seconds] => freshness::run(dsn, seconds.parse()?),
         ["overhead", dsn] => overhead::run(dsn),
         ["failover", part, run_dir] => failover::run(part, run_dir),
+        ["replication", scale, run_dir, subscriber] => {
+            replication::run(scale, run_dir, subscriber, &replication::PARTS)
+        }
+        ["replication", scale, run_dir, subscriber, ref parts @ ..] => {
+            replication::run(scale, run_dir, subscriber, parts)
+        }
         _ => bail!(
-            "usage: path-bench freshness DSN [SECONDS] | overhead DSN | failover leader|node|move RUN_DIR"
+            "usage: path-bench freshness DSN [SECONDS] | overhead DSN | failover leader|node|move RUN_DIR \
+             | replication quick|full RUN_DIR SUBSCRIBER_DSN [copy|single|small|memory|tps…]"
         ),
     }
 }

@@ -5,7 +5,7 @@
 //! In reading order: [`transport`], [`config`], the [`client`] with its map
 //! cache, how a newer map is fetched (`map_fetch`) and followed (`map_watch`), what
 //! a failure means ([`error`], `retry`), the distributed [`scan`] and its single
-//! requests (`search`), [`metrics`]; [`setting`] is what all processes refuse to start with.
+//! requests (`search`), what a replica holds ([`replica_digest`]), [`metrics`]; [`setting`] is what all processes refuse to start with.
 
 pub mod client;
 pub mod config;
@@ -14,6 +14,7 @@ mod map_cache;
 mod map_fetch;
 mod map_watch;
 pub mod metrics;
+pub mod replica_digest;
 mod retry;
 pub mod scan;
 mod search;

@@ -54,7 +54,9 @@ impl MapCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cluster_core::ids::{ConsumerEpoch, Incarnation, LeaseEpoch, MapVersion, SourceId};
+    use cluster_core::ids::{
+        ConsumerEpoch, DsnVersion, Incarnation, LeaseEpoch, MapVersion, SourceId,
+    };
     use cluster_core::map::Source;
 
     fn map(epoch: u64, version: u64) -> PartitionMap {
@@ -89,9 +91,12 @@ mod tests {
                 slot_name: String::new(),
                 publication_name: String::new(),
                 server_start: None,
+                slot_hold_limit_bytes: None,
                 problem: String::new(),
                 consumer: None,
                 consumer_epoch: ConsumerEpoch(token),
+                is_paused: false,
+                dsn_version: DsnVersion(0),
             };
             let mut map = map(1, version);
             map.sources.insert(source.id, source);

@@ -13,6 +13,7 @@ use cluster_core::scan::{
     Command, DistributedScan, Event, Failure, FailureKind, Hit, MergedPage, Millis, PageStats,
     ScanLimits,
 };
+use cluster_core::server::AskedBy;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use proto::v1::CloseCursorsRequest;
@@ -39,6 +40,8 @@ pub enum Consistency {
 #[derive(Clone, Debug)]
 pub struct ScanSpec {
     pub source: SourceId,
+    /// The server that asks.
+    pub asked_by: AskedBy,
     pub collection: CollectionId,
     pub query: Box<[f32]>,
     pub ef_search: u32,
@@ -123,7 +126,7 @@ impl Scan {
             state,
             origin,
             page_rows: spec.page_rows.max(1) as usize,
-            template: Arc::new(SearchTemplate::new(&spec)),
+            template: Arc::new(SearchTemplate::new(&spec, &client.map())),
             client,
             under_way: FuturesUnordered::new(),
         }

@@ -5,6 +5,7 @@ use crate::retry;
 use crate::scan::{Consistency, ScanSpec};
 use bytes::Bytes;
 use cluster_core::ids::{LeaseEpoch, MapVersion, NodeId, PartitionId};
+use cluster_core::map::PartitionMap;
 use cluster_core::scan::{Ask, Event, Failure, FailureKind, Hit, PartitionPage, StaleReason};
 use proto::v1;
 use proto::v1::partition_error::Kind;
@@ -20,7 +21,9 @@ const ANSWER_MARGIN_MS: u64 = 20;
 /// The part of a search that all its requests share.
 pub struct SearchTemplate {
     source_id: u64,
+    incarnation: u64,
     collection_id: u64,
+    asked_by: v1::AskedBy,
     query: Bytes,
     ef_search: u32,
     consistency: v1::Consistency,
@@ -30,10 +33,14 @@ pub struct SearchTemplate {
 }
 
 impl SearchTemplate {
-    pub fn new(spec: &ScanSpec) -> Self {
+    /// By the map that the scan begins with: its position is one of that history.
+    pub fn new(spec: &ScanSpec, map: &PartitionMap) -> Self {
+        let source = map.sources.get(&spec.source);
         Self {
             source_id: spec.source.0,
+            incarnation: source.map_or(0, |source| source.incarnation.0),
             collection_id: spec.collection.0,
+            asked_by: spec.asked_by.into(),
             query: proto::convert::vector_to_bytes(&spec.query),
             ef_search: spec.ef_search,
             consistency: match spec.consistency {
@@ -56,6 +63,7 @@ impl SearchTemplate {
             epoch: ask.known.0.0,
             map_version: ask.known.1.0,
             source_id: self.source_id,
+            incarnation: self.incarnation,
             collection_id: self.collection_id,
             query: self.query.clone(),
             ef_search: self.ef_search,
@@ -67,6 +75,7 @@ impl SearchTemplate {
             exact: self.exact,
             partitions: cursors.collect(),
             accepts_stale: ask.accepts_stale,
+            asked_by: Some(self.asked_by),
         }
     }
 }
@@ -175,7 +184,7 @@ fn partition_page(node: NodeId, page: v1::PartitionPage) -> Result<PartitionPage
     })
 }
 
-fn failure_of(node: NodeId, status: &Status) -> Failure {
+pub(crate) fn failure_of(node: NodeId, status: &Status) -> Failure {
     let reason = proto::error::reason(status);
     let kind = match (status.code(), reason.as_deref()) {
         (_, Some(proto::error::ESTALE)) => FailureKind::Estale,
@@ -206,6 +215,8 @@ mod tests {
         assert_eq!(kind(throttled), FailureKind::Throttled);
         assert_eq!(kind(Status::invalid_argument("dims")), FailureKind::Invalid);
         assert_eq!(kind(Status::data_loss("crc")), FailureKind::Corrupt);
+        let stranger = proto::error::stranger("a clone");
+        assert_eq!(kind(stranger), FailureKind::NotAuthorised);
         assert_eq!(kind(Status::unavailable("down")), FailureKind::Unavailable);
         assert_eq!(kind(Status::internal("?")), FailureKind::Unavailable);
     }

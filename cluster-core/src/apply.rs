@@ -271,7 +271,10 @@ pub fn backfill(
             state: RowState {
                 row: Some(StoredRow {
                     position: stamp,
-                    xid_high: before.map_or(0, |row| row.xid_high),
+                    // Another history's transaction ids mean nothing in this one.
+                    xid_high: before
+                        .filter(|row| row.position.incarnation == stamp.incarnation)
+                        .map_or(0, |row| row.xid_high),
                     vector: new,
                 }),
                 tombstone: None,

@@ -118,6 +118,42 @@ pub struct Collection {
     pub state: CollectionState,
     /// The most recent backfill; ids rise with every restart.
     pub last_backfill: BackfillId,
+    /// Set while what its replicas hold is to be compared with the table.
+    #[serde(default)]
+    pub reconcile: Option<Reconcile>,
+}
+
+/// A complete collection is filled once more over what its replicas hold, and what
+/// the table has not goes: docs/rfcs/2026-11-27-reconcile.md. Those that serve go on
+/// meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconcile {
+    /// What happened, in a sentence for the operator.
+    pub reason: String,
+    /// The first backfill of it; `None` while it waits for one. What backfills
+    /// before it have copied says nothing.
+    pub since: Option<BackfillId>,
+}
+
+impl Collection {
+    /// A complete collection's reconcile has begun: stale replicas are fed again.
+    pub fn reconciles_since(&self) -> Option<BackfillId> {
+        self.reconcile.as_ref()?.since
+    }
+
+    /// Whether a backfill is to run, whatever for.
+    pub fn wants_backfill(&self) -> bool {
+        match self.state {
+            CollectionState::Building { .. } => true,
+            CollectionState::Ready { .. } => self.reconcile.is_some(),
+            CollectionState::Failed { .. } => false,
+        }
+    }
+
+    /// Its replicas may be copied: each is what the stream has made of it.
+    pub fn can_be_copied(&self) -> bool {
+        matches!(self.state, CollectionState::Ready { .. }) && self.reconcile.is_none()
+    }
 }
 
 #[cfg(test)]

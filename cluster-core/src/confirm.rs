@@ -118,6 +118,11 @@ impl ConfirmTracker {
         self.confirmed
     }
 
+    /// What a required replica has made durable.
+    pub fn required_at(&self, replica: ReplicaKey) -> Option<WalPosition> {
+        self.durable.get(&replica).copied()
+    }
+
     /// What each required replica has made durable.
     pub fn required_durable(&self) -> impl Iterator<Item = WalPosition> {
         self.durable.values().copied()

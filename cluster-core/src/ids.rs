@@ -63,6 +63,10 @@ number!(
     /// has the same system identifier, timeline and OIDs, but never the same start.
     ServerStart, "");
 number!(
+    /// Counts the connection strings that a source has had; who streams connects
+    /// anew when it rises.
+    DsnVersion, "");
+number!(
     /// Counts the breaks in a source's history.
     Incarnation, "");
 number!(

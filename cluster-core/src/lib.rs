@@ -4,18 +4,25 @@
 //!
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
-//! [`apply`], [`backfill`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`]), who may speak
-//! ([`lease`]), where partitions live ([`ring`], [`placement`], [`rebalance`], [`control`]), how a
-//! search is put together ([`scan`]), and how much of the log it must include ([`freshness`]).
+//! [`apply`], [`backfill`], [`reconcile`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`], [`slot_health`],
+//! [`history`]), who may speak ([`lease`]), which server is followed ([`server_copy`]) by whom
+//! ([`assignment`], [`checklist`]), where partitions live ([`ring`], [`placement`], [`rebalance`],
+//! [`control`]), how a search is put together ([`scan`]) and gets its turn ([`fair_queue`]), how
+//! much of the log it must include ([`freshness`]), for whom it is answered ([`server`]), and whether a
+//! replica holds what the heap holds ([`verify`]).
 
 pub mod apply;
+pub mod assignment;
 pub mod backfill;
 pub mod change;
+pub mod checklist;
 pub mod collection;
 pub mod confirm;
 pub mod control;
 pub mod demotion;
+pub mod fair_queue;
 pub mod freshness;
+pub mod history;
 pub mod ids;
 pub mod invariants;
 mod layout;
@@ -24,9 +31,14 @@ pub mod lease;
 pub mod map;
 pub mod placement;
 pub mod rebalance;
+pub mod reconcile;
 pub mod ring;
 pub mod row_key;
 pub mod scan;
+pub mod server;
+pub mod server_copy;
+pub mod slot_health;
 pub mod slot_hold;
+pub mod verify;
 pub mod wal_position;
 pub mod xid;

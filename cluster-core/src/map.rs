@@ -186,6 +186,10 @@ pub struct Source {
     /// other one are not answered. `None` until it was told.
     #[serde(default)]
     pub server_start: Option<ServerStart>,
+    /// WAL that the server may retain for the slot; 0: any amount. `None`: as the
+    /// consumer's `slot_hold_limit_bytes` says.
+    #[serde(default)]
+    pub slot_hold_limit_bytes: Option<u64>,
     /// Names of slot and publication on the server.
     pub slot_name: String,
     pub publication_name: String,
@@ -194,6 +198,21 @@ pub struct Source {
     /// Who consumes, under which token.
     pub consumer: Option<ConsumerId>,
     pub consumer_epoch: ConsumerEpoch,
+    /// An operator has stopped the following. The slot stays, and keeps WAL.
+    #[serde(default)]
+    pub is_paused: bool,
+    #[serde(default)]
+    pub dsn_version: DsnVersion,
+}
+
+/// How the problem of a source begins that was let go from inside its database.
+pub const DETACHED: &str = "detached";
+
+impl Source {
+    /// Its slot was dropped by `ruvector_detach_source()`, on purpose.
+    pub fn is_detached(&self) -> bool {
+        self.problem.starts_with(DETACHED)
+    }
 }
 
 /// Everything that clients, nodes and consumers know of the cluster. The

@@ -88,6 +88,11 @@ impl SlotHold {
         }
     }
 
+    /// The operator has set another limit.
+    pub fn limit(&mut self, retained_bytes: u64) {
+        self.limits.retained_bytes = retained_bytes;
+    }
+
     /// Takes all required replicas as they are now.
     pub fn look(&mut self, now_ms: u64, retained_bytes: u64, seen: &[Holder]) -> Verdict {
         let limits = self.limits;

@@ -18,6 +18,7 @@ use cluster_core::wal_position::WalPosition;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// How often what could not be done is tried again.
@@ -76,6 +77,7 @@ pub fn plan(
             last_backfill: BackfillId(0),
             open_backfill: None,
             backfill_mark: None,
+            reconcile_from: None,
         };
         plan.create.push(NewReplica {
             partition: partition.id,
@@ -100,8 +102,18 @@ pub fn plan(
 /// Follows until `shutdown`.
 pub async fn follow(node: Arc<Node>, shutdown: CancellationToken) {
     let mut map = node.watch_map();
+    let mut owed = Vec::new();
+    let mut reclaiming: Option<JoinHandle<()>> = None;
     loop {
-        reconcile(&node).await;
+        owed.extend(reconcile(&node).await);
+        // One at a time, beside the rest; what a stop leaves RocksDB does in its time.
+        if reclaiming.as_ref().is_none_or(JoinHandle::is_finished)
+            && let Some(partition) = owed.pop()
+        {
+            let storage = node.storage.clone();
+            let reclaim = move || storage.reclaim(partition);
+            reclaiming = Some(tokio::task::spawn_blocking(reclaim));
+        }
         tokio::select! {
             changed = map.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(RETRY_EVERY) => {}
@@ -111,16 +123,17 @@ pub async fn follow(node: Arc<Node>, shutdown: CancellationToken) {
 }
 
 /// One comparison of map and disk. A replica of an older generation is removed
-/// in one round and made anew in the next.
-pub async fn reconcile(node: &Arc<Node>) {
+/// in one round and made anew in the next. Answers what was removed.
+pub async fn reconcile(node: &Arc<Node>) -> Vec<PartitionId> {
     let map = node.map();
     let member = node.identity().and_then(|identity| identity.member);
+    let mut removed = Vec::new();
     let Some((id, cluster_id)) = member else {
-        return;
+        return removed;
     };
     // A fresh process has an empty map, of no cluster.
     if map.cluster_id != cluster_id {
-        return;
+        return removed;
     }
     let held = || {
         let replicas = node.replicas.all().into_iter();
@@ -134,8 +147,11 @@ pub async fn reconcile(node: &Arc<Node>) {
     if node.lease.is_held() && map.stamp() >= node.lease.map_floor() {
         for partition in removals {
             tracing::info!(%partition, version = %map.version, "deleting a partition that left this node");
-            if let Err(error) = node.replicas.remove(partition).await {
-                tracing::error!(%partition, %error, "the partition's data was not deleted");
+            match node.replicas.remove(partition).await {
+                Ok(()) => removed.push(partition),
+                Err(error) => {
+                    tracing::error!(%partition, %error, "the partition's data was not deleted");
+                }
             }
         }
     }
@@ -145,6 +161,7 @@ pub async fn reconcile(node: &Arc<Node>) {
             tracing::error!(%partition, %generation, %error, "the partition was not created");
         }
     }
+    removed
 }
 
 async fn create(node: &Arc<Node>, new: NewReplica) -> Result<(), ReplicaError> {
@@ -190,6 +207,7 @@ mod tests {
                     backfill: BackfillId(1),
                 },
                 last_backfill: BackfillId(1),
+                reconcile: None,
             },
         );
         map.partitions.insert(

@@ -112,8 +112,12 @@ impl Default for ApplyConfig {
 pub struct SearchConfig {
     /// Searches that compute at once; 0 means as many as there are cores.
     pub threads: usize,
+    /// … for one source; 0 means all of them. Whatever it is, sources take turns.
+    pub threads_per_source_max: usize,
     /// Searches that may wait for a thread; beyond, requests are throttled.
     pub queue_max: usize,
+    /// … for one source.
+    pub queue_per_source_max: usize,
     pub cursors_max: usize,
     pub cursor_ttl_ms: u64,
     pub page_rows_max: usize,
@@ -125,7 +129,9 @@ impl Default for SearchConfig {
     fn default() -> Self {
         Self {
             threads: 0,
+            threads_per_source_max: 0,
             queue_max: 4_096,
+            queue_per_source_max: 1_024,
             cursors_max: 4_096,
             cursor_ttl_ms: 60_000,
             page_rows_max: 4_096,
@@ -165,6 +171,10 @@ impl Config {
             ("apply.commit_changes_max", apply.commit_changes_max as u64),
             ("apply.learner_log_bytes_max", apply.learner_log_bytes_max),
             ("search.queue_max", search.queue_max as u64),
+            (
+                "search.queue_per_source_max",
+                search.queue_per_source_max as u64,
+            ),
             ("search.cursors_max", search.cursors_max as u64),
             ("search.cursor_ttl_ms", search.cursor_ttl_ms),
             ("search.page_rows_max", search.page_rows_max as u64),

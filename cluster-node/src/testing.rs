@@ -5,7 +5,7 @@ use crate::clock::boot_ms;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::node::Node;
-use crate::partition::job::{CopyStep, Gap, Job, StreamGaps};
+use crate::partition::job::{CopyStep, Gap, Job, OnHole, StreamGaps};
 use crate::partition::replica::Replica;
 use crate::query::search::{Page, PageOf, Search};
 use crate::storage::{Identity, RawRecord};
@@ -105,9 +105,12 @@ pub fn map() -> PartitionMap {
         slot_name: "slot".into(),
         publication_name: "p".into(),
         server_start: None,
+        slot_hold_limit_bytes: None,
         problem: String::new(),
         consumer: None,
         consumer_epoch: ConsumerEpoch(0),
+        is_paused: false,
+        dsn_version: DsnVersion(0),
     };
     map.sources.insert(source.id, source);
     let spec = CollectionSpec {
@@ -133,6 +136,7 @@ pub fn map() -> PartitionMap {
             snapshot: BackfillSnapshot::default(),
         },
         last_backfill: BackfillId(1),
+        reconcile: None,
     };
     map.collections.insert(collection.id, collection);
     let partition = Partition {
@@ -245,7 +249,8 @@ impl TestNode {
 
     pub async fn attach(&self, from: WalPosition) {
         let (replica, gaps) = (self.replica(), self.gaps.clone());
-        replica.attach(from, gaps, true).await.unwrap();
+        let on_hole = OnHole::BeginAnew;
+        replica.attach(from, gaps, on_hole).await.unwrap();
         self.idle().await;
     }
 
@@ -297,8 +302,12 @@ impl TestNode {
 
     pub async fn open_backfill(&self, backfill: u64) -> Result<Option<BackfillMark>, String> {
         let backfill = BackfillId(backfill);
-        self.ask(|reply| Job::OpenBackfill { backfill, reply })
-            .await
+        self.ask(|reply| Job::OpenBackfill {
+            backfill,
+            since: None,
+            reply,
+        })
+        .await
     }
 
     pub async fn close_backfill(&self, backfill: u64) -> Result<(), String> {
@@ -376,6 +385,8 @@ pub fn search() -> Search {
         epoch: LeaseEpoch(1),
         map_version: MapVersion(1),
         source: SourceId(1),
+        asked_by: None,
+        incarnation: Incarnation(1),
         collection: CollectionId(2),
         vector: vec![0.0, 0.0].into(),
         ef: 100,

@@ -12,7 +12,6 @@ use cluster_core::control::{Command, Reign, Response};
 use cluster_core::ids::LeaseEpoch;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, ForwardToLeader, RaftError};
 use proto::error::{not_leader, not_ready};
-use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{Notify, RwLock};
 use tokio::time::timeout;
@@ -138,7 +137,7 @@ impl Coordinator {
         not_leader(forward.leader_node.as_ref().map(|node| node.addr.as_str()))
     }
 
-    pub fn wake_duties(self: &Arc<Self>) {
+    pub fn wake_duties(&self) {
         self.duties.notify_one();
     }
 }

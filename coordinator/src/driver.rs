@@ -1,17 +1,16 @@
 //! The leader's duties: begin a reign with a new epoch, settle who votes, keep
-//! every source with a living consumer, forget consumers long gone, tend the moves
+//! every source with a living consumer ([`assignment`]), forget consumers long gone, tend the moves
 //! of replicas. Runs on every coordinator and acts on the one that leads.
 
 use crate::coordinator::Coordinator;
-use crate::{membership, moves, raft};
+use crate::{assignment, membership, moves, raft};
 use cluster_core::control::{Command, Reign, Response};
-use cluster_core::ids::{ConsumerEpoch, ConsumerId, SourceId};
+use cluster_core::ids::ConsumerId;
 use cluster_core::map::{PartitionMap, ReplicaState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
 
 /// A consumer that holds nothing is forgotten after this many lease times.
 const FORGET_AFTER_TTLS: u32 = 30;
@@ -83,6 +82,10 @@ fn observe(coordinator: &Coordinator, seen: &raft::Metrics) {
             stale,
         )
     });
+    let paused = coordinator
+        .state
+        .read(|s| s.map().sources.values().filter(|s| s.is_paused).count());
+    metrics.sources_paused.set(to_gauge(paused as u64));
     metrics.moves_running.set(to_gauge(running as u64));
     metrics.replicas_demoted.set(to_gauge(demoted as u64));
     metrics.replicas_stale.set(to_gauge(stale as u64));
@@ -110,64 +113,10 @@ async fn rule(coordinator: &Coordinator, reign: Reign) {
         if let Err(status) = membership::settle(coordinator).await {
             tracing::debug!(%status, "membership not settled yet");
         }
-        assign_sources(coordinator, reign).await;
+        assignment::assign_sources(coordinator, reign).await;
         forget_consumers(coordinator).await;
         moves::tend(coordinator, reign).await;
     }
-}
-
-/// Gives every source without a living consumer to the living one that holds
-/// the fewest.
-async fn assign_sources(coordinator: &Coordinator, reign: Reign) {
-    let sources: Vec<(SourceId, Option<ConsumerId>, ConsumerEpoch)> = coordinator.state.read(|s| {
-        s.map()
-            .sources
-            .values()
-            .map(|s| (s.id, s.consumer, s.consumer_epoch))
-            .collect()
-    });
-    for (source, holder, expected) in sources {
-        let now = Instant::now();
-        let Some(consumer) = least_loaded(coordinator, now) else {
-            return;
-        };
-        if !coordinator
-            .leases
-            .begin_handover(reign, source, holder, expected, now)
-        {
-            continue;
-        }
-        match coordinator
-            .propose(Command::AssignSource {
-                source,
-                consumer,
-                expected,
-            })
-            .await
-        {
-            Ok(_) => {
-                tracing::info!(%source, %consumer, "source assigned");
-                coordinator.metrics.handovers.inc();
-            }
-            // Refused for good: the source is gone or was assigned meanwhile.
-            Err(status) if matches!(status.code(), Code::Aborted | Code::NotFound) => {
-                coordinator.leases.end_handover(reign, source);
-            }
-            // The outcome is unknown: until it is, the holder is not renewed.
-            Err(status) => tracing::warn!(%source, %status, "source not assigned yet"),
-        }
-    }
-}
-
-fn least_loaded(coordinator: &Coordinator, now: Instant) -> Option<ConsumerId> {
-    coordinator.state.read(|state| {
-        state
-            .consumers()
-            .keys()
-            .copied()
-            .filter(|consumer| coordinator.leases.is_live(*consumer, now))
-            .min_by_key(|consumer| (state.held_by(*consumer).count(), *consumer))
-    })
 }
 
 async fn forget_consumers(coordinator: &Coordinator) {

@@ -6,6 +6,7 @@
 //! the safe side. Holders count on CLOCK_BOOTTIME.
 
 use crate::moves::memory::MoveMemory;
+use cluster_core::assignment::Candidate;
 use cluster_core::control::Reign;
 use cluster_core::ids::{
     ConsumerEpoch, ConsumerId, LeaseEpoch, MapStamp, MapVersion, NodeId, SourceId,
@@ -118,13 +119,73 @@ impl Leases {
         self.within(reign, |current| {
             let received = current.ms(received);
             let renewed = current.grantor.renew_consumer(consumer, received);
-            let handing_over = renewed.map_err(|_unconfirmed| ReignOver)?.clone();
+            let withheld = renewed.map_err(|_unconfirmed| ReignOver)?.clone();
             let known = current.consumer_reports.entry(consumer).or_default();
-            if let Some(report) = report {
-                *known = report;
+            match report {
+                Some(report) => {
+                    for released in &report.released {
+                        let token = ConsumerEpoch(released.consumer_epoch);
+                        let source = SourceId(released.source_id);
+                        current.grantor.released(source, token);
+                    }
+                    *known = report;
+                }
+                // It joins, so that it wants something.
+                None => known.is_leaving = false,
             }
-            Ok(handing_over)
+            Ok(withheld)
         })?
+    }
+
+    /// Those who may be given sources.
+    pub fn candidates(
+        &self,
+        consumers: impl IntoIterator<Item = ConsumerId>,
+        now: Instant,
+    ) -> Vec<Candidate> {
+        let current = self.current.lock();
+        let Some(current) = current.as_ref() else {
+            return Vec::new();
+        };
+        let now = current.ms(now);
+        let candidate = |consumer| {
+            let report = current.consumer_reports.get(&consumer);
+            let is_leaving = report.is_some_and(|report| report.is_leaving);
+            let is_candidate = current.grantor.is_live(consumer, now) && !is_leaving;
+            is_candidate.then(|| Candidate {
+                consumer,
+                can_release: report.is_some_and(|report| report.can_release),
+            })
+        };
+        consumers.into_iter().filter_map(candidate).collect()
+    }
+
+    /// Whether nobody follows a source any more, nor can; see [`Grantor::is_free`].
+    pub fn is_free(
+        &self,
+        reign: Reign,
+        source: SourceId,
+        holder: Option<ConsumerId>,
+        token: ConsumerEpoch,
+        now: Instant,
+    ) -> bool {
+        self.within(reign, |current| {
+            let now = current.ms(now);
+            current.grantor.is_free(source, holder, token, now)
+        })
+        .unwrap_or(false)
+    }
+
+    /// Asks the holders of these sources to let go, and nobody else any more.
+    pub fn recall(&self, reign: Reign, all: &[(SourceId, ConsumerEpoch)], recalled: &[SourceId]) {
+        let _recalled = self.within(reign, |current| {
+            for (source, token) in all {
+                match recalled.contains(source) {
+                    true => current.grantor.recall(*source, *token),
+                    false => current.grantor.end_recall(*source),
+                }
+            }
+        });
     }
 
     fn within<T>(
@@ -158,13 +219,6 @@ impl Leases {
     /// The handover was refused; the holder keeps the source.
     pub fn end_handover(&self, reign: Reign, source: SourceId) {
         let _ended = self.within(reign, |current| current.grantor.end_handover(source));
-    }
-
-    /// Whether a consumer has renewed in this reign, within the lease's time.
-    pub fn is_live(&self, consumer: ConsumerId, now: Instant) -> bool {
-        let current = self.current.lock();
-        let current = current.as_ref();
-        current.is_some_and(|current| current.grantor.is_live(consumer, current.ms(now)))
     }
 
     /// How long a consumer has been silent, counted from the reign's beginning
@@ -326,7 +380,55 @@ mod tests {
             Err(ReignOver)
         );
         leases.end_reign();
-        assert!(!leases.is_live(CONSUMER, start));
+        assert_eq!(leases.candidates([CONSUMER], start), []);
+    }
+
+    #[test]
+    fn p5_a_living_holder_lets_go_before_a_source_changes_hands() {
+        let start = Instant::now();
+        let leases = reigning(start);
+        assert_eq!(renew(&leases, after(start, 100)), Ok(Handovers::new()));
+        leases.recall(REIGN, &[(SOURCE, TOKEN)], &[SOURCE]);
+        let taken = Handovers::from([(SOURCE, TOKEN)]);
+        assert_eq!(renew(&leases, after(start, 200)), Ok(taken));
+        let take = |ms| {
+            let now = after(start, ms);
+            leases.begin_handover(REIGN, SOURCE, Some(CONSUMER), TOKEN, now)
+        };
+        assert!(!take(201), "it was asked, and has not said anything");
+        let says = |token: ConsumerEpoch, ms| {
+            let report = v1::RenewConsumerLeaseRequest {
+                released: vec![v1::ConsumerAssignment {
+                    source_id: SOURCE.0,
+                    consumer_epoch: token.0,
+                }],
+                ..v1::RenewConsumerLeaseRequest::default()
+            };
+            let at = after(start, ms);
+            assert_eq!(leases.confirmed(REIGN, at), Ok(()));
+            let renewed = leases.renew_consumer(REIGN, CONSUMER, at, Some(report));
+            assert!(renewed.is_ok());
+        };
+        says(ConsumerEpoch(TOKEN.0 - 1), 300);
+        assert!(!take(301), "an earlier holding is not this one");
+        says(TOKEN, 400);
+        assert!(take(401));
+    }
+
+    #[test]
+    fn a_consumer_that_leaves_is_given_nothing_until_it_joins_again() {
+        let start = Instant::now();
+        let leases = reigning(start);
+        let report = v1::RenewConsumerLeaseRequest {
+            is_leaving: true,
+            ..v1::RenewConsumerLeaseRequest::default()
+        };
+        assert_eq!(leases.confirmed(REIGN, start), Ok(()));
+        let renewed = leases.renew_consumer(REIGN, CONSUMER, start, Some(report));
+        assert!(renewed.is_ok());
+        assert_eq!(leases.candidates([CONSUMER], start), []);
+        assert_eq!(renew(&leases, after(start, 10)), Ok(Handovers::new()));
+        assert_eq!(leases.candidates([CONSUMER], after(start, 10)).len(), 1);
     }
 
     #[test]

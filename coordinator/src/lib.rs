@@ -3,12 +3,14 @@
 //! In reading order: [`config`], [`raft`] (log, state machine, peers),
 //! [`leases`] (the leader's memory of who renewed), [`coordinator`] (how changes
 //! are proposed and a reign is confirmed), [`driver`] (the leader's duties),
+//! [`assignment`] (who follows which source),
 //! [`membership`] (coordinators come, go, and pass the lead on), [`moves`] (of
 //! replicas), [`grpc`]. What the commands mean is decided in `cluster_core::control`.
 //!
 //! Never: decides by a clock who leads; answers a lease renewal without a quorum
 //! that spoke after it arrived; initialises because a disk is empty.
 
+mod assignment;
 pub mod config;
 mod coordinator;
 mod driver;

@@ -39,6 +39,7 @@ pub struct Metrics {
     pub replicas_stale: Gauge,
     pub releases: Counter,
     pub splits_started: Counter,
+    pub sources_paused: Gauge,
 }
 
 impl Metrics {
@@ -103,6 +104,11 @@ impl Metrics {
             "splits_started",
             "Splits of partitions begun",
             m.splits_started,
+        );
+        registry.register(
+            "sources_paused",
+            "Sources that an operator has paused; their slots keep WAL",
+            m.sources_paused,
         );
         metrics
     }

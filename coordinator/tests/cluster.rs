@@ -65,7 +65,7 @@ async fn a_killed_leaders_successor_has_the_next_epoch_and_the_same_map() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lesson_28_a_leader_cut_off_from_its_quorum_renews_no_lease() {
+async fn a_leader_cut_off_from_its_quorum_renews_no_lease() {
     let mut cluster = Cluster::start(3, LeaseTerms::default());
     cluster.initialise().await;
     let client = cluster.client();
@@ -278,7 +278,7 @@ async fn a_collection_is_placed_once_there_are_nodes_and_survives_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lesson_42_other_members_than_the_configured_are_refused_and_nothing_starts_by_itself() {
+async fn other_members_than_the_configured_are_refused_and_nothing_starts_by_itself() {
     let cluster = Cluster::start(1, LeaseTerms::default());
     let client = cluster.client();
     let address = &cluster.addresses()[0];

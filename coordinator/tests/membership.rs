@@ -236,7 +236,7 @@ async fn the_lead_is_transferred_the_epoch_rises_and_leases_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lesson_26_an_id_that_has_voted_is_not_given_to_an_empty_disk() {
+async fn an_id_that_has_voted_is_not_given_to_an_empty_disk() {
     let mut cluster = Cluster::start(2, LeaseTerms::default());
     cluster.initialise().await;
     let client = patient(&cluster);
@@ -287,7 +287,7 @@ async fn the_last_coordinator_is_not_removed_and_nobody_is_added_who_is_not_ther
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lesson_26_a_voter_on_an_emptied_disk_has_no_vote() {
+async fn a_voter_on_an_emptied_disk_has_no_vote() {
     let mut cluster = Cluster::start(3, LeaseTerms::default());
     cluster.initialise().await;
     let client = patient(&cluster);

@@ -123,6 +123,11 @@ impl Cluster {
         cluster.connect()
     }
 
+    /// Where its processes have their data, logs and configuration.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
     pub fn dsn(&self) -> &str {
         &self.dsn
     }
@@ -223,6 +228,11 @@ impl Cluster {
         self.setting(process, "listen")
     }
 
+    /// Where a process keeps its data.
+    pub fn data_dir(&self, process: &str) -> Result<PathBuf> {
+        self.setting(process, "data_dir").map(PathBuf::from)
+    }
+
     /// A setting in a process's configuration file that is a text.
     pub(crate) fn setting(&self, process: &str, name: &str) -> Result<String> {
         let file = self.run_dir.join(format!("cluster/config/{process}.toml"));
@@ -304,7 +314,7 @@ impl Cluster {
         self.make(&["start", &format!("PROC={process}")]).map(drop)
     }
 
-    fn pid(&self, process: &str) -> Result<String> {
+    pub(crate) fn pid(&self, process: &str) -> Result<String> {
         let file = self.run_dir.join(format!("pids/{process}.pid"));
         let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
         Ok(text.lines().next().unwrap_or_default().trim().to_owned())

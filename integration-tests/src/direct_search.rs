@@ -2,7 +2,7 @@
 
 use crate::wire::Wire;
 use anyhow::{Context, Result, bail, ensure};
-use cluster_core::ids::{NodeId, PartitionId, SourceId};
+use cluster_core::ids::{CollectionId, NodeId, PartitionId, SourceId};
 use cluster_core::map::{Partition, PartitionMap, Replica, ReplicaState};
 use proto::v1;
 use proto::v1::partition_error::Kind;
@@ -78,13 +78,34 @@ impl DirectSearch {
         let collection = collections
             .find(|c| c.spec.index_name == index)
             .with_context(|| format!("the map has no collection of {index}"))?;
-        let partitions = map.partitions_of(collection.id);
-        Ok(Self {
-            source: collection.spec.source,
+        let (id, source) = (collection.id, collection.spec.source);
+        Ok(Self::of_collection(map, id, source, query))
+    }
+
+    /// By the index's OID: the newest generation, where there are several.
+    pub fn of_index(map: PartitionMap, oid: u32, query: Vec<f32>) -> Result<Self> {
+        let collections = map.collections.values();
+        let newest = collections
+            .filter(|c| c.spec.index_oid == oid)
+            .max_by_key(|c| c.spec.definition_generation);
+        let newest = newest.with_context(|| format!("the map has no collection of index {oid}"))?;
+        let (id, source) = (newest.id, newest.spec.source);
+        Ok(Self::of_collection(map, id, source, query))
+    }
+
+    fn of_collection(
+        map: PartitionMap,
+        collection: CollectionId,
+        source: SourceId,
+        query: Vec<f32>,
+    ) -> Self {
+        let partitions = map.partitions_of(collection);
+        Self {
+            source,
             partitions: partitions.into_iter().cloned().collect(),
             query,
             map,
-        })
+        }
     }
 
     pub fn map(&self) -> &PartitionMap {
@@ -126,6 +147,15 @@ impl DirectSearch {
         Ok(self.request(vec![cursor(id, replica, 0)], None))
     }
 
+    /// As the bridge's worker of the server that is followed.
+    fn asked_by(&self) -> Option<v1::AskedBy> {
+        let source = self.map.sources.get(&self.source)?;
+        Some(v1::AskedBy {
+            server_start: source.server_start?.0,
+            database_oid: source.slot.as_ref()?.database_oid,
+        })
+    }
+
     fn request(
         &self,
         partitions: Vec<v1::PartitionCursor>,
@@ -149,6 +179,7 @@ impl DirectSearch {
             snapshot_xmin: u64::MAX,
             deadline_ms: DEADLINE_MS,
             partitions,
+            asked_by: self.asked_by(),
             ..Default::default()
         }
     }

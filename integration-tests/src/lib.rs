@@ -6,20 +6,28 @@
 //! [`Cluster`] is dropped. Tests run one at a time.
 
 mod cluster;
+mod damage;
 mod direct_search;
+mod heap;
 mod held;
+pub mod histories;
 mod items;
 mod load;
 mod map_log;
+mod memory;
 mod metrics;
 mod placed;
+mod proxy;
 mod relocation;
+mod server;
 mod settled;
+mod slot;
 mod sql;
 mod standby;
 mod wire;
 
 pub use cluster::{Cluster, Shape};
+pub use damage::ReplicaDisk;
 pub use direct_search::{
     Answer, DirectSearch, assert_replicas_agree, assert_replicas_hold, wait_until_served,
 };
@@ -28,7 +36,9 @@ pub use items::{Items, clustered_vector, literal};
 pub use load::{Done, Load};
 pub use map_log::MapLog;
 pub use placed::{is_settled, moves_of, serving_per_node};
+pub use proxy::Proxy;
 pub use relocation::{Relocation, Step};
+pub use server::Server;
 pub use settled::{assert_whole, wait_until_settled};
 pub use sql::{Explained, Session};
 pub use standby::Standby;

@@ -26,6 +26,14 @@ impl Cluster {
         Ok(sum)
     }
 
+    /// The value of one line, named with its labels.
+    pub fn metric_line(&self, process: &str, line: &str) -> Result<f64> {
+        let text = self.metrics(process)?;
+        let value = text.lines().find_map(|l| l.strip_prefix(line));
+        let value = value.with_context(|| format!("{process} has no {line}"))?;
+        value.trim().parse().with_context(|| value.to_owned())
+    }
+
     fn metrics(&self, process: &str) -> Result<String> {
         let address = self.setting(process, "metrics_listen")?;
         let mut stream = TcpStream::connect(&address).with_context(|| address.clone())?;

@@ -1,7 +1,7 @@
 //! The Postgres extension: pgvector's type and operators, and the access method
 //! `ruhnsw`, whose index lives in the cluster.
 //!
-//! In reading order: [`settings`], the boundary to Postgres ([`error`]), the type
+//! In reading order: [`settings`], the boundary to Postgres ([`error`], [`pause`]), the type
 //! ([`types`]), the access method ([`access_method`]), how a scan is answered
 //! ([`scan`]), what the cluster is told about indexes ([`catalog`]), the
 //! background worker that talks to it ([`worker`]), and what SQL shows ([`sql`]).
@@ -19,6 +19,7 @@ use pgrx::prelude::*;
 mod access_method;
 mod catalog;
 mod error;
+mod pause;
 mod scan;
 mod settings;
 mod sql;

@@ -53,6 +53,8 @@ static ON_UNAVAILABLE: GucSetting<OnUnavailable> =
     GucSetting::<OnUnavailable>::new(OnUnavailable::Exact);
 static EXACT_SCAN_MAX_ROWS: GucSetting<i32> = GucSetting::<i32>::new(100_000);
 static EXACT_SCAN_MAX_CONCURRENT: GucSetting<i32> = GucSetting::<i32>::new(2);
+/// As the consumer's `slot_hold_limit_bytes`.
+static SLOT_HOLD_LIMIT_MB: GucSetting<i32> = GucSetting::<i32>::new(64 << 10);
 static SEARCH_TIMEOUT_MS: GucSetting<i32> = GucSetting::<i32>::new(5_000);
 static ITERATIVE_SCAN: GucSetting<IterativeScan> =
     GucSetting::<IterativeScan>::new(IterativeScan::Relaxed);
@@ -113,6 +115,11 @@ pub fn exact_scan_rows_max() -> u64 {
 
 pub fn exact_scans_max() -> u32 {
     EXACT_SCAN_MAX_CONCURRENT.get().unsigned_abs()
+}
+
+/// 0: none.
+pub fn slot_hold_limit_bytes() -> u64 {
+    u64::from(SLOT_HOLD_LIMIT_MB.get().unsigned_abs()) << 20
 }
 
 pub fn search_timeout_ms() -> u64 {
@@ -216,6 +223,16 @@ pub fn register() {
         EXACT_SCANS_MAX,
         GucContext::Sighup,
         none,
+    );
+    GucRegistry::define_int_guc(
+        c"ruvector.slot_hold_limit",
+        c"WAL that a slot of the cluster may retain while nobody streams from it; 0 for any amount.",
+        c"Past it the slot is advanced to save the disk, and its indexes are stale until they are reconciled. What the consumer noted for the source comes first.",
+        &SLOT_HOLD_LIMIT_MB,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MB,
     );
     GucRegistry::define_int_guc(
         c"ruvector.search_timeout_ms",

@@ -14,6 +14,7 @@ pub const NOT_LEADER: &str = "NOT_LEADER";
 pub const LAGGING: &str = "LAGGING";
 pub const PENDING: &str = "PENDING";
 pub const NOT_READY: &str = "NOT_READY";
+pub const STRANGER: &str = "STRANGER";
 
 fn with_reason<const N: usize>(
     code: Code,
@@ -69,6 +70,11 @@ pub fn pending(message: impl Into<String>) -> Status {
 /// Not possible yet (no nodes, not initialised): retry later.
 pub fn not_ready(message: impl Into<String>) -> Status {
     with_reason(Code::Unavailable, message, NOT_READY, [])
+}
+
+/// The request comes from a server or database that the source is not of.
+pub fn stranger(message: impl Into<String>) -> Status {
+    with_reason(Code::PermissionDenied, message, STRANGER, [])
 }
 
 /// A limit is reached: back off for `retry_after`.

@@ -10,6 +10,7 @@ pub mod convert;
 pub mod error;
 pub mod map;
 mod moves;
+pub mod verify;
 
 /// The most bytes of one gRPC message (P10).
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;

@@ -3,7 +3,7 @@
 use crate::convert::{BadMessage, required};
 use crate::v1;
 use cluster_core::collection::{
-    BackfillSnapshot, Collection, CollectionSpec, CollectionState, Metric,
+    BackfillSnapshot, Collection, CollectionSpec, CollectionState, Metric, Reconcile,
 };
 use cluster_core::ids::*;
 use cluster_core::map::*;
@@ -126,11 +126,14 @@ impl From<&Source> for v1::Source {
             incarnation: source.incarnation.0,
             slot: source.slot.as_ref().map(Into::into),
             server_start: source.server_start.map(|start| start.0),
+            slot_hold_limit_bytes: source.slot_hold_limit_bytes,
             slot_name: source.slot_name.clone(),
             publication_name: source.publication_name.clone(),
             problem: source.problem.clone(),
             consumer_id: source.consumer.map(|c| c.0),
             consumer_epoch: source.consumer_epoch.0,
+            is_paused: source.is_paused,
+            dsn_version: source.dsn_version.0,
         }
     }
 }
@@ -143,11 +146,14 @@ impl From<v1::Source> for Source {
             incarnation: Incarnation(wire.incarnation),
             slot: wire.slot.map(Into::into),
             server_start: wire.server_start.map(ServerStart),
+            slot_hold_limit_bytes: wire.slot_hold_limit_bytes,
             slot_name: wire.slot_name,
             publication_name: wire.publication_name,
             problem: wire.problem,
             consumer: wire.consumer_id.map(ConsumerId),
             consumer_epoch: ConsumerEpoch(wire.consumer_epoch),
+            is_paused: wire.is_paused,
+            dsn_version: DsnVersion(wire.dsn_version),
         }
     }
 }
@@ -230,6 +236,13 @@ impl From<&Collection> for v1::Collection {
             collection_id: collection.id.0,
             spec: Some((&collection.spec).into()),
             last_backfill_id: collection.last_backfill.0,
+            reconcile: collection
+                .reconcile
+                .as_ref()
+                .map(|reconcile| v1::Reconcile {
+                    reason: reconcile.reason.clone(),
+                    since_backfill_id: reconcile.since.map(|since| since.0),
+                }),
             state: Some(match &collection.state {
                 CollectionState::Building { backfill } => State::BuildingBackfillId(backfill.0),
                 CollectionState::Ready { snapshot } => State::Ready(snapshot.into()),
@@ -248,6 +261,10 @@ impl TryFrom<v1::Collection> for Collection {
             id: CollectionId(wire.collection_id),
             spec: required(wire.spec, "collection spec")?.try_into()?,
             last_backfill: BackfillId(wire.last_backfill_id),
+            reconcile: wire.reconcile.map(|reconcile| Reconcile {
+                reason: reconcile.reason,
+                since: reconcile.since_backfill_id.map(BackfillId),
+            }),
             state: match required(wire.state, "collection state")? {
                 State::BuildingBackfillId(id) => CollectionState::Building {
                     backfill: BackfillId(id),

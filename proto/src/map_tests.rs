@@ -23,6 +23,7 @@ fn map() -> PartitionMap {
         spec: spec.clone(),
         state,
         last_backfill: BackfillId(3),
+        reconcile: None,
     };
     let collections = [
         collection(
@@ -94,6 +95,7 @@ fn map() -> PartitionMap {
                 name: "shop".into(),
                 incarnation: Incarnation(1),
                 server_start: Some(ServerStart(81)),
+                slot_hold_limit_bytes: Some(5 << 30),
                 slot: Some(Slot {
                     system_identifier: 77,
                     database_oid: 5,
@@ -105,6 +107,8 @@ fn map() -> PartitionMap {
                 problem: String::new(),
                 consumer: Some(ConsumerId(4)),
                 consumer_epoch: ConsumerEpoch(6),
+                is_paused: true,
+                dsn_version: DsnVersion(3),
             },
         )]
         .into(),

@@ -16,7 +16,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     pub transport: Transport,
     pub coordinators: Vec<String>,
-    /// A transaction beyond this is spilled to a temporary file.
+    /// Passwords of the sources, each in a file with the source's name, read at every
+    /// connection. What is there counts before the connection string's.
+    pub credentials_dir: Option<PathBuf>,
+    /// A transaction beyond this is spilled to a temporary file in `data_dir`.
     pub transaction_memory_bytes: usize,
     /// Received from the server and not yet decoded, per source.
     pub receive_buffer_bytes: usize,
@@ -25,8 +28,17 @@ pub struct Config {
     /// The same for replicas that are still learning, beyond the above: past it
     /// a learner that does not move begins anew, and nobody waits for it.
     pub learner_queue_bytes: usize,
+    /// The two queues above of all sources that this consumer follows together: beyond,
+    /// each gets an even share of this, so that however many there are, and however
+    /// slow the nodes of one, the process stays within it.
+    pub queues_bytes_max: usize,
+    /// Of the log, per source. 0: as fast as the server sends.
+    pub stream_bytes_per_second_max: u64,
     pub batch_bytes_max: usize,
     pub batch_changes_max: usize,
+    /// Of all batches of a source that are being gathered, one for each partition
+    /// that is written to; past it they leave as they are.
+    pub batch_buffers_bytes: usize,
     /// "Nothing else up to P" goes to a node at most this often.
     pub nothing_else_every_ms: u64,
     /// The slot is told the confirmed position at least this often.
@@ -52,7 +64,7 @@ pub struct Config {
     /// WAL that the server may retain for the slot before the slot passes the
     /// replicas that hold it: the primary's disk outranks the index. One without a
     /// peer that goes on is marked stale, answers `eventual` searches only, flagged,
-    /// and its index needs REINDEX. 0: never, the slot goes on waiting.
+    /// and its index is reconciled with its table. 0: never, the slot goes on waiting.
     pub slot_hold_limit_bytes: u64,
     /// How often replicas are looked at for promotion and demotion.
     pub replicas_every_ms: u64,
@@ -88,12 +100,16 @@ impl Default for Config {
             data_dir: PathBuf::from("data/consumer"),
             transport: Transport::default(),
             coordinators: vec!["127.0.0.1:7401".to_owned()],
+            credentials_dir: None,
             transaction_memory_bytes: 64 << 20,
             receive_buffer_bytes: 16 << 20,
             node_queue_bytes: 256 << 20,
             learner_queue_bytes: 128 << 20,
+            queues_bytes_max: 2 << 30,
+            stream_bytes_per_second_max: 0,
             batch_bytes_max: 4 << 20,
             batch_changes_max: 2_000,
+            batch_buffers_bytes: 32 << 20,
             nothing_else_every_ms: 10,
             status_every_ms: 1_000,
             wanted_every_ms: 20,
@@ -151,8 +167,10 @@ impl Config {
             ("receive_buffer_bytes", self.receive_buffer_bytes as u64),
             ("node_queue_bytes", self.node_queue_bytes as u64),
             ("learner_queue_bytes", self.learner_queue_bytes as u64),
+            ("queues_bytes_max", self.queues_bytes_max as u64),
             ("batch_bytes_max", self.batch_bytes_max as u64),
             ("batch_changes_max", self.batch_changes_max as u64),
+            ("batch_buffers_bytes", self.batch_buffers_bytes as u64),
             ("status_every_ms", self.status_every_ms),
             ("wanted_every_ms", self.wanted_every_ms),
             ("oldest_xmin_every_ms", self.oldest_xmin_every_ms),
@@ -192,6 +210,18 @@ impl Config {
         Ok(())
     }
 
+    /// What one of so many sources may queue for nodes, and for learners beyond.
+    pub fn queue_share(&self, sources: usize) -> (usize, usize) {
+        let (node, learner) = (self.node_queue_bytes, self.learner_queue_bytes);
+        let share = self.queues_bytes_max / sources.max(1);
+        let wanted = node.saturating_add(learner).max(1);
+        if wanted <= share {
+            return (node, learner);
+        }
+        let of_share = |bytes: usize| (share as u128 * bytes as u128 / wanted as u128) as usize;
+        (of_share(node), of_share(learner))
+    }
+
     pub fn client(&self) -> ClientConfig {
         ClientConfig {
             coordinators: self.coordinators.clone(),
@@ -210,6 +240,23 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn p10_however_many_sources_their_queues_stay_within_the_limit_of_all() {
+        let config = Config {
+            node_queue_bytes: 200,
+            learner_queue_bytes: 100,
+            queues_bytes_max: 900,
+            ..Config::default()
+        };
+        assert_eq!(config.queue_share(1), (200, 100));
+        assert_eq!(config.queue_share(3), (200, 100));
+        for sources in 4..100 {
+            let (node, learner) = config.queue_share(sources);
+            assert!((node + learner) * sources <= 900, "{sources}");
+            assert!(node >= learner, "in the same proportion");
+        }
+    }
 
     #[test]
     fn a_setting_that_stops_the_consumer_is_refused_by_its_name() {

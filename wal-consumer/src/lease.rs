@@ -27,6 +27,8 @@ const WATCH_EVERY: Duration = Duration::from_millis(50);
 const RENEW_EVERY_FIRST: Duration = Duration::from_secs(1);
 /// A lease is worth nothing if its renewal takes longer.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
+/// A consumer that ends says so, if somebody hears it soon.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 struct Assigned {
     token: ConsumerEpoch,
@@ -45,6 +47,11 @@ pub struct Consumer {
     /// What was asked of the coordinators under a token, and may still come about:
     /// a lease that lapsed and came back with the same token has not undone it.
     promotions: BTreeMap<SourceId, (ConsumerEpoch, Promotions)>,
+    /// What was let go of because a renewal left it out, and is followed never again
+    /// under that token: others need not wait for the lease.
+    released: BTreeMap<SourceId, ConsumerEpoch>,
+    /// What the map has given since, and was asked for.
+    seen_given: BTreeMap<SourceId, ConsumerEpoch>,
 }
 
 struct Renewal {
@@ -67,17 +74,36 @@ impl Consumer {
             lease: HeldLease::default(),
             assigned: BTreeMap::new(),
             promotions: BTreeMap::new(),
+            released: BTreeMap::new(),
+            seen_given: BTreeMap::new(),
         })
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         while let Some(id) = shutdown.run_until_cancelled(self.join()).await {
             if self.hold(id, &shutdown).await {
-                break;
+                self.leave(id).await;
+                return Ok(());
             }
         }
         self.stop_all().await;
         Ok(())
+    }
+
+    /// Lets go of everything and says so: others go on at once.
+    async fn leave(&mut self, id: ConsumerId) {
+        let held = self.assigned.iter();
+        let held: Vec<_> = held.map(|(source, a)| (*source, a.token)).collect();
+        self.stop_all().await;
+        self.released.extend(held);
+        let request = v1::RenewConsumerLeaseRequest {
+            is_leaving: true,
+            ..self.request(id)
+        };
+        let saying = renew(self.client.clone(), request);
+        if let Ok(Err(problem)) = tokio::time::timeout(LEAVE_TIMEOUT, saying).await {
+            tracing::debug!(problem, "nobody heard that this consumer ends");
+        }
     }
 
     async fn join(&self) -> ConsumerId {
@@ -117,9 +143,10 @@ impl Consumer {
         loop {
             let known = hastened.max(self.lease.epoch());
             tokio::select! {
-                // A new leader knows nothing of this holder until it renews.
-                epoch = epoch_after(&mut map, known), if renewing.is_none() => {
-                    hastened = epoch;
+                // A new leader knows nothing of this holder until it renews; what was
+                // given to it is in the answer.
+                news = news_after(&mut map, known, id, &self.seen_given), if renewing.is_none() => {
+                    (hastened, self.seen_given) = news;
                     renew_at = tokio::time::Instant::now();
                 }
                 () = shutdown.cancelled() => return true,
@@ -141,7 +168,11 @@ impl Consumer {
                             if self.lease.is_held(boot_ms()) {
                                 let map_floor = (epoch, MapVersion(answer.map_version));
                                 self.catch_up(map_floor);
-                                self.assign(&answer.assignments, map_floor).await;
+                                let reads_released = answer.reads_released;
+                                if self.assign(&answer.assignments, map_floor, reads_released).await {
+                                    // Somebody waits to hear it.
+                                    renew_at = tokio::time::Instant::now();
+                                }
                             }
                         }
                         Err(problem) if problem.is_empty() => return false,
@@ -168,14 +199,19 @@ impl Consumer {
             consumer_id: id.0,
             progress: progress.collect(),
             allows_plaintext_off_loopback: self.config.transport.allow_plaintext_off_loopback,
+            released: self.released.iter().map(given).collect(),
+            can_release: true,
+            is_leaving: false,
         }
     }
 
+    /// Follows what is assigned and nothing else. Whether a source was let go of.
     async fn assign(
         &mut self,
         assignments: &[v1::ConsumerAssignment],
         map_floor: (LeaseEpoch, MapVersion),
-    ) {
+        reads_released: bool,
+    ) -> bool {
         let assignments: BTreeMap<SourceId, ConsumerEpoch> = assignments
             .iter()
             .map(|a| (SourceId(a.source_id), ConsumerEpoch(a.consumer_epoch)))
@@ -186,11 +222,21 @@ impl Consumer {
             .filter(|(source, a)| assignments.get(source) != Some(&a.token) || a.task.is_finished())
             .map(|(source, _)| *source)
             .collect();
+        let mut lets_go = false;
         for source in ended {
+            let token = self.assigned.get(&source).map(|a| a.token);
             self.stop(source).await;
+            // A leader of an older version hands it back under the same token.
+            if let Some(token) = token.filter(|_| reads_released)
+                && assignments.get(&source) != Some(&token)
+            {
+                self.released.insert(source, token);
+                lets_go = true;
+            }
         }
         for (source, token) in assignments {
-            if self.assigned.contains_key(&source) {
+            let is_released = self.released.get(&source).is_some_and(|t| *t >= token);
+            if is_released || self.assigned.contains_key(&source) {
                 continue;
             }
             let cancel = CancellationToken::new();
@@ -218,6 +264,12 @@ impl Consumer {
                 },
             );
         }
+        let map = self.client.map();
+        if map.stamp() >= map_floor {
+            self.released
+                .retain(|source, _| map.sources.contains_key(source));
+        }
+        lets_go
     }
 
     /// The leader knows a newer map: a stream of maps from a coordinator that is cut
@@ -263,15 +315,34 @@ impl Consumer {
     }
 }
 
-/// The map's epoch, once it is newer than `known`.
-async fn epoch_after(
+fn given((source, token): (&SourceId, &ConsumerEpoch)) -> v1::ConsumerAssignment {
+    v1::ConsumerAssignment {
+        source_id: source.0,
+        consumer_epoch: token.0,
+    }
+}
+
+/// The sources that the map gives to a consumer.
+fn given_to(map: &PartitionMap, id: ConsumerId) -> BTreeMap<SourceId, ConsumerEpoch> {
+    let given = map.sources.values().filter(|s| s.consumer == Some(id));
+    given.map(|s| (s.id, s.consumer_epoch)).collect()
+}
+
+/// The map's epoch and what it gives, once the epoch is newer than `known` or
+/// something else than `seen` is given.
+async fn news_after(
     map: &mut tokio::sync::watch::Receiver<Arc<PartitionMap>>,
     known: LeaseEpoch,
-) -> LeaseEpoch {
-    let newer = map.wait_for(|map| map.epoch > known).await;
-    let epoch = newer.ok().map(|map| map.epoch);
-    match epoch {
-        Some(epoch) => epoch,
+    id: ConsumerId,
+    seen: &BTreeMap<SourceId, ConsumerEpoch>,
+) -> (LeaseEpoch, BTreeMap<SourceId, ConsumerEpoch>) {
+    let is_news = |map: &Arc<PartitionMap>| map.epoch > known || given_to(map, id) != *seen;
+    let newer = map.wait_for(is_news).await;
+    let news = newer
+        .ok()
+        .map(|map| (map.epoch.max(known), given_to(&map, id)));
+    match news {
+        Some(news) => news,
         None => std::future::pending().await,
     }
 }
@@ -358,6 +429,50 @@ mod tests {
             !Arc::ptr_eq(&asked, &under(8)),
             "fenced: nothing of it can come about"
         );
+    }
+
+    /// A consumer without coordinators, and what the leader's answer would give it.
+    fn consumer(dir: &Path) -> Consumer {
+        let config = Config {
+            data_dir: dir.to_owned(),
+            ..Config::default()
+        };
+        let client = ClusterClient::new(config.client());
+        let metrics = Metrics::register(&mut Default::default());
+        Consumer::new(Arc::new(config), client, metrics).unwrap()
+    }
+
+    #[tokio::test]
+    async fn p5_what_was_let_go_of_is_never_followed_again_under_its_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut consumer = consumer(dir.path());
+        // The map lists nothing: what is released must stay while it is older.
+        let floor = (LeaseEpoch(1), MapVersion(1));
+        let source = SourceId(1);
+        let assign = |token| given((&source, &ConsumerEpoch(token)));
+        assert!(!consumer.assign(&[assign(7)], floor, true).await);
+        assert!(consumer.assigned.contains_key(&source));
+        assert!(consumer.assign(&[], floor, true).await);
+        assert!(consumer.assigned.is_empty());
+        assert_eq!(consumer.request(ConsumerId(1)).released, [assign(7)]);
+        assert!(!consumer.assign(&[assign(7)], floor, true).await);
+        assert!(consumer.assigned.is_empty(), "another may follow it by now");
+        consumer.assign(&[assign(8)], floor, true).await;
+        assert_eq!(consumer.assigned[&source].token, ConsumerEpoch(8));
+        consumer.stop_all().await;
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_does_not_ask_back_gets_no_word_of_letting_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut consumer = consumer(dir.path());
+        let floor = (LeaseEpoch(1), MapVersion(1));
+        let seven = [given((&SourceId(1), &ConsumerEpoch(7)))];
+        consumer.assign(&seven, floor, false).await;
+        assert!(!consumer.assign(&[], floor, false).await);
+        consumer.assign(&seven, floor, false).await;
+        assert_eq!(consumer.assigned.len(), 1, "it hands it back as it was");
+        consumer.stop_all().await;
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::source::Standing;
 use cluster_core::ids::SourceId;
+use cluster_core::slot_health::{Danger, SlotReading};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -35,6 +36,10 @@ pub struct Metrics {
     confirmed: Family<OfSource, Gauge>,
     lag: Family<OfSource, Gauge>,
     retained: Family<OfSource, Gauge>,
+    safe: Family<OfSource, Gauge>,
+    hold_limit: Family<OfSource, Gauge>,
+    dangers: Family<OfReason, Gauge>,
+    slot_advanced: Family<OfSource, Counter>,
 }
 
 impl Metrics {
@@ -111,7 +116,55 @@ impl Metrics {
             "WAL that the server keeps for the slot",
             metrics.retained.clone(),
         );
+        metrics.register_slot(registry);
         metrics
+    }
+
+    fn register_slot(&self, registry: &mut Registry) {
+        registry.register(
+            "safe_wal_bytes",
+            "WAL that may be written until the server drops what the slot needs; -1: no limit",
+            self.safe.clone(),
+        );
+        registry.register(
+            "slot_hold_limit_bytes",
+            "Retained WAL past which the slot passes the replicas that hold it; 0: never",
+            self.hold_limit.clone(),
+        );
+        registry.register(
+            "slot_danger",
+            "1 while the slot's WAL is in danger, by reason",
+            self.dangers.clone(),
+        );
+        registry.register(
+            "slot_advanced_by_server",
+            "Times that the slot was found advanced by the server, past slot_hold_limit",
+            self.slot_advanced.clone(),
+        );
+    }
+
+    /// What the slot costs the server, and what may become of it.
+    pub fn slot(&self, source: SourceId, reading: &SlotReading, standing: &[Danger]) {
+        let label = OfSource { source: source.0 };
+        let safe = reading
+            .safe_bytes
+            .map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.safe.get_or_create(&label).set(safe);
+        let limit = i64::try_from(reading.limit_bytes).unwrap_or(i64::MAX);
+        self.hold_limit.get_or_create(&label).set(limit);
+        for danger in Danger::ALL {
+            let label = OfReason {
+                source: source.0,
+                reason: danger.name(),
+            };
+            let stands = standing.contains(&danger);
+            self.dangers.get_or_create(&label).set(stands.into());
+        }
+    }
+
+    pub fn slot_advanced(&self, source: SourceId) {
+        let label = OfSource { source: source.0 };
+        self.slot_advanced.get_or_create(&label).inc();
     }
 
     pub fn transaction(&self, source: SourceId, rows: u64) {

@@ -1,5 +1,6 @@
 //! Puts a transaction together until its commit. Beyond a limit in memory the
-//! raw messages go to an anonymous temporary file and are streamed back.
+//! raw messages go to an anonymous temporary file and are streamed back. The file
+//! lies in the consumer's folder: the system's own may be in memory.
 //!
 //! Ordinals count the surviving row and TRUNCATE messages from 1, over every
 //! table of the publication, before anything is routed or dropped: the same
@@ -11,6 +12,7 @@ use cluster_core::wal_position::Lsn;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
+use std::path::{Path, PathBuf};
 
 /// What a message in memory costs beyond its payload.
 const MESSAGE_OVERHEAD_BYTES: usize = 64;
@@ -89,13 +91,15 @@ struct Open {
 /// Takes the stream's messages; gives whole transactions.
 pub struct Assembler {
     memory_bytes_max: usize,
+    spill_dir: PathBuf,
     open: Option<Open>,
 }
 
 impl Assembler {
-    pub fn new(memory_bytes_max: usize) -> Self {
+    pub fn new(memory_bytes_max: usize, spill_dir: impl Into<PathBuf>) -> Self {
         Self {
             memory_bytes_max,
+            spill_dir: spill_dir.into(),
             open: None,
         }
     }
@@ -155,7 +159,7 @@ impl Assembler {
         open.memory_bytes += payload.len() + MESSAGE_OVERHEAD_BYTES;
         open.memory.push_back((at, payload));
         if open.memory_bytes > self.memory_bytes_max {
-            open.spill()?;
+            open.spill(&self.spill_dir)?;
         }
         Ok(())
     }
@@ -185,7 +189,7 @@ impl Assembler {
             });
         }
         if open.spill.is_some() {
-            open.spill()?;
+            open.spill(&self.spill_dir)?;
         }
         let spilled = match open.spill {
             Some(writer) => {
@@ -211,11 +215,11 @@ impl Assembler {
 
 impl Open {
     /// Moves what is in memory behind what is in the file.
-    fn spill(&mut self) -> io::Result<()> {
+    fn spill(&mut self, dir: &Path) -> io::Result<()> {
         let writer = match &mut self.spill {
             Some(writer) => writer,
             None => {
-                let file = tempfile::tempfile()?;
+                let file = tempfile::tempfile_in(dir)?;
                 self.spill.insert(BufWriter::with_capacity(1 << 20, file))
             }
         };
@@ -280,7 +284,7 @@ mod tests {
     }
 
     fn collect(memory: usize, count: u32) -> Vec<(Option<u32>, Message)> {
-        let mut assembler = Assembler::new(memory);
+        let mut assembler = Assembler::new(memory, std::env::temp_dir());
         assert!(assembler.take(Lsn(1), begin(7, 90)).unwrap().is_none());
         for value in 0..count {
             assert!(assembler.take(Lsn(2), insert(value)).unwrap().is_none());
@@ -306,7 +310,7 @@ mod tests {
 
     #[test]
     fn messages_outside_a_transaction_are_refused() {
-        let mut assembler = Assembler::new(1 << 20);
+        let mut assembler = Assembler::new(1 << 20, std::env::temp_dir());
         assert!(assembler.take(Lsn(2), insert(1)).is_err());
         assert!(assembler.take(Lsn(2), commit(1, 2)).is_err());
         assembler.take(Lsn(1), begin(7, 90)).unwrap();

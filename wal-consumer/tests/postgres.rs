@@ -13,11 +13,16 @@ use tokio_util::sync::CancellationToken;
 use wal_consumer::replication::connection::Connection;
 use wal_consumer::replication::pgoutput::Message;
 use wal_consumer::replication::slot::{self, Lifetime};
-use wal_consumer::replication::stream::{Feedback, StreamTimes, WalEvent, WalStream};
+use wal_consumer::replication::stream::{Feedback, StreamLimits, StreamTimes, WalEvent, WalStream};
+use wal_consumer::source::postgres::Postgres;
 use wal_consumer::source::{preflight, sql};
 use wal_consumer::transaction::{Assembler, Transaction};
 
-fn postgres() -> Config {
+fn postgres() -> Postgres {
+    config().into()
+}
+
+fn config() -> Config {
     let dsn = std::env::var("TEST_DSN")
         .expect("TEST_DSN names a Postgres; scripts/integration.sh sets it");
     dsn.parse().unwrap()
@@ -29,6 +34,13 @@ fn times() -> StreamTimes {
     StreamTimes {
         status_every: Duration::from_millis(200),
         wanted_every: Duration::from_millis(20),
+    }
+}
+
+fn limits(buffer_bytes: usize) -> StreamLimits {
+    StreamLimits {
+        buffer_bytes,
+        bytes_per_second_max: 0,
     }
 }
 
@@ -118,8 +130,8 @@ async fn rows_before_a_slot_are_in_its_snapshot_and_rows_after_it_in_its_stream(
     let halves = slot::start(connection, name, name, start).await.unwrap();
     let feedback = Arc::new(Feedback::new(start));
     let cancel = CancellationToken::new();
-    let mut wal = WalStream::spawn(halves, feedback.clone(), times(), 1 << 20, &cancel);
-    let mut assembler = Assembler::new(1 << 20);
+    let mut wal = WalStream::spawn(halves, feedback.clone(), times(), limits(1 << 20), &cancel);
+    let mut assembler = Assembler::new(1 << 20, std::env::temp_dir());
     let mut transaction = next_transaction(&mut wal, &mut assembler).await;
     let mut ids = Vec::new();
     while let Some((_, message)) = transaction.next_message().unwrap() {
@@ -175,7 +187,7 @@ async fn a_wanted_position_of_an_idle_source_arrives_within_milliseconds() {
         status_every: Duration::from_secs(60),
         ..times()
     };
-    let mut wal = WalStream::spawn(halves, feedback.clone(), times, 1 << 20, &cancel);
+    let mut wal = WalStream::spawn(halves, feedback.clone(), times, limits(1 << 20), &cancel);
     // WAL that is not in the publication.
     client
         .batch_execute("CREATE TEMP TABLE t AS SELECT 1; SELECT txid_current()")
@@ -225,12 +237,12 @@ async fn a_stream_that_nobody_reads_outlives_the_servers_timeout() {
         .unwrap();
     let feedback = Arc::new(Feedback::new(created.consistent_point));
     let cancel = CancellationToken::new();
-    let mut wal = WalStream::spawn(halves, feedback, times(), 64 << 10, &cancel);
+    let mut wal = WalStream::spawn(halves, feedback, times(), limits(64 << 10), &cancel);
     let rows = "INSERT INTO public.consumer_blocked \
                 SELECT i, decode(repeat('ab', 1000), 'hex') FROM generate_series(1, 20000) AS i";
     client.batch_execute(rows).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let mut assembler = Assembler::new(1 << 20);
+    let mut assembler = Assembler::new(1 << 20, std::env::temp_dir());
     let mut transaction = next_transaction(&mut wal, &mut assembler).await;
     let mut last = 0;
     while let Some((ordinal, _)) = transaction.next_message().unwrap() {
@@ -245,12 +257,12 @@ async fn a_stream_that_nobody_reads_outlives_the_servers_timeout() {
 #[tokio::test]
 #[ignore = "needs a Postgres: scripts/integration.sh"]
 async fn a_wrong_password_is_an_error_that_says_so() {
-    let mut config = postgres();
+    let mut config = config();
     assert!(
         config.get_password().is_some(),
         "a role without a password accepts any"
     );
     config.password("wrong");
-    let error = Connection::connect(&config, "").await.err().unwrap();
+    let error = Connection::connect(&config.into(), "").await.err().unwrap();
     assert!(format!("{error:#}").contains("password"), "{error:#}");
 }

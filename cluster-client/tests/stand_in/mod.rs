@@ -144,6 +144,13 @@ impl NodeService for StandIn {
         Ok(Response::new((&*map).into()))
     }
 
+    async fn digest(
+        &self,
+        _: Request<v1::DigestRequest>,
+    ) -> Result<Response<v1::DigestResponse>, Status> {
+        Err(Status::unimplemented("nobody compares a stand-in"))
+    }
+
     async fn close_cursors(
         &self,
         _: Request<v1::CloseCursorsRequest>,
@@ -281,8 +288,15 @@ pub fn tell_all(nodes: &[Arc<StandIn>], version: u64) {
     }
 }
 
+/// Whoever asks: the stand-in does not look.
+pub const ASKED_BY: cluster_core::server::AskedBy = cluster_core::server::AskedBy {
+    start: cluster_core::ids::ServerStart(1),
+    database_oid: 1,
+};
+
 pub fn spec(timeout: Duration) -> ScanSpec {
     ScanSpec {
+        asked_by: ASKED_BY,
         source: SourceId(1),
         collection: COLLECTION,
         query: vec![0.0; 4].into(),

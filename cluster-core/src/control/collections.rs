@@ -51,6 +51,7 @@ impl ClusterState {
                 spec,
                 state,
                 last_backfill,
+                reconcile: None,
             },
         );
         Ok((
@@ -166,20 +167,26 @@ impl ClusterState {
     }
 
     /// Each call voids the earlier backfills. A collection that is ready stays
-    /// so: a late repetition of an old call must not take it away.
+    /// so: a late repetition of an old call must not take it away, and one that is
+    /// reconciled goes on answering.
     pub(super) fn begin_backfill(
         &mut self,
         token: ConsumerEpoch,
         collection: CollectionId,
     ) -> Outcome {
         let record = self.fenced_collection(token, collection)?;
-        if is_ready(record) {
-            let what = format!("{collection} is ready: nothing to fill");
-            return Err(Refusal::Conflict { what });
-        }
         let backfill = record.last_backfill.next();
+        match (&mut record.reconcile, &record.state) {
+            (Some(reconcile), CollectionState::Ready { .. }) => {
+                reconcile.since.get_or_insert(backfill);
+            }
+            (None, CollectionState::Ready { .. }) => {
+                let what = format!("{collection} is ready: nothing to fill");
+                return Err(Refusal::Conflict { what });
+            }
+            _ => record.state = CollectionState::Building { backfill },
+        }
         record.last_backfill = backfill;
-        record.state = CollectionState::Building { backfill };
         Ok((Response::BackfillBegun { backfill }, MapChanged::Yes))
     }
 
@@ -200,10 +207,13 @@ impl ClusterState {
             given: backfill,
             last,
         };
-        match &record.state {
-            CollectionState::Building { backfill: running }
+        match (&record.state, &record.reconcile) {
+            (CollectionState::Building { backfill: running }, _)
                 if *running == backfill && backfill != BackfillId(0) => {}
-            CollectionState::Ready { snapshot: known }
+            // One that was wanted again since has not seen what it is wanted for.
+            (CollectionState::Ready { .. }, Some(Reconcile { since: Some(_), .. }))
+                if last == backfill => {}
+            (CollectionState::Ready { snapshot: known }, None)
                 if last == backfill && *known == snapshot =>
             {
                 return Ok((Response::Done, MapChanged::No));
@@ -211,6 +221,8 @@ impl ClusterState {
             _ => return Err(void),
         }
         record.state = CollectionState::Ready { snapshot };
+        record.reconcile = None;
+        self.serve_reconciled(collection);
         self.drop_earlier_generations(collection);
         Ok((Response::Done, MapChanged::Yes))
     }
@@ -228,6 +240,7 @@ impl ClusterState {
             return Ok((Response::Done, MapChanged::No));
         }
         record.state = failed;
+        record.reconcile = None;
         self.give_up_learners(collection);
         Ok((Response::Done, MapChanged::Yes))
     }

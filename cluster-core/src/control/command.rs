@@ -70,6 +70,16 @@ pub enum Command {
     RemoveSource {
         source: SourceId,
     },
+    /// Stops the following of a source, or lets it go on.
+    SetSourcePaused {
+        source: SourceId,
+        is_paused: bool,
+    },
+    /// Another way to the same database.
+    SetSourceDsn {
+        source: SourceId,
+        dsn: String,
+    },
     /// Hands a source to a consumer, if the token still is `expected`.
     AssignSource {
         source: SourceId,
@@ -83,6 +93,32 @@ pub enum Command {
         #[serde(default)]
         server_start: Option<ServerStart>,
         problem: String,
+    },
+    /// The source's history broke: what the stream says from now on does not follow
+    /// from what the replicas hold. The slot is a new one.
+    BreakHistory {
+        source: SourceId,
+        token: ConsumerEpoch,
+        /// Names the break: the incarnation that ends.
+        expected: Incarnation,
+        slot: Slot,
+        slot_name: String,
+        server_start: Option<ServerStart>,
+        reason: String,
+    },
+    /// The server went over to another timeline, and no replica holds anything from
+    /// beyond the switch: the slot's history goes on.
+    FollowTimeline {
+        source: SourceId,
+        token: ConsumerEpoch,
+        /// That the source was known by.
+        from: u32,
+        to: u32,
+    },
+    /// Compares a complete collection with its table, and mends it.
+    RequestReconcile {
+        collection: CollectionId,
+        reason: String,
     },
     CreateCollection {
         token: ConsumerEpoch,
@@ -187,6 +223,12 @@ pub enum Command {
     /// What to move when there is room; replaces what was planned before.
     PlanMoves {
         moves: Vec<PlannedMove>,
+    },
+    /// How much WAL the source's server may retain for its slot; `None`: as the
+    /// consumer's settings say.
+    SetSlotHoldLimit {
+        source: SourceId,
+        limit_bytes: Option<u64>,
     },
 }
 

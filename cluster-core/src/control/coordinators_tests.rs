@@ -50,7 +50,7 @@ fn coordinators_come_and_go_and_the_map_names_them() {
 }
 
 #[test]
-fn lesson_26_the_id_of_a_coordinator_that_left_is_not_given_again() {
+fn the_id_of_a_coordinator_that_left_is_not_given_again() {
     let mut cluster = Cluster::with_collection(1, &[1]);
     cluster.apply(members(&[FIRST, SECOND, THIRD]));
     cluster.apply(members(&[FIRST, SECOND]));
@@ -75,7 +75,7 @@ fn lesson_26_the_id_of_a_coordinator_that_left_is_not_given_again() {
 }
 
 #[test]
-fn lesson_26_a_member_does_not_move_to_another_address() {
+fn a_member_does_not_move_to_another_address() {
     let mut cluster = Cluster::with_collection(1, &[1]);
     let moved = refusal(&mut cluster, &[(1, "127.0.0.1:9999")]).to_string();
     assert!(moved.contains("as coordinator 2"), "{moved}");
@@ -102,7 +102,7 @@ fn the_last_coordinator_stays_and_nonsense_is_refused() {
 }
 
 #[test]
-fn lesson_26_a_state_of_an_earlier_version_knows_its_members_ids() {
+fn a_state_of_an_earlier_version_knows_its_members_ids() {
     let mut cluster = Cluster::with_collection(1, &[1]);
     cluster.apply(members(&[FIRST, SECOND, THIRD]));
     let mut stored = serde_json::to_value(&cluster.state).expect("encodes");

@@ -12,11 +12,14 @@
 //! may be applied twice with the effect of once, for a caller that has lost an
 //! answer asks again.
 
+mod breaks;
 mod collections;
 mod command;
 mod coordinators;
 mod members;
 mod moves;
+mod slot_hold_limit;
+mod source_orders;
 mod sources;
 mod splits;
 mod stale;
@@ -38,4 +41,5 @@ pub use command::{
     Refusal, Reign, Response,
 };
 pub use coordinators::COORDINATORS_MAX;
+pub use sources::{base_of_slot_name, slot_name_of_incarnation};
 pub use state::{ClusterState, ConsumerRecord};

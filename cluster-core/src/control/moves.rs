@@ -151,13 +151,29 @@ impl ClusterState {
             return self.cancel_split(parent);
         }
         self.check_partition_token(token, partition)?;
+        let collection = self.partition(partition)?.collection;
+        let reconciles = self.map.collections[&collection].reconcile.is_some();
         let record = self.map.partitions.get_mut(&partition).expect("checked");
         let serving = record.in_state(ReplicaState::Serving).count();
+        let stale = record.in_state(ReplicaState::Stale).count();
         let Some(replica) = replica_of(record, node, generation) else {
             return Ok((Response::Done, MapChanged::No));
         };
         match replica.state {
             ReplicaState::Serving => {}
+            // Fed again, and its node is away: the reconcile goes on with the others,
+            // and this one learns from them.
+            ReplicaState::Stale if reconciles => {
+                let others = serving + stale - 1;
+                if others < min_required.max(1) as usize {
+                    return conflict(format!(
+                        "{others} other replicas of {partition} are reconciled, and {min_required} \
+                         are needed: the reconcile waits for {node}"
+                    ));
+                }
+                replica.state = ReplicaState::Demoted;
+                return Ok((Response::Done, MapChanged::Yes));
+            }
             state if state.is_left_behind() => return Ok((Response::Done, MapChanged::No)),
             // Counted, and stuck before it was promoted: its move begins anew.
             ReplicaState::Learner => return self.cancel_move(partition, generation),
@@ -247,6 +263,13 @@ impl ClusterState {
         if !is_ready(collection) {
             return conflict(format!("{} is still building", collection.id));
         }
+        if let Some(reconcile) = &collection.reconcile {
+            return conflict(format!(
+                "{} is being reconciled with its table, and nothing of it moves before that is \
+                 done: {}",
+                collection.id, reconcile.reason
+            ));
+        }
         if self.map.splits.contains_key(&id) {
             return conflict(format!("{id} is being split"));
         }
@@ -254,7 +277,7 @@ impl ClusterState {
             Some(running) => conflict(format!("{id} is on its way to {}", running.to)),
             None if !record.is_served() => conflict(format!(
                 "the replicas of {id} are stale, and no other has what they lack: \
-                 REINDEX builds the index anew"
+                 they are reconciled with the table first"
             )),
             None => Ok(record),
         }

@@ -7,6 +7,10 @@ use crate::map::{Slot, Source};
 
 /// One publication per database; whole tables only.
 const PUBLICATION_NAME: &str = "ruvector";
+/// Postgres keeps no more of a name.
+const SLOT_NAME_BYTES_MAX: usize = 63;
+/// Stands before the incarnation in the name of a slot whose first name was taken.
+const SLOT_INCARNATION_INFIX: &str = "_i";
 /// Keeps the slot's name within Postgres's 63 bytes.
 const SLOT_CLUSTER_PREFIX_LEN: usize = 12;
 
@@ -21,6 +25,31 @@ fn slot_name(cluster_id: &str, source: SourceId) -> String {
     format!("ruvector_{prefix}_{}", source.0)
 }
 
+/// A break takes the slot's own name again, or that with the incarnation behind it.
+pub(super) fn check_slot_name(known: &str, new: &str) -> Result<(), Refusal> {
+    let base = base_of_slot_name(known);
+    let is_ours = new == base || base_of_slot_name(new) == base;
+    if is_ours && new.len() <= SLOT_NAME_BYTES_MAX {
+        return Ok(());
+    }
+    let what = format!("{new:?} is no name for the slot that follows {known:?}");
+    Err(Refusal::Invalid { what })
+}
+
+/// The name that the source's first slot was given.
+pub fn base_of_slot_name(name: &str) -> &str {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    match name.rsplit_once(SLOT_INCARNATION_INFIX) {
+        Some((base, incarnation)) if is_number(incarnation) => base,
+        _ => name,
+    }
+}
+
+/// What a slot is called if another one's name is taken by somebody else.
+pub fn slot_name_of_incarnation(base: &str, incarnation: Incarnation) -> String {
+    format!("{base}{SLOT_INCARNATION_INFIX}{}", incarnation.0)
+}
+
 impl ClusterState {
     pub(super) fn add_source(&mut self, name: String, dsn: String) -> Outcome {
         if name.is_empty() || dsn.is_empty() {
@@ -32,7 +61,7 @@ impl ClusterState {
                 return Ok((Response::SourceAdded { source: source.id }, MapChanged::No));
             }
             let what = format!(
-                "the name {name:?} belongs to {} with another DSN",
+                "the name {name:?} belongs to {} with another DSN: ruvector ctl source set-dsn gives it this one",
                 source.id
             );
             return Err(Refusal::Conflict { what });
@@ -56,11 +85,14 @@ impl ClusterState {
             incarnation: Incarnation(1),
             slot: None,
             server_start: None,
+            slot_hold_limit_bytes: None,
             slot_name: slot_name(&self.map.cluster_id, id),
             publication_name: PUBLICATION_NAME.to_owned(),
             problem: String::new(),
             consumer: None,
             consumer_epoch: ConsumerEpoch(0),
+            is_paused: false,
+            dsn_version: DsnVersion(0),
         };
         self.map.sources.insert(id, source);
         Ok((Response::SourceAdded { source: id }, MapChanged::Yes))
@@ -107,8 +139,8 @@ impl ClusterState {
         Ok((Response::SourceAssigned { token }, MapChanged::Yes))
     }
 
-    /// The slot's identity is told once. Another one means a break in the
-    /// source's history, which is not what a report may decide. The server's start is
+    /// The slot's identity is told once. Another one means a [break](super::breaks)
+    /// in the source's history, which is not what a report may decide. The server's start is
     /// told again whenever the consumer finds another.
     pub(super) fn report_source(
         &mut self,

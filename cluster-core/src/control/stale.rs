@@ -3,7 +3,7 @@
 //! The one exception to P2, taken only when the holder of the source's token says
 //! that a limit is reached. A stale replica is not copied from: what it lacks would
 //! be missing in the copy as well. With a peer that serves it learns anew, like one
-//! that was demoted; without one its partition waits until the index is built anew.
+//! that was demoted; without one its collection is reconciled with its table.
 
 use super::collections::is_ready;
 use super::command::Response;
@@ -36,18 +36,33 @@ impl ClusterState {
         let Some(replica) = replica_of(record, node, generation) else {
             return Ok((Response::Done, MapChanged::No));
         };
+        let reconciles = self.map.collections[&collection].reconciles_since();
         match replica.state {
             ReplicaState::Serving => replica.state = ReplicaState::Stale,
             ReplicaState::Learner => return self.cancel_move(partition, generation),
+            // Fed again, and passed again: what was copied to it has a hole.
+            ReplicaState::Stale if reconciles.is_some() => {}
             // No slot waits for these.
             ReplicaState::Stale | ReplicaState::Demoted | ReplicaState::Releasing => {
                 return Ok((Response::Done, MapChanged::No));
             }
         }
-        if record.needs_reconcile() {
+        let needs_reconcile = record.needs_reconcile();
+        if needs_reconcile {
             // The halves have nobody left to copy from.
             self.map.splits.remove(&partition);
         }
+        if needs_reconcile || reconciles.is_some() {
+            self.want_reconcile(collection, passed(partition, node));
+        }
         Ok((Response::Done, MapChanged::Yes))
     }
+}
+
+/// Why a collection is reconciled of which the slot has passed a replica.
+fn passed(partition: PartitionId, node: NodeId) -> String {
+    format!(
+        "the slot has passed {partition} on {node}, and no other replica has what it lacks: \
+         it is compared with the table"
+    )
 }

@@ -1,5 +1,6 @@
 //! The state that every coordinator holds, and the door to it.
 
+use super::breaks::NewSlot;
 use super::command::{
     Command, CoordinatorMember, Move, PlannedMove, RebalanceMode, Refusal, Reign, Response,
 };
@@ -159,6 +160,10 @@ impl ClusterState {
             Command::ForgetConsumer { consumer } => self.forget_consumer(consumer),
             Command::AddSource { name, dsn } => self.add_source(name, dsn),
             Command::RemoveSource { source } => self.remove_source(source),
+            Command::SetSourcePaused { source, is_paused } => {
+                self.set_source_paused(source, is_paused)
+            }
+            Command::SetSourceDsn { source, dsn } => self.set_source_dsn(source, dsn),
             Command::AssignSource {
                 source,
                 consumer,
@@ -171,6 +176,31 @@ impl ClusterState {
                 server_start,
                 problem,
             } => self.report_source(source, token, slot, server_start, problem),
+            Command::BreakHistory {
+                source,
+                token,
+                expected,
+                slot,
+                slot_name,
+                server_start,
+                reason,
+            } => {
+                let new = NewSlot {
+                    slot,
+                    slot_name,
+                    server_start,
+                };
+                self.break_history(source, token, expected, new, reason)
+            }
+            Command::FollowTimeline {
+                source,
+                token,
+                from,
+                to,
+            } => self.follow_timeline(source, token, (from, to)),
+            Command::RequestReconcile { collection, reason } => {
+                self.request_reconcile(collection, reason)
+            }
             Command::CreateCollection {
                 token,
                 spec,
@@ -239,6 +269,10 @@ impl ClusterState {
             }
             Command::SetMembers { members } => self.set_members(members),
             Command::PlanMoves { moves } => self.plan_moves(moves),
+            Command::SetSlotHoldLimit {
+                source,
+                limit_bytes,
+            } => self.set_slot_hold_limit(source, limit_bytes),
         }
     }
 

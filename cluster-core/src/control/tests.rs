@@ -305,7 +305,7 @@ fn p6_a_reign_has_one_epoch_and_a_later_reign_a_higher_one() {
 }
 
 #[test]
-fn lesson_26_a_known_id_with_another_disk_is_refused() {
+fn a_known_id_with_another_disk_is_refused() {
     let mut cluster = Cluster::ready(2);
     let one = NodeId(1);
     assert_eq!(
@@ -435,6 +435,34 @@ fn a_slots_identity_is_told_once() {
         cluster.map().sources[&SourceId(1)].problem,
         "wal_level is not logical"
     );
+}
+
+#[test]
+fn p11_a_sources_own_slot_limit_is_data_and_older_logs_have_none() {
+    let mut cluster = Cluster::ready(1);
+    let set = |of, limit_bytes| Command::SetSlotHoldLimit {
+        source: SourceId(of),
+        limit_bytes,
+    };
+    let limit = |cluster: &Cluster| cluster.map().sources[&SourceId(1)].slot_hold_limit_bytes;
+    assert_eq!(limit(&cluster), None);
+    for wanted in [Some(5 << 30), Some(0), None] {
+        assert_eq!(cluster.twice(set(1, wanted)), Response::Done);
+        assert_eq!(limit(&cluster), wanted);
+    }
+    assert!(matches!(
+        cluster.apply(set(7, Some(1))),
+        Response::Refused(Refusal::UnknownSource { .. })
+    ));
+    // A snapshot of a version that knew of no such limit.
+    let mut source = serde_json::to_value(&cluster.map().sources[&SourceId(1)]).unwrap();
+    source
+        .as_object_mut()
+        .unwrap()
+        .remove("slot_hold_limit_bytes")
+        .unwrap();
+    let source: Source = serde_json::from_value(source).unwrap();
+    assert_eq!(source.slot_hold_limit_bytes, None);
 }
 
 #[test]

@@ -42,7 +42,13 @@ pub struct Grantor {
     confirmed_at: Option<ReignMs>,
     nodes: BTreeMap<NodeId, NodeRecord>,
     consumers: BTreeMap<ConsumerId, ReignMs>,
+    /// Begun, with an outcome that is not known yet.
     handing_over: Handovers,
+    /// What renewals leave out: what is handed over, and what is asked back.
+    withheld: Handovers,
+    /// What a holder has let go of by its own word; it never follows it again under
+    /// that token.
+    released: Handovers,
 }
 
 impl Grantor {
@@ -56,6 +62,8 @@ impl Grantor {
             nodes: BTreeMap::new(),
             consumers: BTreeMap::new(),
             handing_over: Handovers::new(),
+            withheld: Handovers::new(),
+            released: Handovers::new(),
         }
     }
 
@@ -116,11 +124,46 @@ impl Grantor {
         self.check_confirmed(received)?;
         let renewed_at = self.consumers.entry(consumer).or_insert(received);
         *renewed_at = received.max(*renewed_at);
-        Ok(&self.handing_over)
+        Ok(&self.withheld)
+    }
+
+    /// Asks a living holder to let go of a source: its renewals leave it out from
+    /// here on.
+    pub fn recall(&mut self, source: SourceId, token: ConsumerEpoch) {
+        self.withheld.insert(source, token);
+    }
+
+    /// The source is not asked back any more. What is being handed over stays so.
+    pub fn end_recall(&mut self, source: SourceId) {
+        if !self.handing_over.contains_key(&source) {
+            self.withheld.remove(&source);
+        }
+    }
+
+    /// A holder has let go of a source, and follows it under that token never again:
+    /// nobody needs to wait for its lease.
+    pub fn released(&mut self, source: SourceId, token: ConsumerEpoch) {
+        let known = self.released.entry(source).or_insert(token);
+        *known = token.max(*known);
+    }
+
+    /// Whether nobody follows a source under the token any more, nor can.
+    pub fn is_free(
+        &self,
+        source: SourceId,
+        holder: Option<ConsumerId>,
+        token: ConsumerEpoch,
+        now: ReignMs,
+    ) -> bool {
+        let is_over = |holder| {
+            let silent_ms = self.consumer_silence_ms(holder, now);
+            self.terms.is_waited_out(silent_ms)
+        };
+        holder.is_none_or(is_over) || self.released.get(&source) == Some(&token)
     }
 
     /// Begins to take a source from its holder, unless the holder's lease may
-    /// still run. From here on the holder's renewals leave the source out, until
+    /// still run and it has not let go. From here on the holder's renewals leave the source out, until
     /// the handover has happened or was refused: one whose outcome is unknown
     /// goes on, even when the holder comes back meanwhile.
     pub fn begin_handover(
@@ -130,12 +173,10 @@ impl Grantor {
         token: ConsumerEpoch,
         now: ReignMs,
     ) -> bool {
-        let free = holder.is_none_or(|holder| {
-            let silent_ms = self.consumer_silence_ms(holder, now);
-            self.terms.is_waited_out(silent_ms)
-        });
+        let free = self.is_free(source, holder, token, now);
         if free {
             self.handing_over.insert(source, token);
+            self.withheld.insert(source, token);
         }
         free || self.handing_over.get(&source) == Some(&token)
     }
@@ -143,6 +184,7 @@ impl Grantor {
     /// The handover was refused; the holder keeps the source.
     pub fn end_handover(&mut self, source: SourceId) {
         self.handing_over.remove(&source);
+        self.withheld.remove(&source);
     }
 
     /// Whether a consumer has renewed in this reign, within the lease's time.

@@ -3,7 +3,7 @@
 use super::conflict::Conflict;
 use super::nodes::Liveness;
 use super::{Plan, RebalancePolicy};
-use crate::collection::CollectionState;
+use crate::collection::Collection;
 use crate::control::{Move, MoveReason, PlannedMove};
 use crate::ids::{NodeId, PartitionId};
 use crate::layout::{Layout, PartitionNo, Shift, Standing};
@@ -157,7 +157,7 @@ impl<'a> Planner<'a> {
 
 pub(super) fn is_ready(map: &PartitionMap, partition: &Partition) -> bool {
     let collection = map.collections.get(&partition.collection);
-    collection.is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }))
+    collection.is_some_and(Collection::can_be_copied)
 }
 
 pub(super) fn has_source(partition: &Partition, nodes: &Liveness) -> bool {

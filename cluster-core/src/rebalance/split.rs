@@ -1,7 +1,7 @@
 //! Which partitions have grown too large, and which splits lead nowhere.
 
 use super::nodes::Liveness;
-use crate::collection::CollectionState;
+use crate::collection::Collection;
 use crate::control::Move;
 use crate::ids::PartitionId;
 use crate::map::{PartitionMap, ReplicaState};
@@ -22,7 +22,7 @@ pub fn splits(
             return false;
         };
         let collection = map.collections.get(&partition.collection);
-        let is_ready = collection.is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }));
+        let is_ready = collection.is_some_and(Collection::can_be_copied);
         let mut replicas = partition.replicas.iter();
         let is_whole = replicas.all(|r| r.state == ReplicaState::Serving && nodes.is_live(r.node));
         is_ready && is_whole && !moves.contains_key(id) && !map.splits.contains_key(id)

@@ -106,6 +106,7 @@ impl World {
             spec,
             state,
             last_backfill,
+            reconcile: None,
         };
         self.map.collections.insert(id, collection);
         id

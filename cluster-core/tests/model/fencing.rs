@@ -30,9 +30,22 @@ enum Broken {
     WaitsForNobody,
     /// A handover whose outcome is unknown is forgotten.
     HandoverForgotten,
+    /// A holder that has let go follows the source again under the same token.
+    FollowsAgain,
+    /// To ask a holder to let go is taken for its word that it did.
+    AskedIsReleased,
 }
 
-struct Fencing(Broken);
+struct Fencing {
+    broken: Broken,
+    /// How often the leader asks a living holder to let go.
+    recalls: u8,
+}
+
+const WAITED_OUT: Fencing = Fencing {
+    broken: Broken::Nothing,
+    recalls: 0,
+};
 
 const CONSUMERS: [ConsumerId; 2] = [ConsumerId(1), ConsumerId(2)];
 const TIME_MAX_MS: u64 = 4 * STEP_MS;
@@ -54,6 +67,7 @@ struct World {
 struct Left {
     elections: u8,
     doubles: u8,
+    recalls: u8,
     renewals: [u8; 2],
 }
 
@@ -74,6 +88,7 @@ struct Renewal {
     consumer: usize,
     sent: BootMs,
     received: ReignMs,
+    released: Option<ConsumerEpoch>,
 }
 
 #[derive(Clone, Default, Hash)]
@@ -82,6 +97,8 @@ struct Consumer {
     token: Option<ConsumerEpoch>,
     /// When the renewal was sent whose answer it takes.
     awaits: Option<BootMs>,
+    /// It let go of the source, for good under this token.
+    released: Option<ConsumerEpoch>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,6 +106,7 @@ enum Message {
     Renew {
         consumer: usize,
         sent: BootMs,
+        released: Option<ConsumerEpoch>,
     },
     Grant {
         consumer: usize,
@@ -116,6 +134,7 @@ enum Action {
         to: usize,
     },
     Commit,
+    Recall,
     ForgetHandover,
     Arrive {
         renewal: Message,
@@ -183,7 +202,7 @@ impl Fencing {
             start: 1,
         };
         world.committed.apply(Command::NewEpoch { reign })?;
-        let terms = match self.0 {
+        let terms = match self.broken {
             Broken::DriftIgnored => DRIFT_IGNORED,
             _ => TERMS,
         };
@@ -199,19 +218,25 @@ impl Fencing {
         Ok(())
     }
 
-    fn arrive(&self, world: &mut World, (consumer, sent): (usize, BootMs), at: usize) {
+    fn arrive(
+        &self,
+        world: &mut World,
+        (consumer, sent, released): (usize, BootMs, Option<ConsumerEpoch>),
+        at: usize,
+    ) {
         let (now, leads) = (world.now, world.leader == at);
         let reigning = world.coordinators[at].as_mut().expect("it reigns");
         let received = now - reigning.since;
         // The round begins with the arrival; a quorum answers only the one that
         // leads.
-        if leads || self.0 == Broken::RoundBeforeArrival {
+        if leads || self.broken == Broken::RoundBeforeArrival {
             reigning.grantor.confirmed(received);
         }
         reigning.arrived.insert(Renewal {
             consumer,
             sent,
             received,
+            released,
         });
     }
 
@@ -228,13 +253,17 @@ impl Fencing {
         let now = world.boot_ms(consumer);
         let holder = &mut world.consumers[consumer];
         holder.awaits = None;
-        let counted = match self.0 {
+        let counted = match self.broken {
             Broken::CountsFromReceipt => now,
             _ => sent,
         };
         holder.lease.granted(epoch, counted, TERMS.ttl_ms, now);
         if holder.lease.is_held(now) {
-            holder.token = token;
+            if token.is_none() {
+                holder.released = holder.released.max(holder.token);
+            }
+            let may_follow = self.broken == Broken::FollowsAgain || token > holder.released;
+            holder.token = token.filter(|_| may_follow);
         }
     }
 
@@ -243,11 +272,11 @@ impl Fencing {
     fn forget_the_late(&self, world: &mut World) {
         let waits = |consumer: usize, sent: BootMs| {
             let is_late = boot_ms(world.now, world.is_slow[consumer]) >= sent + TERMS.ttl_ms;
-            let is_late = is_late && self.0 != Broken::CountsFromReceipt;
+            let is_late = is_late && self.broken != Broken::CountsFromReceipt;
             world.consumers[consumer].awaits == Some(sent) && !is_late
         };
         world.network.retain(|message| match message {
-            Message::Renew { consumer, sent } | Message::Grant { consumer, sent, .. } => {
+            Message::Renew { consumer, sent, .. } | Message::Grant { consumer, sent, .. } => {
                 waits(*consumer, *sent)
             }
         });
@@ -263,11 +292,17 @@ impl Fencing {
             consumer,
             sent,
             received,
+            released,
         } = renewal;
         let id = CONSUMERS[consumer];
-        let Ok(taken) = reigning.grantor.renew_consumer(id, received) else {
+        if reigning.grantor.renew_consumer(id, received).is_err() {
             return;
-        };
+        }
+        if let Some(released) = released {
+            reigning.grantor.released(SOURCE, released);
+        }
+        let taken = reigning.grantor.renew_consumer(id, received);
+        let taken = taken.expect("confirmed above");
         let token = grantable(reigning.view.state(), id, taken)
             .next()
             .map(|(_, token)| token);
@@ -297,8 +332,10 @@ impl Model for Fencing {
             network: BTreeSet::new(),
             left: Left {
                 elections: 1,
-                doubles: 1,
-                renewals: [1, 1],
+                doubles: 1 - self.recalls,
+                recalls: self.recalls,
+                // One to hear that it is asked, one to say that it let go.
+                renewals: [1 + self.recalls, 1],
             },
         };
         world.coordinators[0] = Some(Reigning {
@@ -356,7 +393,7 @@ impl Model for Fencing {
                 renewal: *renewal,
             }));
         }
-        if let Some(to) = world.free_for(self.0) {
+        if let Some(to) = world.free_for(self.broken) {
             actions.push(Action::Propose { to });
         }
         if world.coordinators[world.leader]
@@ -364,9 +401,12 @@ impl Model for Fencing {
             .is_some_and(|c| c.proposed.is_some())
         {
             actions.push(Action::Commit);
-            if self.0 == Broken::HandoverForgotten {
+            if self.broken == Broken::HandoverForgotten {
                 actions.push(Action::ForgetHandover);
             }
+        }
+        if world.left.recalls > 0 && world.committed.source().consumer == Some(CONSUMERS[0]) {
+            actions.push(Action::Recall);
         }
         for message in &world.network {
             if let Message::Grant { .. } = message {
@@ -408,14 +448,19 @@ impl Model for Fencing {
                 let (consumer, sent) = (*consumer, world.boot_ms(*consumer));
                 world.left.renewals[consumer] -= 1;
                 world.consumers[consumer].awaits = Some(sent);
-                world.network.insert(Message::Renew { consumer, sent });
+                let released = world.consumers[consumer].released;
+                world.network.insert(Message::Renew {
+                    consumer,
+                    sent,
+                    released,
+                });
             }
             Action::Answer { leader, renewal } => Self::answer(world, *leader, *renewal),
             Action::Propose { to } => {
                 let source = world.committed.source().clone();
                 let now = world.now;
                 let leading = world.leading();
-                let now = match self.0 {
+                let now = match self.broken {
                     Broken::WaitsForNobody => now + TERMS.wait_out_ms() + 1,
                     _ => now,
                 } - leading.since;
@@ -427,14 +472,28 @@ impl Model for Fencing {
                 let heir = world.leading().proposed.take().expect("proposed");
                 world.hand_over(heir)?;
             }
+            Action::Recall => {
+                world.left.recalls -= 1;
+                let token = world.committed.source().consumer_epoch;
+                let leading = world.leading();
+                leading.grantor.recall(SOURCE, token);
+                if self.broken == Broken::AskedIsReleased {
+                    leading.grantor.released(SOURCE, token);
+                }
+            }
             Action::ForgetHandover => world.leading().grantor.end_handover(SOURCE),
             Action::Arrive { renewal, at, again } => {
                 match again {
                     true => world.left.doubles -= 1,
                     false => drop(world.network.remove(renewal)),
                 }
-                if let Message::Renew { consumer, sent } = *renewal {
-                    self.arrive(world, (consumer, sent), *at);
+                if let Message::Renew {
+                    consumer,
+                    sent,
+                    released,
+                } = *renewal
+                {
+                    self.arrive(world, (consumer, sent, released), *at);
                 }
             }
             Action::Take { grant } => {
@@ -458,11 +517,24 @@ const STATES_MAX: usize = 600_000;
 
 #[test]
 fn p5_at_most_one_consumer_holds_a_source() {
-    holds("fencing", &Fencing(Broken::Nothing), 500_000, STATES_MAX);
+    holds("fencing", &WAITED_OUT, 500_000, STATES_MAX);
+}
+
+#[test]
+fn p5_a_source_that_is_asked_back_has_one_holder_all_the_while() {
+    let recalled = Fencing {
+        recalls: 1,
+        ..WAITED_OUT
+    };
+    holds("recall", &recalled, 100_000, STATES_MAX);
 }
 
 fn two_hold(name: &str, broken: Broken) {
-    let violation = breaks(name, &Fencing(broken), STATES_MAX);
+    let recalls = u8::from(matches!(
+        broken,
+        Broken::FollowsAgain | Broken::AskedIsReleased
+    ));
+    let violation = breaks(name, &Fencing { broken, recalls }, STATES_MAX);
     assert!(
         matches!(violation, Violation::TwoHolders { .. }),
         "{violation}"
@@ -492,4 +564,14 @@ fn the_model_notices_a_new_leader_that_waits_for_nobody() {
 #[test]
 fn the_model_notices_a_forgotten_handover() {
     two_hold("handover forgotten", Broken::HandoverForgotten);
+}
+
+#[test]
+fn the_model_notices_a_holder_that_follows_again_what_it_let_go_of() {
+    two_hold("follows again", Broken::FollowsAgain);
+}
+
+#[test]
+fn the_model_notices_a_leader_that_takes_its_asking_for_the_answer() {
+    two_hold("asked is released", Broken::AskedIsReleased);
 }

@@ -112,6 +112,18 @@ impl Leases {
                     false => "its lease may still run".to_owned(),
                 }
             }
+            "recall" => {
+                grantor.recall(SOURCE, token);
+                "its renewals leave it out".to_owned()
+            }
+            "unrecall" => {
+                grantor.end_recall(SOURCE);
+                "the holder may keep it".to_owned()
+            }
+            "released" => {
+                grantor.released(SOURCE, ConsumerEpoch(words.get("token")));
+                "the holder says so".to_owned()
+            }
             "refused" => {
                 grantor.end_handover(SOURCE);
                 "the holder keeps it".to_owned()

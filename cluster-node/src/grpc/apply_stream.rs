@@ -9,7 +9,7 @@
 
 use super::convert;
 use crate::node::Node;
-use crate::partition::job::{Gap, StreamGaps};
+use crate::partition::job::{Gap, OnHole, StreamGaps};
 use crate::partition::replica::{Replica, ReplicaId};
 use crate::source::{Retention, Source};
 use cluster_core::change::Batch;
@@ -230,12 +230,22 @@ impl Stream {
         };
         self.check_source(&replica)?;
         // A slot may count on any other, and on what it holds.
-        let assigned = self.node.assigned(partition, generation);
-        let may_begin_anew = assigned == Some(ReplicaState::Learner);
+        let on_hole = match self.node.assigned(partition, generation) {
+            Some(ReplicaState::Learner) => OnHole::BeginAnew,
+            Some(ReplicaState::Stale) if self.is_reconciled(&replica) => OnHole::Distrust,
+            _ => OnHole::Refuse,
+        };
         replica
-            .attach(from, self.gaps.clone(), may_begin_anew)
+            .attach(from, self.gaps.clone(), on_hole)
             .await
             .map_err(|stopped| self.node.estale("generation", stopped.to_string()))
+    }
+
+    /// What a stale replica is attached for has begun.
+    fn is_reconciled(&self, replica: &Replica) -> bool {
+        let map = self.node.map();
+        let collection = map.collections.get(&replica.id.collection);
+        collection.is_some_and(|c| c.reconciles_since().is_some())
     }
 
     fn check_source(&self, replica: &Replica) -> Result<(), Status> {
@@ -264,8 +274,8 @@ impl Stream {
             // What is not fed has not been told everything up to `to`.
             let needs_attach = match self.node.assigned(partition, generation) {
                 Some(ReplicaState::Serving | ReplicaState::Releasing) => false,
-                Some(ReplicaState::Learner) => true,
-                Some(ReplicaState::Demoted | ReplicaState::Stale) | None => continue,
+                Some(ReplicaState::Learner | ReplicaState::Stale) => true,
+                Some(ReplicaState::Demoted) | None => continue,
             };
             if !except.contains(&partition.0) {
                 // One that stopped has left the node; the stream ends by itself.

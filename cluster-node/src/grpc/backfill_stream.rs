@@ -4,7 +4,7 @@
 use super::convert;
 use super::service::install;
 use crate::node::Node;
-use crate::partition::job::Job;
+use crate::partition::job::{Job, Sweep};
 use cluster_core::backfill::BackfillMark;
 use cluster_core::change::BackfillRow;
 use cluster_core::ids::*;
@@ -22,6 +22,8 @@ pub const OUTSTANDING_MAX: usize = 16;
 const ASSIGNMENT_WAIT: Duration = Duration::from_secs(5);
 /// The number that answers a close.
 const CLOSED: u64 = u64::MAX;
+/// That answers a sweep.
+const SWEPT: u64 = u64::MAX - 1;
 
 pub type Responses = mpsc::Sender<Result<v1::BackfillResponse, Status>>;
 
@@ -89,7 +91,12 @@ async fn dispatch(node: &Arc<Node>, request: v1::BackfillRequest) -> Result<Outs
             let source = SourceId(open.source_id);
             install(node, source, ConsumerEpoch(open.consumer_epoch)).await?;
             let backfill = BackfillId(open.backfill_id);
-            let job = Job::OpenBackfill { backfill, reply };
+            let since = Some(open.reconcile_since).filter(|since| *since != 0);
+            let job = Job::OpenBackfill {
+                backfill,
+                since: since.map(BackfillId),
+                reply,
+            };
             let partition = PartitionId(open.partition_id);
             Ok(send(node, partition, backfill, 0, job, result).await)
         }
@@ -114,6 +121,18 @@ async fn dispatch(node: &Arc<Node>, request: v1::BackfillRequest) -> Result<Outs
                 reply,
             };
             Ok(send(node, partition, backfill, number, job, result).await)
+        }
+        backfill_request::Kind::Sweep(sweep) => {
+            let backfill = BackfillId(sweep.backfill_id);
+            let job = Job::Sweep(Sweep {
+                backfill,
+                below: required(sweep.below, "below")?.into(),
+                after: None,
+                removed: 0,
+                reply,
+            });
+            let partition = PartitionId(sweep.partition_id);
+            Ok(send(node, partition, backfill, SWEPT, job, result).await)
         }
         backfill_request::Kind::Close(close) => {
             let backfill = BackfillId(close.backfill_id);

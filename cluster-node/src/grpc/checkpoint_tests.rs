@@ -335,6 +335,12 @@ impl v1::node_server::Node for Crooked {
     ) -> Result<Response<v1::SearchResponse>, Status> {
         no()
     }
+    async fn digest(
+        &self,
+        _: Request<v1::DigestRequest>,
+    ) -> Result<Response<v1::DigestResponse>, Status> {
+        no()
+    }
     async fn close_cursors(
         &self,
         _: Request<v1::CloseCursorsRequest>,

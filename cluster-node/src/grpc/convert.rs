@@ -3,6 +3,7 @@
 use crate::config::SearchConfig;
 use crate::partition::learning::LearnerProgress;
 use crate::partition::replica::Replica;
+use crate::query::digest::Digest;
 use crate::query::search::{PARTITIONS_MAX, Page, PageError, PageOf, Search};
 use crate::storage::RawRecord;
 use cluster_core::change::{BackfillRow, Batch, Change, VectorColumn};
@@ -35,6 +36,8 @@ pub fn search(wire: v1::SearchRequest, limits: &SearchConfig) -> Result<Search, 
         epoch: LeaseEpoch(wire.epoch),
         map_version: MapVersion(wire.map_version),
         source: SourceId(wire.source_id),
+        asked_by: wire.asked_by.map(Into::into),
+        incarnation: Incarnation(wire.incarnation),
         collection: CollectionId(wire.collection_id),
         vector: vector_from_bytes(&wire.query)?,
         ef: (wire.ef_search as usize).clamp(1, index_engine::params::EF_MAX),
@@ -48,6 +51,21 @@ pub fn search(wire: v1::SearchRequest, limits: &SearchConfig) -> Result<Search, 
         exact: wire.exact,
         accepts_stale: wire.accepts_stale,
         partitions: wire.partitions.iter().map(page_of).collect(),
+    })
+}
+
+pub fn digest(wire: v1::DigestRequest) -> Result<Digest, BadMessage> {
+    Ok(Digest {
+        epoch: LeaseEpoch(wire.epoch),
+        map_version: MapVersion(wire.map_version),
+        source: SourceId(wire.source_id),
+        asked_by: wire.asked_by.map(Into::into),
+        collection: CollectionId(wire.collection_id),
+        partition: PartitionId(wire.partition_id),
+        generation: Generation(wire.generation),
+        min_lsn: (wire.min_lsn > 0).then_some(Lsn(wire.min_lsn)),
+        deadline: Duration::from_millis(wire.deadline_ms),
+        wanted: required(wire.of, "what to digest")?.try_into()?,
     })
 }
 

@@ -3,7 +3,7 @@
 use super::{apply_stream, backfill_stream, checkpoint, convert};
 use crate::node::Node;
 use crate::partition::replica::Replica;
-use crate::query::search::SearchError;
+use crate::query::search::{PageError, PagingError, SearchError};
 use crate::source::Source;
 use crate::storage::StorageError;
 use cluster_core::apply::StoredVector;
@@ -127,6 +127,8 @@ impl v1::node_server::Node for NodeService {
         }
         let storage = self.node.storage.clone();
         let found = blocking(move || storage.row_before(partition, &key, before)).await?;
+        // What it holds may be of before a gap: the caller reads the table instead.
+        let found = found.filter(|_| !replica.is_reconciling());
         let (found, vector) = match found {
             Some(StoredVector::Value(vector)) => (Found::Value, vector_to_bytes(&vector)),
             Some(StoredVector::Pending) => (Found::Pending, Default::default()),
@@ -163,17 +165,29 @@ impl v1::node_server::Node for NodeService {
         node.metrics
             .search_seconds
             .observe(started.elapsed().as_secs_f64());
-        let answers = answered.map_err(|error| match error {
-            SearchError::Stale(reason) => node.estale(reason, reason),
-            SearchError::Invalid(message) => Status::invalid_argument(message),
-            SearchError::Throttled => proto::error::throttled(error.to_string(), THROTTLE),
-        })?;
+        let answers = answered.map_err(|error| self.refusal(error))?;
         let pages = answers.into_iter();
         Ok(Response::new(v1::SearchResponse {
             pages: pages.map(|(id, page)| convert::page(id, page)).collect(),
             epoch: node.lease.epoch().0,
             map_version: node.map_version().0,
         }))
+    }
+
+    async fn digest(
+        &self,
+        request: Request<v1::DigestRequest>,
+    ) -> Result<Response<v1::DigestResponse>, Status> {
+        let digest = convert::digest(request.into_inner())?;
+        let answered = self.node.digest(digest).await;
+        let piece = answered.map_err(|error| match error {
+            PagingError::Request(error) => self.refusal(error),
+            PagingError::Page(PageError::Stale(reason)) => self.node.estale(reason, reason),
+            PagingError::Page(PageError::Lagging(message)) => proto::error::lagging(message),
+            PagingError::Page(PageError::Corrupt(problem)) => Status::data_loss(problem),
+            PagingError::Page(error) => Status::unavailable(error.to_string()),
+        })?;
+        Ok(Response::new(piece.into()))
     }
 
     async fn close_cursors(
@@ -210,6 +224,15 @@ impl v1::node_server::Node for NodeService {
 }
 
 impl NodeService {
+    fn refusal(&self, error: SearchError) -> Status {
+        match error {
+            SearchError::Stale(reason) => self.node.estale(reason, reason),
+            SearchError::Invalid(message) => Status::invalid_argument(message),
+            SearchError::Stranger(stranger) => proto::error::stranger(stranger.to_string()),
+            SearchError::Throttled(_) => proto::error::throttled(error.to_string(), THROTTLE),
+        }
+    }
+
     /// The replica, unless it is still copying: its rows are none that a replica
     /// of the stream ever had.
     fn caught_up(&self, partition: PartitionId) -> Result<Arc<Replica>, Status> {

@@ -95,6 +95,7 @@ async fn until_durable(responses: &mut Streaming<v1::ApplyResponse>, lsn: u64) {
 
 fn search_request(min_lsn: u64) -> v1::SearchRequest {
     v1::SearchRequest {
+        incarnation: 1,
         epoch: 1,
         map_version: 1,
         source_id: 1,
@@ -108,6 +109,7 @@ fn search_request(min_lsn: u64) -> v1::SearchRequest {
         deadline_ms: 3_000,
         exact: false,
         accepts_stale: false,
+        asked_by: None,
         partitions: vec![v1::PartitionCursor {
             partition_id: PARTITION.0,
             generation: 1,
@@ -210,6 +212,7 @@ async fn p5_a_later_consumer_ends_the_stream_of_an_earlier_one() {
 async fn a_backfill_is_opened_filled_and_closed_over_the_wire() {
     let mut w = wire().await;
     let open = backfill_request::Kind::Open(v1::BackfillOpen {
+        reconcile_since: 0,
         consumer_epoch: 1,
         source_id: 1,
         partition_id: PARTITION.0,

@@ -13,6 +13,7 @@ use crate::storage::{OpenBackfill, WriteSet};
 use cluster_core::backfill::BackfillMark;
 use cluster_core::change::BackfillRow;
 use cluster_core::ids::BackfillId;
+use cluster_core::reconcile::{admits_chunk, mark_that_holds};
 use cluster_core::wal_position::WalPosition;
 
 pub(super) type Answer = Result<Result<Option<BackfillMark>, String>, Fatal>;
@@ -28,7 +29,8 @@ fn refuse(why: String) -> Answer {
     Ok(Err(why))
 }
 
-pub(super) fn open(writer: &mut Writer, backfill: BackfillId) -> Answer {
+/// `since`: the first backfill of the reconcile that it belongs to.
+pub(super) fn open(writer: &mut Writer, backfill: BackfillId, since: Option<BackfillId>) -> Answer {
     let last = writer.meta.last_backfill;
     if backfill < last {
         return refuse(format!("backfill {backfill} is older than {last}"));
@@ -42,6 +44,7 @@ pub(super) fn open(writer: &mut Writer, backfill: BackfillId) -> Answer {
     let mut meta = writer.meta.clone();
     meta.last_backfill = backfill;
     meta.open_backfill = Some(OpenBackfill { last_chunk: 0 });
+    meta.backfill_mark = mark_that_holds(meta.backfill_mark, last, since);
     let mut set = WriteSet::default();
     set.put_meta(writer.replica.id.partition, &meta);
     writer.context.storage.commit(set)?;
@@ -71,6 +74,11 @@ pub(super) fn chunk(
         let last_chunk = open.last_chunk;
         return refuse(format!("chunk {chunk} does not follow {last_chunk}"));
     }
+    if !admits_chunk(stamp, mark.as_ref(), writer.meta.reconcile_from) {
+        return refuse(format!(
+            "the copy up to {stamp} began before the replica was attached"
+        ));
+    }
     let mut meta = writer.meta.clone();
     meta.open_backfill = Some(OpenBackfill { last_chunk: chunk });
     meta.stamp_high = meta.stamp_high.max(stamp);
@@ -98,12 +106,17 @@ pub(super) fn close(writer: &mut Writer, backfill: BackfillId) -> Answer {
     if pending > 0 {
         return refuse(format!("PENDING {pending}"));
     }
+    if writer.meta.reconcile_from.is_some() && writer.swept != Some(backfill) {
+        return refuse("the replica has not been swept".to_owned());
+    }
     let mut meta = writer.meta.clone();
     meta.open_backfill = None;
+    meta.reconcile_from = None;
     let mut set = WriteSet::default();
     set.put_meta(writer.replica.id.partition, &meta);
     set.clear_tombstones(writer.replica.id.partition);
     writer.context.storage.commit(set)?;
     writer.meta = meta;
+    writer.replica.set_reconcile_from(None);
     Ok(Ok(None))
 }

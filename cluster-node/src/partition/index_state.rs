@@ -104,10 +104,42 @@ impl IndexState {
         self.ids.iter().map(|(key, id)| (key, *id))
     }
 
+    /// Whether a search finds the key's present vector.
+    pub fn holds(&self, key: &RowKey) -> bool {
+        let id = self.ids.get(key);
+        id.is_some_and(|id| self.live.key(*id) == Some(key))
+    }
+
     /// A row that is on disk already.
     pub fn add_row(&mut self, key: RowKey, vector: &[f32]) -> Result<(), PublishError> {
         let id = self.live.insert(&key, vector)?;
         self.ids.insert(key, id);
+        Ok(())
+    }
+
+    /// Takes over a row of another index of the same parameters.
+    pub fn copy_row(
+        &mut self,
+        key: RowKey,
+        from: &LiveIndex,
+        id: VectorId,
+    ) -> Result<(), PublishError> {
+        let id = self.live.insert_from(&key, from, id)?;
+        self.ids.insert(key, id);
+        Ok(())
+    }
+
+    /// Takes over a former version of another index of the same parameters.
+    pub fn copy_former(
+        &mut self,
+        key: RowKey,
+        (ended, ended_xid): (WalPosition, FullXid),
+        from: &LiveIndex,
+        id: VectorId,
+    ) -> Result<(), PublishError> {
+        let id = self.live.insert_from(&key, from, id)?;
+        self.live.index().end(id, ended_xid);
+        self.replace_former(key, ended, ended_xid, id);
         Ok(())
     }
 

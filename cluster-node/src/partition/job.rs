@@ -6,6 +6,7 @@ use cluster_core::backfill::BackfillMark;
 use cluster_core::change::{BackfillRow, Batch};
 use cluster_core::ids::{BackfillId, PartitionId};
 use cluster_core::learner::{CopyKey, CopyRun};
+use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,6 +110,29 @@ pub type BackfillReply = oneshot::Sender<Result<Option<BackfillMark>, String>>;
 /// `Err` says why a step of a copy was refused.
 pub type CopyReply = oneshot::Sender<Result<(), String>>;
 
+/// What an attachment does where the stream has a hole below it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnHole {
+    /// A slot may count on the replica, and on what it holds: GAP.
+    Refuse,
+    /// The map says that it learns: no slot counts on it.
+    BeginAnew,
+    /// The map says that it is stale and its collection is reconciled: it keeps its
+    /// rows, and trusts none.
+    Distrust,
+}
+
+/// A sweep that is under way.
+pub struct Sweep {
+    pub backfill: BackfillId,
+    /// Rows that stand below go.
+    pub below: WalPosition,
+    /// The last key that was looked at.
+    pub after: Option<RowKey>,
+    pub removed: u64,
+    pub reply: BackfillReply,
+}
+
 pub enum Job {
     Apply {
         batch: Batch,
@@ -125,8 +149,7 @@ pub enum Job {
     Attach {
         from: WalPosition,
         gaps: Arc<StreamGaps>,
-        /// The map says that the replica learns: no slot counts on it.
-        may_begin_anew: bool,
+        on_hole: OnHole,
     },
     Copy {
         run: CopyRun,
@@ -135,6 +158,8 @@ pub enum Job {
     },
     OpenBackfill {
         backfill: BackfillId,
+        /// The first backfill of the reconcile that it belongs to.
+        since: Option<BackfillId>,
         reply: BackfillReply,
     },
     Chunk {
@@ -146,9 +171,17 @@ pub enum Job {
         mark: Option<BackfillMark>,
         reply: BackfillReply,
     },
+    /// Removes what the reconcile's snapshots have not seen, a bounded piece at a time.
+    Sweep(Sweep),
     CloseBackfill {
         backfill: BackfillId,
         reply: BackfillReply,
+    },
+    /// Which of these keys have a known vector on disk that no search finds, in the
+    /// given order. Others may have changed since they were read.
+    Find {
+        keys: Vec<RowKey>,
+        reply: oneshot::Sender<Vec<RowKey>>,
     },
     /// Remove former versions that nobody needs.
     Prune,

@@ -6,8 +6,9 @@
 //! restart at any point finds what it left. The replica answers nothing of it.
 
 use super::index_state::{Now, Publish};
-use super::job::{CopyStep, Gap, Job, StreamGaps};
+use super::job::{CopyStep, Gap, Job, OnHole, StreamGaps};
 use super::learning::Learning;
+use super::reconcile;
 use super::stage::Stage;
 use super::writer::{Fatal, Writer};
 use crate::storage::{CopiedRecord, StoredLog, WriteSet};
@@ -25,7 +26,7 @@ pub(super) fn attach(
     writer: &mut Writer,
     from: WalPosition,
     gaps: &Arc<StreamGaps>,
-    may_begin_anew: bool,
+    on_hole: OnHole,
 ) -> Result<(), Fatal> {
     let replica = writer.replica.clone();
     let partition = replica.id.partition;
@@ -45,12 +46,17 @@ pub(super) fn attach(
             gaps.attach(partition);
             return Ok(());
         }
-        None if !may_begin_anew => {
+        None if on_hole == OnHole::Refuse => {
             gaps.refuse_attach(Gap {
                 partition,
                 watermark: applied,
                 previous: from,
             });
+            return Ok(());
+        }
+        None if on_hole == OnHole::Distrust => {
+            reconcile::attach(writer, from)?;
+            gaps.attach(partition);
             return Ok(());
         }
         None => (Learner::default(), None),

@@ -27,6 +27,7 @@ pub mod learning;
 pub mod live_index;
 mod progress;
 mod rebuild;
+mod reconcile;
 pub mod replica;
 pub mod replicas;
 mod stage;
@@ -39,5 +40,7 @@ pub use writer::WriterContext;
 mod backfill_tests;
 #[cfg(test)]
 mod learn_tests;
+#[cfg(test)]
+mod reconcile_tests;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! A replica as everybody but its writer sees it.
 
-use super::job::{Job, StreamGaps};
+use super::job::{Job, OnHole, StreamGaps};
 use super::learning::{LearnerProgress, Learning};
 use super::live_index::LiveIndex;
 use super::progress::{Progress, Watermarks};
@@ -33,6 +33,8 @@ pub struct Replica {
     pub progress: Progress,
     /// Set while it copies and catches up: it answers nothing.
     learning: Mutex<Option<Learning>>,
+    /// Set while it is reconciled: what stands below is not to be trusted.
+    reconcile_from: Mutex<Option<WalPosition>>,
     /// Held from reading the watermark to writing it, by writer and housekeeping.
     pub commit_lock: Mutex<()>,
     pub(super) live: ArcSwap<LiveIndex>,
@@ -81,6 +83,7 @@ impl Replica {
             source,
             progress: Progress::new(watermark),
             learning: Mutex::new(None),
+            reconcile_from: Mutex::new(None),
             commit_lock: Mutex::new(()),
             live: ArcSwap::new(live),
             pending: Mutex::default(),
@@ -114,6 +117,16 @@ impl Replica {
 
     pub fn is_learning(&self) -> bool {
         self.learning.lock().is_some()
+    }
+
+    /// Its watermark says nothing: what it holds from before is not to be trusted.
+    pub fn is_reconciling(&self) -> bool {
+        self.reconcile_from.lock().is_some()
+    }
+
+    /// Before the watermark moves, and after the last row is right.
+    pub(super) fn set_reconcile_from(&self, from: Option<WalPosition>) {
+        *self.reconcile_from.lock() = from;
     }
 
     pub fn learner_progress(&self) -> Option<LearnerProgress> {
@@ -259,12 +272,12 @@ impl Replica {
         &self,
         from: WalPosition,
         gaps: Arc<StreamGaps>,
-        may_begin_anew: bool,
+        on_hole: OnHole,
     ) -> Result<(), Stopped> {
         self.queue_counted(Job::Attach {
             from,
             gaps,
-            may_begin_anew,
+            on_hole,
         })
         .await
     }

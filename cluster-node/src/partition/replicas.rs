@@ -280,6 +280,7 @@ impl Replicas {
         replica.recovered_rows.store(tail, Ordering::Relaxed);
         *replica.pending.lock() = loaded.pending;
         replica.set_learning(loaded.learning);
+        replica.set_reconcile_from(meta.reconcile_from);
         if let Some(problem) = loaded.problem {
             replica.quarantine(problem);
         }
@@ -291,6 +292,7 @@ impl Replicas {
             jobs,
             rebuild: Rebuild::default(),
             replayed: WalPosition::ZERO,
+            swept: None,
             in_hand: 0,
         };
         writer.show_index();

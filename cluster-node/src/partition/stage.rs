@@ -6,6 +6,7 @@ use crate::storage::{PartitionMeta, Storage, StorageError, WriteSet};
 use cluster_core::apply::{self, FormerVersion, RowEffect, RowState, StoredRow, StoredVector};
 use cluster_core::change::{BackfillRow, Change, PositionedChange};
 use cluster_core::ids::PartitionId;
+use cluster_core::reconcile;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use rustc_hash::FxHashMap;
@@ -62,13 +63,18 @@ impl<'a> Stage<'a> {
             change,
         } = change;
         let open = self.meta.open_backfill.is_some();
+        let from = self.meta.reconcile_from;
         match change {
             Change::Upsert { key, vector } => {
-                let effect = apply::upsert(self.state(&key)?, position, xid, vector, open);
+                let (state, was_there) = reconcile::distrust(self.state(&key)?, from);
+                let mut effect = apply::upsert(state, position, xid, vector, open);
+                effect.vector_changed |= was_there;
                 self.take(key, effect);
             }
             Change::Delete { key } => {
-                let effect = apply::delete(self.state(&key)?, position, xid, open);
+                let (state, was_there) = reconcile::distrust(self.state(&key)?, from);
+                let mut effect = apply::delete(state, position, xid, open);
+                effect.vector_changed |= was_there;
                 self.take(key, effect);
             }
             Change::Truncate => self.truncate(position)?,

@@ -7,15 +7,19 @@
 
 use super::backfill::{self, Rows};
 use super::index_state::{IndexState, Now, Publish, PublishError};
-use super::job::{Gap, Job};
+use super::job::{Gap, Job, Sweep};
 use super::learn::{self, Replayed};
 use super::rebuild::Rebuild;
+use super::reconcile;
 use super::replica::Replica;
 use super::stage::{Stage, Staged};
 use crate::config::ApplyConfig;
 use crate::metrics::Metrics;
 use crate::storage::{PartitionMeta, Storage, StorageError, WriteSet};
-use cluster_core::apply::{Admission, admit};
+use cluster_core::apply::{Admission, StoredVector, admit};
+use cluster_core::change::{Change, VectorColumn};
+use cluster_core::ids::BackfillId;
+use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -26,6 +30,9 @@ use tokio::sync::oneshot;
 
 /// Former versions removed by one job.
 const PRUNE_MAX: usize = 10_000;
+/// Of keys and vectors in the batches that one commit takes together, so that a
+/// transaction of any size is written in pieces. One batch is never cut.
+const COMMIT_BYTES_MAX: usize = 32 << 20;
 /// Rows that may join a tail which recovery left over its limit.
 const RECOVERED_SLACK_ROWS: usize = 1_000;
 const TAIL_POLL: Duration = Duration::from_millis(2);
@@ -47,6 +54,8 @@ pub struct Writer {
     pub(super) rebuild: Rebuild,
     /// A learner has applied its log up to here.
     pub(super) replayed: WalPosition,
+    /// The backfill that has swept the replica to its end.
+    pub(super) swept: Option<BackfillId>,
     /// Jobs of apply streams taken from the queue and not done.
     pub(super) in_hand: usize,
 }
@@ -114,10 +123,21 @@ impl Writer {
     fn step(&mut self, job: Job, next: &mut Option<Job>) -> Result<(), Fatal> {
         match job {
             Job::Apply { .. } | Job::NothingElse { .. } => self.apply(job, next),
-            Job::OpenBackfill { backfill, reply } => {
-                let result = self.refuse_or(|w| backfill::open(w, backfill));
+            Job::OpenBackfill {
+                backfill,
+                since,
+                reply,
+            } => {
+                let result = self.refuse_or(|w| backfill::open(w, backfill, since));
                 answer(reply, result)
             }
+            Job::Sweep(mut sweep) => match self.refuse_or(|w| reconcile::sweep(w, &mut sweep)) {
+                Ok(Ok(None)) if self.swept != Some(sweep.backfill) => {
+                    self.go_on_sweeping(sweep, next);
+                    Ok(())
+                }
+                result => answer(sweep.reply, result),
+            },
             Job::Chunk {
                 backfill,
                 chunk,
@@ -138,10 +158,10 @@ impl Writer {
             Job::Attach {
                 from,
                 gaps,
-                may_begin_anew,
+                on_hole,
             } => {
                 self.in_hand = 1;
-                learn::attach(self, from, &gaps, may_begin_anew)
+                learn::attach(self, from, &gaps, on_hole)
             }
             Job::Copy { run, step, reply } => {
                 let result = match self.replica.problem() {
@@ -149,6 +169,12 @@ impl Writer {
                     None => learn::copy(self, run, step),
                 };
                 answer(reply, result)
+            }
+            Job::Find { keys, reply } => {
+                let lost = self.lost(keys)?;
+                // Whoever asked may have gone.
+                let _ = reply.send(lost);
+                Ok(())
             }
             Job::Prune => self.prune(),
             Job::Rebuilt(rebuilt) => {
@@ -159,6 +185,16 @@ impl Writer {
                 Ok(())
             }
             Job::Stop { .. } => unreachable!("the loop ends at Stop"),
+        }
+    }
+
+    /// What waits in the queue comes first, if there is room behind it.
+    fn go_on_sweeping(&mut self, sweep: Sweep, next: &mut Option<Job>) {
+        match self.replica.jobs().try_send(Job::Sweep(sweep)) {
+            Ok(()) => {}
+            Err(mpsc::error::TrySendError::Full(job) | mpsc::error::TrySendError::Closed(job)) => {
+                *next = Some(job);
+            }
         }
     }
 
@@ -245,16 +281,14 @@ impl Writer {
     }
 
     fn gather(&mut self, first: Job, next: &mut Option<Job>) -> Vec<Job> {
-        let changes = |job: &Job| match job {
-            Job::Apply { batch, .. } => batch.changes.len(),
-            _ => 0,
-        };
-        let mut total = changes(&first);
+        let (mut changes, mut bytes) = size(&first);
         let mut group = vec![first];
-        while total < self.context.config.commit_changes_max {
+        while changes < self.context.config.commit_changes_max && bytes < COMMIT_BYTES_MAX {
             match self.jobs.try_recv() {
                 Ok(job @ (Job::Apply { .. } | Job::NothingElse { .. })) => {
-                    total += changes(&job);
+                    let more = size(&job);
+                    changes += more.0;
+                    bytes += more.1;
                     group.push(job);
                     self.in_hand += 1;
                 }
@@ -320,6 +354,22 @@ impl Writer {
         self.replica.formers.store(formers, Ordering::Relaxed);
     }
 
+    /// Between two commits disk and index are of one moment: what the index lacks is
+    /// read again.
+    fn lost(&self, keys: Vec<RowKey>) -> Result<Vec<RowKey>, Fatal> {
+        let mut lost = Vec::new();
+        for key in keys {
+            if self.index.holds(&key) {
+                continue;
+            }
+            let row = (self.context.storage).row(self.replica.id.partition, &key)?;
+            if row.is_some_and(|row| matches!(row.vector, StoredVector::Value(_))) {
+                lost.push(key);
+            }
+        }
+        Ok(lost)
+    }
+
     fn prune(&mut self) -> Result<(), Fatal> {
         if self.replica.is_quarantined() {
             return Ok(());
@@ -368,6 +418,22 @@ impl Writer {
         };
         tail > self.context.config.tail_rows_max.max(allowance)
     }
+}
+
+/// Changes of a job, and the bytes of their keys and vectors.
+fn size(job: &Job) -> (usize, usize) {
+    let Job::Apply { batch, .. } = job else {
+        return (0, 0);
+    };
+    let bytes = batch.changes.iter().map(|change| match &change.change {
+        Change::Upsert {
+            key,
+            vector: VectorColumn::Value(vector),
+        } => key.as_bytes().len() + vector.len() * 4,
+        Change::Upsert { key, .. } | Change::Delete { key } => key.as_bytes().len(),
+        Change::Truncate => 0,
+    });
+    (batch.changes.len(), bytes.sum())
 }
 
 /// Passes the refusal or success on; what is fatal goes to both sides.

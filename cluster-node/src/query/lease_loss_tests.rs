@@ -102,7 +102,7 @@ async fn while_the_lease_runs_out(t: &TestNode, search: Search) -> Result<bool, 
             begun.send(()).unwrap();
             gate.recv().unwrap();
         };
-        node.queries.pool.run(block).await
+        node.queries.pool.run(SourceId(1), block).await
     });
     has_begun.await.unwrap();
     t.node

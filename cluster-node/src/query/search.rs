@@ -10,8 +10,9 @@ use crate::partition::live_index::LiveCursor;
 use crate::partition::replica::Replica;
 use cluster_core::collection::CollectionState;
 use cluster_core::ids::*;
-use cluster_core::map::ReplicaState;
+use cluster_core::map::{PartitionMap, ReplicaState};
 use cluster_core::row_key::RowKey;
+use cluster_core::server::{self, AskedBy, Stranger};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
 use futures::future::join_all;
@@ -22,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 /// A request names at most this many partitions.
 pub const PARTITIONS_MAX: usize = 1_024;
 /// How long a request of a newer map waits for that map, before it is refused.
-const MAP_WAIT: Duration = Duration::from_millis(200);
+pub(super) const MAP_WAIT: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Debug)]
 pub struct Search {
@@ -30,6 +31,10 @@ pub struct Search {
     /// Of the map that the caller asks by.
     pub map_version: MapVersion,
     pub source: SourceId,
+    /// Absent of a server that runs release 0.1.0.
+    pub asked_by: Option<AskedBy>,
+    /// Of the source, as the caller knows it: `min_lsn` is a position there.
+    pub incarnation: Incarnation,
     pub collection: CollectionId,
     pub vector: Box<[f32]>,
     pub ef: usize,
@@ -88,8 +93,10 @@ pub enum SearchError {
     Stale(&'static str),
     #[error("{0}")]
     Invalid(String),
-    #[error("too many searches wait for a thread")]
-    Throttled,
+    #[error("{0}")]
+    Stranger(Stranger),
+    #[error("{0}")]
+    Throttled(PoolError),
 }
 
 impl Node {
@@ -177,10 +184,12 @@ impl Node {
         };
         let (of_search, at) = (search.clone(), replica.clone());
         let compute = move || compute(&of_search, &at, open);
-        let computed = timeout_at(deadline, self.queries.pool.run(compute)).await;
+        let computed = timeout_at(deadline, self.queries.pool.run(search.source, compute)).await;
         let (mut page, open) = match computed {
             Ok(Ok(page)) => page?,
-            Ok(Err(PoolError::Full)) => return Err(PagingError::Request(SearchError::Throttled)),
+            Ok(Err(full @ (PoolError::Full | PoolError::SourceFull))) => {
+                return Err(PagingError::Request(SearchError::Throttled(full)));
+            }
             Ok(Err(PoolError::Panicked)) => {
                 let message = "the search panicked; see the node's log".to_owned();
                 return Err(PageError::Unavailable(message).into());
@@ -217,6 +226,20 @@ impl Node {
         deadline: Instant,
     ) -> Result<Served, PagingError> {
         let asked_by = (search.epoch, search.map_version);
+        // By this node's map what is stale by now still serves.
+        let is_broken_since = |map: &PartitionMap| {
+            let source = map.sources.get(&search.source);
+            source.is_some_and(|source| source.incarnation < search.incarnation)
+        };
+        if is_broken_since(&self.map()) {
+            let mut maps = self.watch_map();
+            let arrives = maps.wait_for(|map| !is_broken_since(map));
+            let until = deadline.min(Instant::now() + MAP_WAIT);
+            if !matches!(timeout_at(until, arrives).await, Ok(Ok(_))) {
+                let reason = "the source's history broke, and the map of it is on its way";
+                return Err(PageError::Stale(reason).into());
+            }
+        }
         let refused = match self.served(search, of) {
             Err(PagingError::Page(PageError::Stale(reason))) => PageError::Stale(reason),
             answered => return answered,
@@ -237,6 +260,8 @@ impl Node {
         if !self.lease.lets_answer_by(&self.map()) {
             return Err(PageError::Stale("the lease came back under a newer map").into());
         }
+        let known = (search.epoch, search.map_version);
+        self.admit_server(search.source, search.asked_by, known)?;
         if let Some(problem) = self.replicas.unreadable().remove(&of.partition) {
             return Err(PageError::Corrupt(problem).into());
         }
@@ -258,6 +283,14 @@ impl Node {
         }
         let is_stale = match self.assigned(of.partition, of.generation) {
             Some(ReplicaState::Serving) => false,
+            // It is fed again, and its watermark says nothing of what it holds.
+            Some(ReplicaState::Stale) if search.min_lsn.is_some() && replica.is_reconciling() => {
+                let message = format!(
+                    "{} is being reconciled with its table, and has old data until then",
+                    of.partition
+                );
+                return Err(PageError::Lagging(message).into());
+            }
             Some(ReplicaState::Stale) if search.accepts_stale || search.min_lsn.is_some() => true,
             Some(ReplicaState::Stale) => {
                 return Err(
@@ -288,27 +321,47 @@ impl Node {
         }
     }
 
-    /// Waits until the replica has applied the position. Without a lease, or by a
-    /// stale replica, nothing is applied, so that only what is reached already is
-    /// answered.
-    async fn reach(
+    /// Refuses who is not the server that the source's consumer streams from (P9).
+    pub(super) fn admit_server(
+        &self,
+        source: SourceId,
+        asked_by: Option<AskedBy>,
+        known: MapStamp,
+    ) -> Result<(), PagingError> {
+        let map = self.map();
+        let source = map.sources.get(&source);
+        let source = source.ok_or(PageError::Stale("the map lacks the source"))?;
+        match server::admit(source, asked_by, known, map.stamp()) {
+            Ok(()) => Ok(()),
+            Err(Stranger::Outdated) => {
+                Err(PageError::Stale("the server has started anew, or is another one").into())
+            }
+            Err(stranger) => Err(PagingError::Request(SearchError::Stranger(stranger))),
+        }
+    }
+
+    /// Waits until the replica has applied the position, and answers where that stands.
+    /// Without a lease, or by a stale replica, nothing is applied, so that only what is
+    /// reached already is answered.
+    pub(super) async fn reach(
         &self,
         Served { replica, is_stale }: &Served,
         lsn: Lsn,
         standing: Standing,
         deadline: Instant,
-    ) -> Result<(), PagingError> {
+    ) -> Result<WalPosition, PagingError> {
         let map = self.map();
         let source = map.sources.get(&replica.id.source);
         let source = source.ok_or(PageError::Stale("the map lacks the source"))?;
         let target = WalPosition::end_of(source.incarnation, lsn);
         let mut applied = replica.progress.watch_applied();
         if *applied.borrow() >= target {
-            return Ok(());
+            return Ok(target);
         }
         if *is_stale {
             let message = format!(
-                "{} is stale at {} and does not get to {target}: REINDEX builds the index anew",
+                "{} is stale at {} and does not get to {target} before it is reconciled with its \
+                 table",
                 replica.id.partition,
                 replica.progress.applied()
             );
@@ -319,7 +372,7 @@ impl Node {
         }
         let _waiting = replica.source.wait_guard(target);
         match timeout_at(deadline, applied.wait_for(|at| *at >= target)).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => Ok(target),
             _ => {
                 let at = replica.progress.applied().commit_end;
                 let message = format!(
@@ -334,14 +387,15 @@ impl Node {
 }
 
 /// A replica that may answer.
-struct Served {
-    replica: Arc<Replica>,
+pub(super) struct Served {
+    pub replica: Arc<Replica>,
     /// It answers what it has, and gets no further.
-    is_stale: bool,
+    pub is_stale: bool,
 }
 
 /// What spoils one page, or the whole request.
-enum PagingError {
+#[derive(Debug)]
+pub enum PagingError {
     Page(PageError),
     Request(SearchError),
 }

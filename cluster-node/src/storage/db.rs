@@ -225,6 +225,22 @@ impl Storage {
         })
     }
 
+    /// The rows behind a key (`None`: from the first), up to another and including it.
+    pub fn rows_behind(
+        &self,
+        partition: PartitionId,
+        after: Option<&RowKey>,
+        through: Option<&RowKey>,
+    ) -> impl Iterator<Item = Result<(RowKey, StoredRow), StorageError>> {
+        let behind = |key| keys::behind(keys::row(partition, Kind::Row, key));
+        let from = after.map_or_else(|| keys::prefix(partition, Kind::Row), behind);
+        let to = through.map_or_else(|| keys::prefix_end(partition, Kind::Row), behind);
+        self.scan_between(from, to).map(|entry| {
+            let (key, record) = entry?;
+            Ok((keys::parse_row(&key)?, format::decode_row(&key, &record)?))
+        })
+    }
+
     pub fn formers(
         &self,
         partition: PartitionId,

@@ -15,6 +15,7 @@ pub mod format;
 mod keys;
 mod learner;
 pub mod learner_format;
+mod reclaim;
 mod write_set;
 
 pub use copied::{CopiedRecord, RawRecord};

@@ -53,6 +53,15 @@ fn meta() -> PartitionMeta {
             rows: 16,
             snapshots: 17,
         }),
+        reconcile_from: None,
+    }
+}
+
+/// Only a replica that is being reconciled bears the position.
+fn reconciling() -> PartitionMeta {
+    PartitionMeta {
+        reconcile_from: Some(at(18)),
+        ..meta()
     }
 }
 
@@ -73,6 +82,7 @@ fn stored_format_of_records_is_pinned() {
         (encode_former(b"k", 7, &[1.0]), GOLDEN_FORMER),
         (encode_watermark(b"k", at(0x10)), GOLDEN_WATERMARK),
         (encode_meta(b"k", &meta()), GOLDEN_META),
+        (encode_meta(b"k", &reconciling()), GOLDEN_META_RECONCILING),
         (
             encode_identity(
                 b"k",
@@ -96,6 +106,7 @@ const GOLDEN_TOMBSTONE: &str = "010100000000000000100000000000000002000000070000
 const GOLDEN_FORMER: &str = "010700000000000000010000000000803f4f1a79c9";
 const GOLDEN_WATERMARK: &str = "010100000000000000100000000000000002000000a5d4ed40";
 const GOLDEN_META: &str = "0201000000000000000200000000000000030000000000000002020000001000000040000000010000000000000005000000000000000200000001000000000000000600000000000000020000000900000000000000010400000000000000010b0000000c0000000d00000001000000000000000e000000000000000200000001000000000000000f000000000000000200000010000000000000001100000069105208";
+const GOLDEN_META_RECONCILING: &str = "0301000000000000000200000000000000030000000000000002020000001000000040000000010000000000000005000000000000000200000001000000000000000600000000000000020000000900000000000000010400000000000000010b0000000c0000000d00000001000000000000000e000000000000000200000001000000000000000f000000000000000200000010000000000000001100000001000000000000001200000000000000020000004ed98808";
 const GOLDEN_IDENTITY: &str = "0101000000640103000000000000000100000063f52bbc5d";
 const GOLDEN_TOKEN: &str = "01050000000000000022a78642";
 
@@ -250,11 +261,13 @@ fn a_meta_record_of_0_1_0_is_read_and_one_of_a_later_release_refused() {
     assert_eq!(decode_meta(b"k", &bytes), Ok(before));
     let present = encode_meta(b"k", &meta());
     assert_eq!(decode_meta(b"k", &present), Ok(meta()));
+    let distrusting = encode_meta(b"k", &reconciling());
+    assert_eq!(decode_meta(b"k", &distrusting), Ok(reconciling()));
     // The checksum counts from the record's key and its bytes.
     let mut later = present[..present.len() - 4].to_vec();
-    later[0] = 3;
+    later[0] = 4;
     let sum = crc32c::crc32c_append(crc32c::crc32c(b"k"), &later);
     later.extend(sum.to_le_bytes());
     let refused = decode_meta(b"k", &later).unwrap_err().to_string();
-    assert!(refused.contains("unknown record version 3"), "{refused}");
+    assert!(refused.contains("unknown record version 4"), "{refused}");
 }

@@ -75,6 +75,16 @@ impl CoordinatorService {
         }
     }
 
+    /// A coordinator of 0.1.0 could not read such a command in the log.
+    fn check_no_coordinator_is_of_0_1_0(&self) -> Result<(), Status> {
+        match names_every_disk(&self.coordinator) {
+            true => Ok(()),
+            false => Err(Status::failed_precondition(
+                "a coordinator still runs 0.1.0: try again once all run this version",
+            )),
+        }
+    }
+
     fn cluster_id(&self) -> String {
         self.coordinator
             .state
@@ -232,6 +242,32 @@ impl Service for CoordinatorService {
         answer(v1::RemoveSourceResponse {})
     }
 
+    async fn set_source_paused(
+        &self,
+        request: Request<v1::SetSourcePausedRequest>,
+    ) -> Answer<v1::SetSourcePausedResponse> {
+        let request = request.into_inner();
+        self.check_no_coordinator_is_of_0_1_0()?;
+        self.done(Command::SetSourcePaused {
+            source: SourceId(request.source_id),
+            is_paused: request.is_paused,
+        })
+        .await?;
+        answer(v1::SetSourcePausedResponse {})
+    }
+
+    async fn set_source_dsn(
+        &self,
+        request: Request<v1::SetSourceDsnRequest>,
+    ) -> Answer<v1::SetSourceDsnResponse> {
+        let v1::SetSourceDsnRequest { source_id, dsn } = request.into_inner();
+        check_text("the connection string", &dsn)?;
+        self.check_no_coordinator_is_of_0_1_0()?;
+        let source = SourceId(source_id);
+        self.done(Command::SetSourceDsn { source, dsn }).await?;
+        answer(v1::SetSourceDsnResponse {})
+    }
+
     async fn get_source_credentials(
         &self,
         request: Request<v1::GetSourceCredentialsRequest>,
@@ -262,6 +298,20 @@ impl Service for CoordinatorService {
         })
         .await?;
         answer(v1::ReportSourceResponse {})
+    }
+
+    async fn set_slot_hold_limit(
+        &self,
+        request: Request<v1::SetSlotHoldLimitRequest>,
+    ) -> Answer<v1::SetSlotHoldLimitResponse> {
+        let request = request.into_inner();
+        self.check_no_coordinator_is_of_0_1_0()?;
+        self.done(Command::SetSlotHoldLimit {
+            source: SourceId(request.source_id),
+            limit_bytes: request.limit_bytes,
+        })
+        .await?;
+        answer(v1::SetSlotHoldLimitResponse {})
     }
 
     async fn create_collection(
@@ -369,6 +419,60 @@ impl Service for CoordinatorService {
         })
         .await?;
         answer(v1::FailCollectionResponse {})
+    }
+
+    async fn break_history(
+        &self,
+        request: Request<v1::BreakHistoryRequest>,
+    ) -> Answer<v1::BreakHistoryResponse> {
+        let request = request.into_inner();
+        check_text("the slot's name", &request.slot_name)?;
+        check_text("the reason", &request.reason)?;
+        let slot = request.slot;
+        let slot = slot.ok_or_else(|| Status::invalid_argument("no slot"))?;
+        self.check_no_coordinator_is_of_0_1_0()?;
+        self.done(Command::BreakHistory {
+            source: SourceId(request.source_id),
+            token: ConsumerEpoch(request.consumer_epoch),
+            expected: Incarnation(request.expected_incarnation),
+            slot: slot.into(),
+            slot_name: request.slot_name,
+            server_start: request.server_start.map(ServerStart),
+            reason: request.reason,
+        })
+        .await?;
+        answer(v1::BreakHistoryResponse {})
+    }
+
+    async fn follow_timeline(
+        &self,
+        request: Request<v1::FollowTimelineRequest>,
+    ) -> Answer<v1::FollowTimelineResponse> {
+        let request = request.into_inner();
+        self.check_no_coordinator_is_of_0_1_0()?;
+        self.done(Command::FollowTimeline {
+            source: SourceId(request.source_id),
+            token: ConsumerEpoch(request.consumer_epoch),
+            from: request.from_timeline,
+            to: request.to_timeline,
+        })
+        .await?;
+        answer(v1::FollowTimelineResponse {})
+    }
+
+    async fn request_reconcile(
+        &self,
+        request: Request<v1::RequestReconcileRequest>,
+    ) -> Answer<v1::RequestReconcileResponse> {
+        let request = request.into_inner();
+        check_text("the reason", &request.reason)?;
+        self.check_no_coordinator_is_of_0_1_0()?;
+        self.done(Command::RequestReconcile {
+            collection: CollectionId(request.collection_id),
+            reason: request.reason,
+        })
+        .await?;
+        answer(v1::RequestReconcileResponse {})
     }
 
     async fn promote_replica(

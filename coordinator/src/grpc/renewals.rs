@@ -97,9 +97,13 @@ pub async fn renew_consumer(
         return Err(refuse(coordinator, Refusal::UnknownConsumer { consumer }));
     }
     let leases = &coordinator.leases;
+    let lets_go = !request.released.is_empty();
     let handing_over = leases
         .renew_consumer(reign, consumer, received, Some(request))
         .map_err(|ReignOver| not_leader(None))?;
+    if lets_go {
+        coordinator.wake_duties();
+    }
     let (assignments, version) = coordinator.state.read(|state| {
         let assignments = grantable(state, consumer, &handing_over)
             .map(|(source, token)| v1::ConsumerAssignment {
@@ -116,5 +120,6 @@ pub async fn renew_consumer(
         renew_every_ms: terms.renew_every_ms,
         assignments,
         map_version: version.0,
+        reads_released: true,
     })
 }

@@ -52,7 +52,7 @@ fn openraft_finds_the_store_correct() {
 }
 
 #[tokio::test]
-async fn lesson_25_vote_log_and_marks_survive_a_restart() {
+async fn vote_log_and_marks_survive_a_restart() {
     let dir = TempDir::new().unwrap();
     let (mut log, state) = open(&dir);
     let vote = Vote::new(7, 2);
@@ -77,7 +77,7 @@ async fn lesson_25_vote_log_and_marks_survive_a_restart() {
 }
 
 #[tokio::test]
-async fn lesson_25_a_failed_write_is_final() {
+async fn a_failed_write_is_final() {
     let dir = TempDir::new().unwrap();
     let disk = Disk::open(dir.path(), 1).unwrap();
     let mut log = LogStore::new(disk.clone());
@@ -118,7 +118,7 @@ async fn a_snapshot_survives_a_restart_and_no_older_one_replaces_it() {
 }
 
 #[test]
-fn lesson_26_the_disk_of_another_coordinator_is_refused() {
+fn the_disk_of_another_coordinator_is_refused() {
     let dir = TempDir::new().unwrap();
     drop(Disk::open(dir.path(), 1).unwrap());
     assert!(matches!(

@@ -8,14 +8,15 @@
 
 use super::collections::as_role;
 use crate::error::SqlError;
+use crate::pause::pause;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::spi::Spi;
-use std::ffi::{CStr, c_char, c_int, c_long};
+use std::ffi::{CStr, c_char, c_int};
 use std::time::{Duration, Instant};
 
 const RELEASED_WITHIN: Duration = Duration::from_secs(5);
-const POLL_MS: c_long = 20;
+const POLL_EVERY: Duration = Duration::from_millis(20);
 
 /// Whether the user may do what the statement asks for; if not, it says so itself.
 const MAY_COPY: &str = "
@@ -110,19 +111,12 @@ unsafe fn release(name: *const c_char, is_allowed: &str, lock: c_int) {
     pg_sys::LockSharedObject(pg_sys::DatabaseRelationId, database, 0, lock as _);
     let give_up_at = Instant::now() + RELEASED_WITHIN;
     while as_role(bootstrap, || sessions(database, true)) > 0 && Instant::now() < give_up_at {
-        pgrx::check_for_interrupts!();
-        pg_sys::WaitLatch(
-            pg_sys::MyLatch,
-            (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
-            POLL_MS,
-            pg_sys::PG_WAIT_EXTENSION,
-        );
-        pg_sys::ResetLatch(pg_sys::MyLatch);
+        pause(POLL_EVERY);
     }
 }
 
 /// How many sessions the consumer has in a database; ended, if asked to.
-unsafe fn sessions(database: pg_sys::Oid, ends: bool) -> i64 {
+pub(super) unsafe fn sessions(database: pg_sys::Oid, ends: bool) -> i64 {
     pg_sys::pgstat_clear_snapshot();
     let counting = END_SESSIONS.replace("pg_catalog.pg_terminate_backend(a.pid)", "*");
     let sql = if ends {

@@ -3,6 +3,7 @@
 
 pub mod collections;
 pub mod databases;
+pub mod detach;
 pub mod hooks;
 pub mod prerequisites;
 pub mod refollow;

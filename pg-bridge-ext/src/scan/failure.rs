@@ -16,7 +16,7 @@ pub fn notice_stale(partitions: u32) {
     )
     .hint(
         "Nodes without a lease answer where lease_loss = serve_stale is set. If ruvector ctl \
-         status shows stale partitions, REINDEX builds the index anew.",
+         status shows stale partitions, they are reconciled with the table first.",
     )
     .notice()
 }
@@ -95,7 +95,7 @@ pub fn failure_error(failure: &ScanFailure) -> SqlError {
             "Try again, raise ruvector.search_timeout_ms, or take older data with \
              ruvector.read_consistency = bounded or eventual. ruvector_replication_status shows \
              how far the cluster is, and whether the index is stale: then only eventual answers \
-             until REINDEX. ruvector.on_unavailable = exact scans the table instead.",
+             until it is reconciled with its table. ruvector.on_unavailable = exact scans the table instead.",
         ),
         ScanFailure::Unavailable(_) => (
             SqlState::UNAVAILABLE,

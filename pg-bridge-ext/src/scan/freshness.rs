@@ -13,11 +13,12 @@ thread_local! {
 
 /// The WAL position that an answer must include; 0 for any. The cluster only ever
 /// sees flushed WAL, and only whole records: when this returns, the record that
-/// the position stands in or behind is on disk.
+/// the position stands in or behind is on disk. `is_stale`: of some partition no replica
+/// has everything.
 ///
 /// # Safety
 /// In a backend, not in recovery.
-pub unsafe fn min_lsn() -> u64 {
+pub unsafe fn min_lsn(is_stale: bool) -> u64 {
     let target = match settings::read_consistency() {
         ReadConsistency::Eventual => return 0,
         ReadConsistency::Bounded => return bounded(),
@@ -25,6 +26,8 @@ pub unsafe fn min_lsn() -> u64 {
         ReadConsistency::Session if pg_sys::ParallelWorkerNumber >= 0 => {
             end_of_wal().max(session_token::position())
         }
+        // A session that has written nothing takes no old rows for present ones either.
+        ReadConsistency::Session if is_stale => end_of_wal(),
         ReadConsistency::Session => last_commit().max(session_token::position()),
         ReadConsistency::Strong => end_of_wal(),
     };

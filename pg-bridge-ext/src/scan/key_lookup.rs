@@ -25,13 +25,15 @@ pub struct KeyLookup {
     memory: pg_sys::MemoryContext,
 }
 
-/// A row key's text is UTF-8, as the consumer's connection has it, while receive
-/// functions convert from the encoding of this session's client: while this
-/// lives, that is UTF-8.
-struct Utf8Input(Option<c_int>);
+/// A row key's text is UTF-8, as the consumer's connection has it, while send and
+/// receive functions convert to and from the encoding of this session's client:
+/// while this lives, that is UTF-8.
+pub struct Utf8Session(Option<c_int>);
 
-impl Utf8Input {
-    unsafe fn begin() -> Self {
+impl Utf8Session {
+    /// # Safety
+    /// On the backend's main thread, in a transaction.
+    pub unsafe fn begin() -> Self {
         let client = pg_sys::pg_get_client_encoding();
         if client == UTF8 {
             return Self(None);
@@ -43,7 +45,7 @@ impl Utf8Input {
     }
 }
 
-impl Drop for Utf8Input {
+impl Drop for Utf8Session {
     fn drop(&mut self) {
         if let Some(client) = self.0 {
             // SAFETY: its conversion was prepared when the session chose it.
@@ -130,6 +132,61 @@ impl KeyLookup {
         root
     }
 
+    /// Whether a running transaction has written a row of this key. The lookup was
+    /// opened under a dirty snapshot, which says so of each row that it shows.
+    ///
+    /// # Safety
+    /// The lookup is open.
+    pub unsafe fn is_busy(&mut self, key: &[u8]) -> bool {
+        let mut keys = self.scan_keys(key);
+        let caller = pg_sys::CurrentMemoryContext;
+        pg_sys::CurrentMemoryContext = self.memory;
+        let (count, none) = (keys.len() as c_int, std::ptr::null_mut());
+        pg_sys::index_rescan(self.scan, keys.as_mut_ptr(), count, none, 0);
+        let forward = pg_sys::ScanDirection::ForwardScanDirection;
+        let mut is_busy = false;
+        while !is_busy && pg_sys::index_getnext_slot(self.scan, forward, self.slot) {
+            let seen = &*(*self.scan).xs_snapshot;
+            let none = pg_sys::TransactionId::INVALID;
+            is_busy = seen.xmin != none || seen.xmax != none;
+        }
+        pg_sys::ExecClearTuple(self.slot);
+        pg_sys::CurrentMemoryContext = caller;
+        is_busy
+    }
+
+    /// A key as a person writes it: one column's value, or several in parentheses.
+    ///
+    /// # Safety
+    /// The lookup is open.
+    pub unsafe fn text(&self, key: &RowKey) -> String {
+        let values = key.columns().unwrap_or_default();
+        if values.len() != self.columns.len() {
+            return format!("{key:?}");
+        }
+        let utf8 = Utf8Session::begin();
+        let values: Vec<_> = self
+            .columns
+            .iter()
+            .zip(values)
+            .map(|(column, bytes)| (column.kind, column.value(bytes)))
+            .collect();
+        drop(utf8);
+        let texts = values.into_iter().map(|(kind, value)| {
+            let (mut output, mut is_varlena) = (pg_sys::InvalidOid, false);
+            pg_sys::getTypeOutputInfo(kind, &mut output, &mut is_varlena);
+            let text = pg_sys::OidOutputFunctionCall(output, value);
+            std::ffi::CStr::from_ptr(text)
+                .to_string_lossy()
+                .into_owned()
+        });
+        let texts: Vec<_> = texts.collect();
+        match texts.as_slice() {
+            [one] => one.clone(),
+            several => format!("({})", several.join(",")),
+        }
+    }
+
     unsafe fn first_visible(&mut self) -> Option<u64> {
         loop {
             let tid =
@@ -174,7 +231,7 @@ impl KeyLookup {
             )
             .raise(),
         };
-        let utf8 = Utf8Input::begin();
+        let utf8 = Utf8Session::begin();
         let mut keys: Vec<_> = self
             .columns
             .iter()

@@ -52,7 +52,7 @@ pub unsafe extern "C-unwind" fn ambeginscan(
     })
 }
 
-unsafe fn memory_context(
+pub unsafe fn memory_context(
     parent: pg_sys::MemoryContext,
     name: &'static std::ffi::CStr,
 ) -> pg_sys::MemoryContext {

@@ -16,6 +16,7 @@ use crate::access_method::definition::{Definition, RowKeyIndex};
 use crate::access_method::metapage::Metapage;
 use crate::catalog::{collections, prerequisites};
 use crate::error::{SqlError, SqlState};
+use crate::pause::pause;
 use crate::settings::{self, IterativeScan, OnUnavailable};
 use crate::types::vector;
 use crate::worker::{self, IndexView, OpenScan, ScanFailure, ScanHandle, ScanPage, ViewState};
@@ -25,7 +26,7 @@ use std::time::{Duration, Instant};
 
 /// Rows in a page: few, for the first page is often all that is read.
 const PAGE_ROWS_MIN: u32 = 10;
-const IDENTITY_POLL_MS: std::ffi::c_long = 20;
+const IDENTITY_POLL_EVERY: Duration = Duration::from_millis(20);
 
 pub struct ScanState {
     phase: Phase,
@@ -254,7 +255,7 @@ unsafe fn ask_cluster(
         query,
         ef_search: settings::ef_search(),
         page_rows: settings::ef_search().max(PAGE_ROWS_MIN),
-        min_lsn: freshness::min_lsn(),
+        min_lsn: freshness::min_lsn(view.stale_partitions > 0),
         snapshot_xmin,
         timeout_ms: settings::search_timeout_ms(),
         exact: false,
@@ -361,14 +362,7 @@ unsafe fn identified_view(request: &Request, definition_generation: u64) -> Inde
         if view.state != ViewState::Unidentified || Instant::now() >= give_up_at {
             return view;
         }
-        pgrx::check_for_interrupts!();
-        pg_sys::WaitLatch(
-            pg_sys::MyLatch,
-            (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
-            IDENTITY_POLL_MS,
-            pg_sys::PG_WAIT_EXTENSION,
-        );
-        pg_sys::ResetLatch(pg_sys::MyLatch);
+        pause(IDENTITY_POLL_EVERY);
     }
 }
 

@@ -3,14 +3,14 @@
 
 use super::status::{self, Local};
 use crate::error::{SqlError, SqlState, sql_functions};
+use crate::pause::pause;
 use crate::scan::{freshness, own_writes};
 use crate::worker;
 use pgrx::pg_sys;
 use pgrx::spi::Spi;
-use std::ffi::c_long;
 use std::time::{Duration, Instant};
 
-const POLL_MS: c_long = 100;
+const POLL_EVERY: Duration = Duration::from_millis(100);
 
 sql_functions! {
     pg_finfo_ruvector_wait_for_index for ruvector_wait_for_index(call) {
@@ -31,7 +31,7 @@ sql_functions! {
 }
 
 /// The index itself; of a partitioned one, the indexes of all its partitions.
-unsafe fn with_storage(index_oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
+pub(super) unsafe fn with_storage(index_oid: pg_sys::Oid) -> Vec<pg_sys::Oid> {
     if pg_sys::get_rel_relkind(index_oid) as u8 != pg_sys::RELKIND_PARTITIONED_INDEX {
         return vec![index_oid];
     }
@@ -49,7 +49,6 @@ unsafe fn wait(index_oid: pg_sys::Oid, deadline: Instant, timeout: Duration, fol
     // collection was ready, so that it counts every row of the initial copy.
     let mut ready_at = None;
     loop {
-        pgrx::check_for_interrupts!();
         let local = status::local(index_oid);
         let name = &local.index_name;
         match local.state {
@@ -85,13 +84,7 @@ unsafe fn wait(index_oid: pg_sys::Oid, deadline: Instant, timeout: Duration, fol
         if Instant::now() >= deadline {
             timed_out(&local, timeout, folded);
         }
-        pg_sys::WaitLatch(
-            pg_sys::MyLatch,
-            (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
-            POLL_MS,
-            pg_sys::PG_WAIT_EXTENSION,
-        );
-        pg_sys::ResetLatch(pg_sys::MyLatch);
+        pause(POLL_EVERY);
     }
 }
 

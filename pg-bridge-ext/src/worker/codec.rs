@@ -2,7 +2,9 @@
 //! though both ends are the same library.
 
 use super::progress::SourceProgress;
+use super::replicas::{DigestCall, ReplicaPlace, read_piece, write_piece};
 use super::{IndexStatus, PageStats, ScanFailure, ScanPage};
+use cluster_core::verify::Piece;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
@@ -11,6 +13,9 @@ pub enum Request {
     Close { scan: u64 },
     Status { index: IndexName, timeout_ms: u64 },
     Progress { database_oid: u32, timeout_ms: u64 },
+    Replicas { index: IndexName },
+    Digest(DigestCall),
+    Reconcile { index: IndexName, timeout_ms: u64 },
 }
 
 /// How a backend names an index.
@@ -42,6 +47,10 @@ pub enum Response {
     Status(IndexStatus),
     /// None: no source follows the database.
     Progress(Option<SourceProgress>),
+    Replicas(Vec<ReplicaPlace>),
+    Piece(Piece),
+    /// The coordinators have taken what was asked for.
+    Reconcile,
     Failure(ScanFailure),
 }
 
@@ -52,6 +61,8 @@ pub struct Garbled;
 /// Bytes of a page before its rows, and of a row before its key.
 pub const PAGE_BYTES: usize = 1 + 8 + 8 + 1 + 4 + 8 + 8 + 4 + 4 + 4 + 8 + 4;
 pub const ROW_BYTES: usize = 8 + 4;
+/// Marks a request to reconcile an index, and its answer.
+const RECONCILE: u8 = 16;
 const FAILURE_TEXT_BYTES_MAX: usize = 4096;
 
 impl Request {
@@ -94,6 +105,19 @@ impl Request {
                 out.u32(*database_oid);
                 out.u64(*timeout_ms);
             }
+            Request::Replicas { index } => {
+                out.u8(6);
+                out.index(*index);
+            }
+            Request::Digest(call) => {
+                out.u8(7);
+                call.write(&mut out);
+            }
+            Request::Reconcile { index, timeout_ms } => {
+                out.u8(RECONCILE);
+                out.index(*index);
+                out.u64(*timeout_ms);
+            }
         }
         out.0
     }
@@ -128,6 +152,14 @@ impl Request {
             },
             5 => Request::Progress {
                 database_oid: bytes.u32()?,
+                timeout_ms: bytes.u64()?,
+            },
+            6 => Request::Replicas {
+                index: bytes.index()?,
+            },
+            7 => Request::Digest(DigestCall::read(&mut bytes)?),
+            RECONCILE => Request::Reconcile {
+                index: bytes.index()?,
                 timeout_ms: bytes.u64()?,
             },
             _ => return Err(Garbled),
@@ -180,12 +212,22 @@ impl Response {
                 out.u8(kind);
                 out.text(text);
             }
+            Response::Reconcile => out.u8(RECONCILE),
             Response::Progress(progress) => {
                 out.u8(4);
                 out.u8(progress.is_some().into());
                 if let Some(progress) = progress {
                     progress.write(&mut out);
                 }
+            }
+            Response::Replicas(places) => {
+                out.u8(5);
+                out.u32(places.len() as u32);
+                places.iter().for_each(|place| place.write(&mut out));
+            }
+            Response::Piece(piece) => {
+                out.u8(6);
+                write_piece(piece, &mut out);
             }
         }
         out.0
@@ -247,6 +289,13 @@ impl Response {
                 0 => None,
                 _ => Some(SourceProgress::read(&mut bytes)?),
             }),
+            5 => {
+                let count = bytes.u32()?;
+                let places = (0..count).map(|_| ReplicaPlace::read(&mut bytes));
+                Response::Replicas(places.collect::<Result<_, _>>()?)
+            }
+            6 => Response::Piece(read_piece(&mut bytes)?),
+            RECONCILE => Response::Reconcile,
             _ => return Err(Garbled),
         })
     }
@@ -277,7 +326,16 @@ impl Writer {
         self.0.extend_from_slice(&text.as_bytes()[..len]);
     }
 
-    fn index(&mut self, index: IndexName) {
+    pub(super) fn u128(&mut self, value: u128) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.u32(bytes.len() as u32);
+        self.0.extend_from_slice(bytes);
+    }
+
+    pub(super) fn index(&mut self, index: IndexName) {
         self.u32(index.database_oid);
         self.u32(index.index_oid);
         self.u64(index.definition_generation);
@@ -314,7 +372,16 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(self.take(len)?).into_owned())
     }
 
-    fn index(&mut self) -> Result<IndexName, Garbled> {
+    pub(super) fn u128(&mut self) -> Result<u128, Garbled> {
+        self.array().map(u128::from_le_bytes)
+    }
+
+    pub(super) fn bytes(&mut self) -> Result<&'a [u8], Garbled> {
+        let len = self.u32()? as usize;
+        self.take(len)
+    }
+
+    pub(super) fn index(&mut self) -> Result<IndexName, Garbled> {
         Ok(IndexName {
             database_oid: self.u32()?,
             index_oid: self.u32()?,

@@ -5,31 +5,41 @@
 //! [`call`]) and read what it knows of indexes from a table there ([`view`]). The
 //! worker itself is a main thread that alone talks to Postgres ([`process`]) and
 //! two runtime threads that talk to the cluster ([`service`], [`status`],
-//! [`progress`]). Every 10 ms it notes how far the log is on disk ([`samples`]).
+//! [`progress`], [`replicas`], [`elsewhere`]). Every 10 ms it notes how far the log is on disk
+//! ([`samples`]), every few seconds what the cluster's slots retain ([`slot_watch`],
+//! [`slot_guard`]).
 
 mod call;
 mod codec;
+mod elsewhere;
 mod process;
 mod progress;
+mod replicas;
 mod samples;
 mod segment;
 mod service;
+mod slot_guard;
+mod slot_watch;
 mod status;
 mod view;
 
 use crate::scan::visibility::VisibilityStats;
 use cluster_core::freshness::samples::BootMicros;
-use codec::{IndexName, Open, Request, Response};
+use cluster_core::verify::Piece;
+use codec::{Open, Request, Response};
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
 use std::time::Duration;
 
+pub use codec::IndexName;
 pub use progress::{CollectionProgress, CollectionStanding, SourceProgress};
+pub use replicas::{DigestCall, ReplicaPlace};
 pub use samples::{LAG_MS_MAX, Samples};
 pub use view::{IndexView, ViewState};
 
 /// The consumer comes back to a server that it follows much sooner; until then its
-/// searches wait, later a server is taken for a copy, which is scanned exactly.
+/// searches wait. Later it is an outage, unless the consumer is heard to follow another
+/// server: then this one is a copy, which is scanned exactly.
 const IDENTIFIED_WITHIN: Duration = Duration::from_secs(30);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 /// `ruvector_index_status()` asks a coordinator; it is not kept waiting long.
@@ -209,12 +219,17 @@ pub fn index_view(database_oid: u32, index_oid: u32, definition_generation: u64)
     } else if view.is_of_other_server && uptime() < IDENTIFIED_WITHIN {
         view.state = ViewState::Unidentified;
         view.reason = "the cluster has not seen this start of the server yet".to_owned();
+    } else if view.is_of_other_server && !view.is_followed_elsewhere {
+        view.state = ViewState::Disconnected;
+        view.reason = "no consumer has followed this server since it was started; \
+                       `ruvector ctl lag` says why"
+            .to_owned();
     }
     view
 }
 
 /// How long this server has been running.
-fn uptime() -> Duration {
+pub(crate) fn uptime() -> Duration {
     // SAFETY: set before any backend starts; the clock is Postgres's own.
     let microseconds = unsafe { pg_sys::GetCurrentTimestamp() - pg_sys::PgStartTime };
     Duration::from_micros(u64::try_from(microseconds).unwrap_or(0))
@@ -336,6 +351,24 @@ pub fn index_status(
     }
 }
 
+/// Asks the coordinators to have an index compared with its table.
+pub fn request_reconcile(
+    database_oid: u32,
+    index_oid: u32,
+    definition_generation: u64,
+) -> Result<(), ScanFailure> {
+    let index = IndexName {
+        database_oid,
+        index_oid,
+        definition_generation,
+    };
+    let timeout_ms = STATUS_TIMEOUT.as_millis() as u64;
+    match call::call(&Request::Reconcile { index, timeout_ms }, STATUS_TIMEOUT)? {
+        Response::Reconcile => Ok(()),
+        other => Err(unexpected(&other)),
+    }
+}
+
 /// How far the cluster has followed a database; `None` where no source does.
 pub fn source_progress(database_oid: u32) -> Result<Option<SourceProgress>, ScanFailure> {
     let timeout_ms = STATUS_TIMEOUT.as_millis() as u64;
@@ -346,6 +379,23 @@ pub fn source_progress(database_oid: u32) -> Result<Option<SourceProgress>, Scan
     // The worker's own answer, without positions, comes at the timeout.
     match call::call(&request, STATUS_TIMEOUT)? {
         Response::Progress(progress) => Ok(progress),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Where the index's replicas are, by the worker's map.
+pub fn replicas(index: IndexName) -> Result<Vec<ReplicaPlace>, ScanFailure> {
+    match call::call(&Request::Replicas { index }, STATUS_TIMEOUT)? {
+        Response::Replicas(places) => Ok(places),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// A piece of what a replica holds.
+pub fn replica_digest(call: DigestCall) -> Result<Piece, ScanFailure> {
+    let timeout = Duration::from_millis(call.timeout_ms);
+    match call::call(&Request::Digest(call), timeout)? {
+        Response::Piece(piece) => Ok(piece),
         other => Err(unexpected(&other)),
     }
 }
@@ -369,6 +419,9 @@ fn unexpected(response: &Response) -> ScanFailure {
         Response::Page { .. } => "a page",
         Response::Status(_) => "a status",
         Response::Progress(_) => "a source's progress",
+        Response::Replicas(_) => "replicas",
+        Response::Piece(_) => "a digest",
+        Response::Reconcile => "a reconcile",
         Response::Failure(_) => "a failure",
     };
     ScanFailure::Unavailable(format!("the worker answered with {kind} to something else"))

@@ -6,6 +6,7 @@
 use super::samples::SAMPLE_EVERY;
 use super::segment::{self, Claim, SLOTS, Segment};
 use super::service::Service;
+use super::slot_watch::SlotWatch;
 use super::view::ServerIdentity;
 use super::{ScanFailure, codec::Response, view};
 use crate::scan::freshness;
@@ -96,7 +97,9 @@ pub unsafe extern "C-unwind" fn ruvector_worker_main(_arg: pg_sys::Datum) {
     let server = ServerIdentity {
         system_identifier: pg_sys::GetSystemIdentifier(),
         start: segment.server_start(),
+        started_ms: view::boot_ms().saturating_sub(super::uptime().as_millis() as u64),
     };
+    let mut slots = SlotWatch::new();
     let service = {
         let _inside = runtime.enter();
         Service::start(segment, server, start, coordinators.clone())
@@ -119,6 +122,7 @@ pub unsafe extern "C-unwind" fn ruvector_worker_main(_arg: pg_sys::Datum) {
             pg_sys::SetLatch(latch.0);
         }
         let pause = sample(segment);
+        slots.look();
         take_requests(segment, &runtime, &service, &answered, &mut running);
         let mut event = pg_sys::WaitEvent::default();
         let timeout = pause.as_millis() as c_long;

@@ -117,7 +117,9 @@ fn standing(map: &PartitionMap, collection: &Collection) -> (CollectionStanding,
         (CollectionState::Failed { reason }, _) => (CollectionStanding::Failed, reason.clone()),
         (CollectionState::Ready { .. }, 0) => (CollectionStanding::Ready, String::new()),
         (CollectionState::Ready { .. }, stale) => {
-            let reason = format!("{stale} partitions answer old data only: REINDEX the index");
+            let why = collection.reconcile.as_ref().map(|r| r.reason.as_str());
+            let why = why.unwrap_or("no replica has everything");
+            let reason = format!("{stale} partitions answer old data only: {why}");
             (CollectionStanding::Stale, reason)
         }
     }

@@ -2,16 +2,21 @@
 //! call Postgres.
 
 use super::codec::{IndexName, Open, PAGE_BYTES, ROW_BYTES, Request, Response};
+use super::replicas::{self, DigestCall};
 use super::segment::{Claim, RESPONSE_BYTES, Segment};
 use super::view::{self, IndexView, ServerIdentity, ViewState};
-use super::{PageStats, ScanFailure, ScanPage, progress, status};
+use super::{PageStats, ScanFailure, ScanPage, elsewhere, progress, status};
 use crate::settings::Coordinators;
 use cluster_client::transport::Transport;
 use cluster_client::{
-    ClientConfig, ClusterClient, Consistency, Scan, ScanError, ScanErrorKind, ScanSpec,
+    ClientConfig, ClientError, ClusterClient, Consistency, Scan, ScanError, ScanErrorKind, ScanSpec,
 };
+use cluster_core::ids::SourceId;
+use cluster_core::map::PartitionMap;
+use cluster_core::server::AskedBy;
 use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
+use proto::v1::RequestReconcileRequest;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -33,8 +38,9 @@ pub struct Service {
     scans: Mutex<HashMap<u64, LiveScan>>,
     /// Scan ids carry the worker's start, so that one of a former worker is unknown.
     next_scan: AtomicU64,
-    /// One writer of the table at a time, across reconnects.
-    table: Mutex<()>,
+    /// One writer of the table at a time, across reconnects; and the sources that
+    /// are followed on another server with this one's identifiers.
+    table: Mutex<BTreeSet<SourceId>>,
 }
 
 struct Connection {
@@ -132,6 +138,9 @@ impl Service {
                 database_oid,
                 timeout_ms,
             }) => Ok(self.progress(database_oid, timeout_ms).await),
+            Ok(Request::Replicas { index }) => self.replicas(index),
+            Ok(Request::Digest(call)) => self.digest(call).await,
+            Ok(Request::Reconcile { index, timeout_ms }) => self.reconcile(index, timeout_ms).await,
             Ok(Request::Close { scan }) => {
                 self.close(scan);
                 return None;
@@ -147,6 +156,7 @@ impl Service {
         let view = self.known(open.index)?;
         let spec = ScanSpec {
             source: view.source,
+            asked_by: self.asked_by(open.index),
             collection: view.collection,
             query: open.query,
             ef_search: open.ef_search,
@@ -287,11 +297,64 @@ impl Service {
         }
     }
 
+    /// Asks the leader; what it refuses is said in its words.
+    async fn reconcile(&self, index: IndexName, timeout_ms: u64) -> Result<Response, ScanFailure> {
+        let client = self.client();
+        let request = RequestReconcileRequest {
+            collection_id: self.known(index)?.collection.0,
+            reason: "asked for by ruvector_reconcile()".to_owned(),
+        };
+        let asking = client.leader(|mut leader| {
+            let request = request.clone();
+            async move { leader.request_reconcile(request).await }
+        });
+        match timeout(Duration::from_millis(timeout_ms), asking).await {
+            Ok(Ok(_)) => Ok(Response::Reconcile),
+            Ok(Err(ClientError::Refused(status))) => {
+                Err(ScanFailure::Invalid(status.message().to_owned()))
+            }
+            Ok(Err(problem)) => Err(ScanFailure::Unavailable(problem.to_string())),
+            Err(_) => Err(ScanFailure::Unavailable(
+                "no coordinator answered in time".to_owned(),
+            )),
+        }
+    }
+
     async fn progress(&self, database_oid: u32, timeout_ms: u64) -> Response {
         let client = self.client();
         let limit = Duration::from_millis(timeout_ms);
         let of = progress::of_database(&client, self.server.system_identifier, database_oid, limit);
         Response::Progress(of.await)
+    }
+
+    fn replicas(&self, index: IndexName) -> Result<Response, ScanFailure> {
+        let view = self.known(index)?;
+        let places = replicas::of_collection(&self.client(), view.collection)?;
+        Ok(Response::Replicas(places))
+    }
+
+    async fn digest(&self, call: DigestCall) -> Result<Response, ScanFailure> {
+        let view = self.known(call.index)?;
+        let deadline = Instant::now() + Duration::from_millis(call.timeout_ms);
+        let asked_by = self.asked_by(call.index);
+        let ask = call.ask(&view, asked_by);
+        let piece = self.client().replica_digest(&ask, deadline).await;
+        let response = Response::Piece(piece.map_err(scan_failure)?);
+        match response.encode().len() {
+            bytes if bytes > RESPONSE_BYTES => Err(ScanFailure::Unavailable(format!(
+                "{} answered with {bytes} bytes",
+                ask.node
+            ))),
+            _ => Ok(response),
+        }
+    }
+
+    /// In whose name a backend's requests go out.
+    fn asked_by(&self, index: IndexName) -> AskedBy {
+        AskedBy {
+            start: self.server.start,
+            database_oid: index.database_oid,
+        }
     }
 
     /// What the table says of the index, if it has a collection.
@@ -324,6 +387,9 @@ impl Service {
         let mut maps = client.watch_map();
         maps.mark_changed();
         client.spawn_map_watch(stop.clone());
+        let watching = elsewhere::watch(self.clone(), client.clone());
+        let until = stop.clone();
+        tokio::spawn(async move { until.run_until_cancelled(watching).await });
         tokio::spawn(async move {
             let follow = async {
                 let mut heartbeat = tokio::time::interval(HEARTBEAT_EVERY);
@@ -335,9 +401,9 @@ impl Service {
                             if map.epoch.0 == 0 {
                                 continue;
                             }
-                            let _one_writer = self.table.lock();
+                            let one_writer = self.table.lock();
                             if !stop.is_cancelled() {
-                                self.segment.table.write(&map, self.server);
+                                self.segment.table.write(&map, self.server, &one_writer);
                                 let is_coordinator = client.is_streaming_map();
                                 let table = &self.segment.table;
                                 table.note_heard(view::boot_ms(), is_coordinator);
@@ -355,6 +421,19 @@ impl Service {
             };
             stop.run_until_cancelled(follow).await;
         });
+    }
+
+    pub fn server(&self) -> ServerIdentity {
+        self.server
+    }
+
+    /// What was found out about this server's sources.
+    pub fn followed_elsewhere(&self, map: &PartitionMap, found: BTreeSet<SourceId>) {
+        let mut known = self.table.lock();
+        if *known != found {
+            *known = found;
+            self.segment.table.write(map, self.server, &known);
+        }
     }
 
     async fn sweep(self: Arc<Self>) {

@@ -10,6 +10,7 @@ use cluster_core::freshness::samples::BootMicros;
 use cluster_core::ids::{CollectionId, ServerStart, SourceId};
 use cluster_core::map::PartitionMap;
 use std::cell::UnsafeCell;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,8 @@ const OTHER_SERVER: &str = "the cluster follows this database on another server,
 pub struct ServerIdentity {
     pub system_identifier: u64,
     pub start: ServerStart,
+    /// On CLOCK_BOOTTIME.
+    pub started_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +67,10 @@ pub struct IndexView {
     pub stale_partitions: u32,
     pub snapshot: BackfillSnapshot,
     pub reason: String,
-    /// The database is followed on a server that was started another time: after a
-    /// while that means, on another one with the same files.
+    /// The database was last followed on a server that was started another time.
     pub is_of_other_server: bool,
+    /// And is right now: this server is a copy of that one.
+    pub is_followed_elsewhere: bool,
 }
 
 impl IndexView {
@@ -80,6 +84,7 @@ impl IndexView {
             snapshot: BackfillSnapshot::default(),
             reason: reason.into(),
             is_of_other_server: false,
+            is_followed_elsewhere: false,
         }
     }
 }
@@ -110,6 +115,7 @@ struct Content {
 struct Database {
     oid: u32,
     is_of_other_server: u32,
+    is_followed_elsewhere: u32,
     problem: Text,
 }
 
@@ -194,8 +200,13 @@ impl Table {
 
     /// Writes what a map says about the databases of this server. One writer at a
     /// time, in one process.
-    pub fn write(&self, map: &PartitionMap, server: ServerIdentity) {
-        let (databases, entries) = flatten(map, server);
+    pub fn write(
+        &self,
+        map: &PartitionMap,
+        server: ServerIdentity,
+        elsewhere: &BTreeSet<SourceId>,
+    ) {
+        let (databases, entries) = flatten(map, server, elsewhere);
         // A writer that died half-way left the sequence odd.
         let before = self.sequence.load(Ordering::Relaxed) & !1;
         self.sequence.store(before + 1, Ordering::Relaxed);
@@ -311,6 +322,7 @@ impl Copied {
             };
             return IndexView {
                 is_of_other_server,
+                is_followed_elsewhere: self.database.is_some_and(|d| d.is_followed_elsewhere != 0),
                 ..IndexView::without_collection(ViewState::Unknown, reason)
             };
         };
@@ -332,11 +344,16 @@ impl Copied {
             },
             reason: entry.reason.read(),
             is_of_other_server: false,
+            is_followed_elsewhere: false,
         }
     }
 }
 
-fn flatten(map: &PartitionMap, server: ServerIdentity) -> (Vec<Database>, Vec<(Key, Entry)>) {
+fn flatten(
+    map: &PartitionMap,
+    server: ServerIdentity,
+    elsewhere: &BTreeSet<SourceId>,
+) -> (Vec<Database>, Vec<(Key, Entry)>) {
     let mut databases = Vec::new();
     let mut entries = Vec::new();
     for source in map.sources.values() {
@@ -350,6 +367,7 @@ fn flatten(map: &PartitionMap, server: ServerIdentity) -> (Vec<Database>, Vec<(K
         databases.push(Database {
             oid: slot.database_oid,
             is_of_other_server: is_of_other_server.into(),
+            is_followed_elsewhere: elsewhere.contains(&source.id).into(),
             problem: Text::new(&source.problem),
         });
         if is_of_other_server {
@@ -385,10 +403,8 @@ fn flatten(map: &PartitionMap, server: ServerIdentity) -> (Vec<Database>, Vec<(K
                 }
                 CollectionState::Ready { snapshot } => {
                     entry.state = READY;
-                    if stale > 0 {
-                        entry.reason = Text::new(&format!(
-                            "{stale} partitions are stale: REINDEX builds the index anew"
-                        ));
+                    if let Some(reconcile) = &collection.reconcile {
+                        entry.reason = Text::new(&reconcile.reason);
                     }
                     entry.xmax = snapshot.xmax;
                     if snapshot.running.len() > RUNNING_MAX {

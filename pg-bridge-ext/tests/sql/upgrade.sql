@@ -8,5 +8,6 @@ ALTER EXTENSION ruvector UPDATE;
 SELECT extversion FROM pg_extension WHERE extname = 'ruvector';
 SELECT ruvector_session_token() LIKE 'rv1:%' AS has_token;
 SELECT count(*) AS sources FROM ruvector_replication_status;
+SELECT to_regclass('ruvector.slot_advances') AS slot_advances;
 SELECT embedding FROM items;
 DROP TABLE items;

@@ -66,9 +66,9 @@ impl CollectionLine {
                 .map(|reports| reports.iter().map(|report| part(report)).sum())
         };
         let source = seen.map.sources.get(&spec.source);
-        let backfill = match collection.state {
-            CollectionState::Building { .. } => seen.backfill(collection.id),
-            _ => None,
+        let backfill = match collection.wants_backfill() {
+            true => seen.backfill(collection.id),
+            false => None,
         };
         Self {
             id: collection.id.0,
@@ -98,6 +98,10 @@ impl CollectionLine {
             backfill: backfill.map(backfill_text),
             reason: match &collection.state {
                 CollectionState::Failed { reason } => reason.clone(),
+                CollectionState::Ready { .. } if collection.reconcile.is_some() => {
+                    let reconcile = collection.reconcile.as_ref();
+                    reconcile.map(|r| r.reason.clone()).unwrap_or_default()
+                }
                 _ => source
                     .map(|source| source.problem.clone())
                     .unwrap_or_default(),
@@ -108,6 +112,7 @@ impl CollectionLine {
     fn remark(&self) -> String {
         match &self.backfill {
             Some(backfill) if self.reason.is_empty() => backfill.clone(),
+            Some(backfill) if self.state == "ready" => format!("{backfill}: {}", self.reason),
             _ => self.reason.clone(),
         }
     }

@@ -21,6 +21,7 @@ struct SourceLag {
     /// Absent while no consumer reports.
     progress: Option<Progress>,
     problem: String,
+    is_paused: bool,
     /// Partitions that the slot has passed on all their replicas.
     stale_partitions: usize,
     #[serde(skip)]
@@ -36,8 +37,12 @@ struct Progress {
     /// From the server's flushed position to what all replicas have applied.
     behind_bytes: u64,
     retained_wal_bytes: u64,
-    safe_wal_bytes: u64,
+    /// In force for the source; absent: the slot waits for ever.
+    slot_hold_limit_bytes: Option<u64>,
+    /// Absent: nothing limits what the server keeps for the slot.
+    safe_wal_bytes: Option<u64>,
     wal_status: String,
+    slot_warnings: Vec<String>,
     backfills: Vec<Backfill>,
 }
 
@@ -80,6 +85,7 @@ impl SourceLag {
                 .source_progress(source.id.0)
                 .map(|progress| Progress::of(seen, progress)),
             problem: source.problem.clone(),
+            is_paused: source.is_paused,
             stale_partitions: stale.len(),
             remark: words::needs_reconcile(stale),
         }
@@ -116,8 +122,10 @@ impl Progress {
                 .server_flush_lsn
                 .saturating_sub(progress.applied_lsn),
             retained_wal_bytes: progress.retained_wal_bytes,
+            slot_hold_limit_bytes: Some(progress.slot_hold_limit_bytes).filter(|limit| *limit > 0),
             safe_wal_bytes: progress.safe_wal_bytes,
             wal_status: progress.wal_status.clone(),
+            slot_warnings: progress.slot_warnings.clone(),
             backfills: backfills.collect(),
         }
     }
@@ -133,10 +141,18 @@ impl Report for Lag {
             ("confirmed", Align::Left),
             ("behind", Align::Right),
             ("retained wal", Align::Right),
+            ("limit", Align::Right),
+            ("safe wal", Align::Right),
             ("wal status", Align::Left),
         ]);
         let mut notes = String::new();
         for source in &self.0 {
+            if source.is_paused {
+                let name = &source.name;
+                notes += &format!(
+                    "\n! {name}: paused, while its slot keeps WAL: ruvector ctl source resume {name}\n"
+                );
+            }
             if let Some(remark) = &source.remark {
                 notes += &format!("\n! {}: {remark}\n", source.name);
             }
@@ -150,11 +166,16 @@ impl Report for Lag {
                         "-",
                         "?",
                         "?",
+                        "?",
+                        "?",
                         "not followed",
                     ]
                     .map(str::to_owned),
                 );
                 notes += &format!("\n! {}: no consumer reports on it\n", source.name);
+                if !source.problem.is_empty() {
+                    notes += &format!("\n! {}: {}\n", source.name, source.problem);
+                }
                 continue;
             };
             table.row([
@@ -165,8 +186,15 @@ impl Report for Lag {
                 progress.confirmed_lsn.clone(),
                 bytes(progress.behind_bytes),
                 bytes(progress.retained_wal_bytes),
+                progress
+                    .slot_hold_limit_bytes
+                    .map_or("none".to_owned(), bytes),
+                progress.safe_wal_bytes.map_or("any".to_owned(), bytes),
                 progress.wal_status.clone(),
             ]);
+            for warning in &progress.slot_warnings {
+                notes += &format!("\n! {}: {warning}\n", source.name);
+            }
             for backfill in &progress.backfills {
                 notes += &format!(
                     "\n{}: backfill of {}: {}\n",

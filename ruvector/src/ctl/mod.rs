@@ -6,7 +6,6 @@ mod coordinator;
 mod drain;
 mod init;
 mod lag;
-mod leftovers;
 mod map;
 mod moves;
 mod node;
@@ -16,7 +15,9 @@ mod plan;
 mod problems;
 mod progress;
 mod rebalance;
+mod reconcile;
 mod relocate;
+mod slot_limit;
 mod source;
 mod splits;
 mod status;
@@ -76,6 +77,8 @@ enum CtlCommand {
     Collections,
     /// How far each source is followed
     Lag,
+    /// How much WAL a source's server may retain for its slot
+    SlotLimit(slot_limit::SlotLimitArgs),
     /// The Postgres databases that the cluster follows
     #[command(subcommand)]
     Source(source::SourceCommand),
@@ -90,6 +93,8 @@ enum CtlCommand {
     Rebalance(rebalance::RebalanceCommand),
     /// Move a partition's replica to another node, or give such a move up
     Move(relocate::MoveArgs),
+    /// Have an index compared with its table, and mended
+    Reconcile(reconcile::ReconcileArgs),
 }
 
 /// What a command found out.
@@ -117,11 +122,13 @@ pub fn run(args: CtlArgs) -> Result<(), Failure> {
             },
             CtlCommand::Collections => show(&collections::collections(&ctl).await?, json),
             CtlCommand::Lag => show(&lag::lag(&ctl).await?, json),
+            CtlCommand::SlotLimit(args) => show(&slot_limit::set(&ctl, args).await?, json),
             CtlCommand::Source(command) => source::run(&ctl, command, json).await,
             CtlCommand::Node(command) => node::run(&ctl, command, json).await,
             CtlCommand::Coordinator(command) => coordinator::run(&ctl, command, json).await,
             CtlCommand::Rebalance(command) => rebalance::run(&ctl, command, json).await,
             CtlCommand::Move(args) => relocate::run(&ctl, args, json).await,
+            CtlCommand::Reconcile(args) => show(&reconcile::reconcile(&ctl, args).await?, json),
         }
     })?;
     print(&text)

@@ -1,10 +1,10 @@
 //! What somebody should look at, found in map and reports, in sentences.
 
-use super::table::span;
+use super::table::{bytes, span};
 use super::{Observed, words};
 use cluster_core::collection::CollectionState;
 use cluster_core::ids::NodeId;
-use cluster_core::map::{Partition, ReplicaState};
+use cluster_core::map::{Partition, ReplicaState, Source};
 use std::collections::BTreeMap;
 
 /// How many partitions are named for what most likely has one cause.
@@ -17,6 +17,8 @@ impl Observed {
         problems.extend(self.missing_replicas());
         problems.extend(self.running_splits().iter().map(|split| split.sentence()));
         problems.extend(self.source_problems());
+        problems.extend(self.slot_problems());
+        problems.extend(self.paused_sources());
         problems.extend(self.failed_collections());
         problems.extend(self.stale_collections());
         problems.extend(self.reported_problems());
@@ -82,6 +84,37 @@ impl Observed {
             .collect()
     }
 
+    /// What consumers say of their slots' WAL.
+    fn slot_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for source in self.map.sources.values() {
+            let progress = self.source_progress(source.id.0);
+            for warning in progress.iter().flat_map(|p| &p.slot_warnings) {
+                problems.push(format!(
+                    "source {} ({}): {warning}",
+                    source.id.0, source.name
+                ));
+            }
+        }
+        problems
+    }
+
+    /// Not forgotten: a slot that nobody reads fills the disk.
+    fn paused_sources(&self) -> Vec<String> {
+        let paused = self.map.sources.values().filter(|source| source.is_paused);
+        let sentence = |source: &Source| {
+            let kept = match self.source_progress(source.id.0) {
+                Some(progress) => format!("{} of WAL", bytes(progress.retained_wal_bytes)),
+                None => "WAL".to_owned(),
+            };
+            let (id, name) = (source.id.0, &source.name);
+            format!(
+                "source {id} ({name}) is paused, and its slot keeps {kept}: ruvector ctl source resume {name}"
+            )
+        };
+        paused.map(sentence).collect()
+    }
+
     fn failed_collections(&self) -> Vec<String> {
         let collections = self.map.collections.values();
         let failed = collections.filter_map(|collection| match &collection.state {
@@ -99,7 +132,12 @@ impl Observed {
         let stale = collections.filter_map(|collection| {
             let said = words::needs_reconcile(self.map.partitions_of(collection.id))?;
             let (id, index) = (collection.id.0, &collection.spec.index_name);
-            Some(format!("collection {id} ({index}): {said}"))
+            Some(match &collection.reconcile {
+                Some(reconcile) => {
+                    format!("collection {id} ({index}): {said}: {}", reconcile.reason)
+                }
+                None => format!("collection {id} ({index}): {said}"),
+            })
         });
         stale.collect()
     }

@@ -255,7 +255,7 @@ mod tests {
             let from = Some(NodeId(2));
             check(&seen, PartitionId(partition), NodeId(3), from)
         };
-        assert!(said(check(1)).contains("REINDEX"));
+        assert!(said(check(1)).contains("reconciled"));
         assert_eq!(check(2).expect("allowed").from, Some(NodeId(2)));
     }
 

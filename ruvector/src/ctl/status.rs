@@ -2,6 +2,7 @@
 
 use super::coordinator::{Answers, Coordinators, ask_each};
 use super::moves::{RunningMove, running_table};
+use super::source::list::state as source_state;
 use super::table::{Align, Table, ago, bytes, count, or_dash};
 use super::{Ctl, Observed, Report, words};
 use crate::failure::{Failure, FailureKind};
@@ -61,6 +62,8 @@ struct SourceLine {
     incarnation: u64,
     consumer_id: Option<u64>,
     slot: String,
+    state: &'static str,
+    is_paused: bool,
     collections: usize,
     problem: String,
 }
@@ -226,6 +229,8 @@ impl SourceLine {
             incarnation: source.incarnation.0,
             consumer_id: source.consumer.map(|id| id.0),
             slot: source.slot_name.clone(),
+            state: source_state(source),
+            is_paused: source.is_paused,
             collections: collections.count(),
             problem: source.problem.clone(),
         }
@@ -291,6 +296,7 @@ impl Report for Status {
             ("source", Align::Right),
             ("name", Align::Left),
             ("incarnation", Align::Right),
+            ("state", Align::Left),
             ("consumer", Align::Right),
             ("slot", Align::Left),
             ("collections", Align::Right),
@@ -300,6 +306,7 @@ impl Report for Status {
                 line.id.to_string(),
                 line.name.clone(),
                 line.incarnation.to_string(),
+                line.state.to_owned(),
                 line.consumer_id.map_or("-".to_owned(), |id| id.to_string()),
                 or_dash(&line.slot),
                 count(line.collections as u64),

@@ -28,9 +28,9 @@ pub fn needs_reconcile<'a>(partitions: impl IntoIterator<Item = &'a Partition>) 
     let stale = partitions.into_iter().filter(|p| p.needs_reconcile());
     match stale.count() {
         0 => None,
-        1 => Some("1 partition stale: needs reconcile (REINDEX the index)".to_owned()),
+        1 => Some("1 partition stale until it is reconciled with its table".to_owned()),
         n => Some(format!(
-            "{n} partitions stale: needs reconcile (REINDEX the index)"
+            "{n} partitions stale until they are reconciled with their table"
         )),
     }
 }
@@ -79,10 +79,10 @@ mod tests {
         };
         assert_eq!(said(&[&[(1, 1, Serving), (2, 2, Stale)]]), None);
         let one = said(&[&[(1, 1, Stale)], &[(1, 2, Serving)]]);
-        let text = "1 partition stale: needs reconcile (REINDEX the index)";
+        let text = "1 partition stale until it is reconciled with its table";
         assert_eq!(one.as_deref(), Some(text));
         let two = said(&[&[(1, 1, Stale), (2, 2, Stale)], &[(2, 3, Stale)]]);
-        let text = "2 partitions stale: needs reconcile (REINDEX the index)";
+        let text = "2 partitions stale until they are reconciled with their table";
         assert_eq!(two.as_deref(), Some(text));
     }
 

@@ -9,9 +9,12 @@
 //! Nothing closes before all chunks are durable, the stream has passed the last
 //! stamp on every replica, and no column is pending there: until then an UPDATE
 //! that leaves a row's vector alone may meet a replica that does not know it.
+//!
+//! A [reconcile](super::reconcile) is the same over what replicas hold, with a sweep.
 
 use super::Shared;
 use super::chunks::Chunks;
+use super::reconcile::Reconciling;
 use super::reread::{self, RereadError};
 use super::snapshot::Snapshot;
 use super::table::{self, Published, Table, TableError};
@@ -30,6 +33,8 @@ const PENDING_POLL: Duration = Duration::from_millis(200);
 const REREAD_KEYS_MAX: usize = 100_000;
 /// What a page of them may take.
 const REREAD_TIME: Duration = Duration::from_secs(1);
+
+const LEFT_PUBLICATION: &str = "the table left the publication and came back: changes are missing";
 
 #[derive(Debug)]
 pub enum Outcome {
@@ -81,6 +86,8 @@ pub struct Attempt<'a> {
     pub(super) blocks_total: u32,
     /// As it was told last.
     mark: Option<BackfillMark>,
+    /// A complete collection is filled once more.
+    pub(super) reconcile: Option<Reconciling>,
 }
 
 impl<'a> Attempt<'a> {
@@ -97,6 +104,10 @@ impl<'a> Attempt<'a> {
             return Ok(());
         };
         let spec = collection.spec.clone();
+        let reconcile = match collection.reconcile.is_some() {
+            true => Some(Reconciling::of(&map, id, backfill)?),
+            false => None,
+        };
         let published = table::publish(shared, &spec).await?;
         let chunks = Chunks::connect(shared, &map, (id, backfill)).await?;
         let mut attempt = Attempt {
@@ -109,8 +120,13 @@ impl<'a> Attempt<'a> {
             rows_estimated: published.table.rows_estimated,
             blocks_total: 0,
             mark: None,
+            reconcile,
         };
-        let marks = attempt.chunks.open_everywhere(&attempt.spec).await?;
+        if let Some(reconcile) = &attempt.reconcile {
+            reconcile.wait_until_fed(shared).await?;
+        }
+        let since = attempt.reconcile.as_ref().map(|r| r.since);
+        let marks = attempt.chunks.open_everywhere(&attempt.spec, since).await?;
         let seen = attempt.fill(marks).await?;
         coordination::finish_backfill(context, id, backfill, &seen).await?;
         Ok(())
@@ -124,6 +140,18 @@ impl<'a> Attempt<'a> {
         let copied = self.copy_table(marks).await?;
         let mut seen = copied.seen;
         let mut had_pending = false;
+        if let Some(reconcile) = &self.reconcile {
+            // Behind the stream: what it has told of since is not swept.
+            self.settle().await?;
+            reconcile.check(self.shared)?;
+            // Who left the publication meanwhile may have moved rows unseen.
+            let Published { membership, .. } = table::publish(self.shared, &self.spec).await?;
+            if membership != copied.mark.file.membership {
+                return Err(Outcome::Retry(anyhow::anyhow!(LEFT_PUBLICATION)));
+            }
+            let below = copied.mark.first_stamp;
+            self.chunks.sweep_everywhere(below).await?;
+        }
         loop {
             self.settle().await?;
             let pending = self.chunks.list_pending().await?;
@@ -131,8 +159,7 @@ impl<'a> Attempt<'a> {
             had_pending |= !is_clear;
             let Published { table, membership } = table::publish(self.shared, &self.spec).await?;
             if membership != copied.mark.file.membership {
-                let left = "the table left the publication and came back: changes are missing";
-                return Err(Outcome::Retry(anyhow::anyhow!(left)));
+                return Err(Outcome::Retry(anyhow::anyhow!(LEFT_PUBLICATION)));
             }
             if needs_last_snapshot(copied.mark.snapshots, had_pending) {
                 let snapshot = self.take_snapshot(&table).await?;

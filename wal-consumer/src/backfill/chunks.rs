@@ -9,7 +9,7 @@ use cluster_core::backfill::BackfillMark;
 use cluster_core::change::BackfillRow;
 use cluster_core::collection::CollectionSpec;
 use cluster_core::ids::{BackfillId, CollectionId, NodeId, PartitionId};
-use cluster_core::map::{HashRange, PartitionMap, ReplicaState};
+use cluster_core::map::{HashRange, Partition, PartitionMap, Replica, ReplicaState};
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use proto::v1;
@@ -37,6 +37,12 @@ struct Target {
     bytes: usize,
 }
 
+/// A stale replica is filled only in a reconcile, for otherwise it is not fed.
+pub(super) fn filled(partition: &Partition) -> impl Iterator<Item = &Replica> {
+    let is_filled = |r: &&Replica| matches!(r.state, ReplicaState::Serving | ReplicaState::Stale);
+    partition.replicas.iter().filter(is_filled)
+}
+
 pub struct Chunks<'a> {
     shared: &'a Shared,
     backfill: BackfillId,
@@ -50,7 +56,7 @@ pub struct Chunks<'a> {
 }
 
 impl<'a> Chunks<'a> {
-    /// To the replicas that serve by this map.
+    /// To the replicas that serve by this map, and to those that are reconciled.
     pub async fn connect(
         shared: &'a Shared,
         map: &PartitionMap,
@@ -62,7 +68,7 @@ impl<'a> Chunks<'a> {
             .map(|p| Target {
                 id: p.id,
                 range: p.range,
-                replicas: p.in_state(ReplicaState::Serving).map(|r| r.node).collect(),
+                replicas: filled(p).map(|r| r.node).collect(),
                 chunks: 0,
                 rows: Vec::new(),
                 stamp: WalPosition::ZERO,
@@ -94,6 +100,7 @@ impl<'a> Chunks<'a> {
     pub async fn open_everywhere(
         &self,
         spec: &CollectionSpec,
+        since: Option<BackfillId>,
     ) -> anyhow::Result<Vec<Option<BackfillMark>>> {
         let mut marks = Vec::new();
         for target in &self.targets {
@@ -103,6 +110,7 @@ impl<'a> Chunks<'a> {
                     source_id: spec.source.0,
                     partition_id: target.id.0,
                     backfill_id: self.backfill.0,
+                    reconcile_since: since.map_or(0, |since| since.0),
                 };
                 let answer = self.links.call(*node, Kind::Open(open)).await?;
                 marks.push(accepted(*node, answer)?);
@@ -229,6 +237,22 @@ impl<'a> Chunks<'a> {
             }
         }
         Ok(pending)
+    }
+
+    /// Removes from every replica what stands below, several at a time.
+    pub async fn sweep_everywhere(&self, below: WalPosition) -> anyhow::Result<()> {
+        let sweeps = self.open_replicas().into_iter().map(|(partition, node)| {
+            let sweep = v1::BackfillSweep {
+                partition_id: partition.0,
+                backfill_id: self.backfill.0,
+                below: Some(below.into()),
+            };
+            async move {
+                let answer = self.links.call(node, Kind::Sweep(sweep)).await?;
+                accepted(node, answer).map(drop)
+            }
+        });
+        futures::future::try_join_all(sweeps).await.map(drop)
     }
 
     /// Closes the replicas that have no pending column; whether all are closed.

@@ -67,7 +67,8 @@ impl CopyReader {
             (0..=COLUMNS_MAX).contains(&count),
             "a COPY row of {count} columns"
         );
-        let mut lengths = Vec::with_capacity(count as usize);
+        // As many as the bytes at hand can hold: the others are only announced.
+        let mut lengths = Vec::with_capacity((count as usize).min(rest.len() / 4));
         for _ in 0..count {
             let Ok(len) = rest.try_get_i32() else {
                 return Ok(None);

@@ -22,6 +22,7 @@ const TRANSPORT_QUEUE: usize = 16;
 /// What answers bear in place of a chunk's number.
 const CHUNK_OF_OPEN: u64 = 0;
 const CHUNK_OF_CLOSE: u64 = u64::MAX;
+const CHUNK_OF_SWEEP: u64 = u64::MAX - 1;
 
 /// The node did what was asked (an open answers the replica's mark), or refused.
 pub type Answered = Result<Option<BackfillMark>, String>;
@@ -107,6 +108,7 @@ impl Links {
         let (partition, chunk) = match &kind {
             Kind::Open(open) => (open.partition_id, CHUNK_OF_OPEN),
             Kind::Chunk(chunk) => (chunk.partition_id, chunk.chunk),
+            Kind::Sweep(sweep) => (sweep.partition_id, CHUNK_OF_SWEEP),
             Kind::Close(close) => (close.partition_id, CHUNK_OF_CLOSE),
         };
         let link = self

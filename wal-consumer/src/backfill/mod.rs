@@ -1,4 +1,5 @@
-//! Fills new collections beside the stream. In reading order: one attempt at a
+//! Fills new collections beside the stream, and complete ones once more whose replicas
+//! may differ from the table ([`reconcile`]). In reading order: one attempt at a
 //! collection ([`attempt`]), its table ([`table`]), the snapshots that it is read
 //! under ([`snapshot`]), range by range ([`ranges`]), the rows as COPY sends them
 //! ([`copy`]), the way to the nodes ([`chunks`], [`links`]) and its pace
@@ -11,26 +12,28 @@ mod attempt;
 mod chunks;
 pub mod copy;
 mod links;
-mod pace;
+pub(crate) mod pace;
 mod ranges;
+mod reconcile;
 pub mod reread;
 mod snapshot;
 pub mod table;
 
 use crate::feed::progress::{Progress, RunEnd};
 use crate::retry::Backoff;
+use crate::source::postgres::Postgres;
 use crate::source::{SourceContext, coordination};
 use crate::tasks::Tasks;
 use attempt::{Attempt, Outcome};
-use cluster_core::collection::CollectionState;
+use cluster_core::collection::Collection;
 use cluster_core::ids::CollectionId;
 use cluster_core::wal_position::WalPosition;
 use pace::Pace;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
-use tokio_postgres::Config;
 use tokio_util::sync::CancellationToken;
 
 /// An attempt that lasted this long brought the copy on: the next pause is short.
@@ -52,7 +55,7 @@ impl Barrier {
 #[derive(Clone)]
 pub struct Shared {
     pub context: SourceContext,
-    pub postgres: Config,
+    pub postgres: Postgres,
     pub slot_name: String,
     pub publication: String,
     pub progress: Arc<Progress>,
@@ -80,13 +83,19 @@ pub struct Backfills {
     shared: Shared,
     cancel: CancellationToken,
     tasks: Tasks,
-    running: BTreeMap<CollectionId, CancellationToken>,
+    running: BTreeMap<CollectionId, Running>,
+}
+
+struct Running {
+    cancel: CancellationToken,
+    /// The work is over, whatever came of it.
+    has_ended: Arc<AtomicBool>,
 }
 
 impl Backfills {
     pub fn new(
         context: SourceContext,
-        postgres: Config,
+        postgres: Postgres,
         slot_name: String,
         publication: String,
         progress: Arc<Progress>,
@@ -116,8 +125,13 @@ impl Backfills {
 
     pub fn start(&mut self, id: CollectionId) {
         let cancel = self.cancel.child_token();
-        if let Some(former) = self.running.insert(id, cancel.clone()) {
-            former.cancel();
+        let has_ended = Arc::new(AtomicBool::new(false));
+        let running = Running {
+            cancel: cancel.clone(),
+            has_ended: has_ended.clone(),
+        };
+        if let Some(former) = self.running.insert(id, running) {
+            former.cancel.cancel();
         }
         let shared = self.shared.clone();
         self.tasks.spawn(async move {
@@ -125,12 +139,21 @@ impl Backfills {
             shared.context.standing.update(|s| {
                 s.backfills.remove(&id);
             });
+            has_ended.store(true, Ordering::SeqCst);
         });
     }
 
+    /// The same, unless it is under way.
+    pub fn start_if_idle(&mut self, id: CollectionId) {
+        let running = self.running.get(&id);
+        if running.is_none_or(|r| r.has_ended.load(Ordering::SeqCst)) {
+            self.start(id);
+        }
+    }
+
     pub fn stop(&mut self, id: CollectionId) {
-        if let Some(cancel) = self.running.remove(&id) {
-            cancel.cancel();
+        if let Some(running) = self.running.remove(&id) {
+            running.cancel.cancel();
         }
     }
 
@@ -157,11 +180,9 @@ async fn fill(shared: &Shared, id: CollectionId) {
     let context = &shared.context;
     let mut backoff = Backoff::new(&context.config);
     loop {
-        let is_building = |map: &cluster_core::map::PartitionMap| {
-            let state = map.collections.get(&id).map(|c| &c.state);
-            matches!(state, Some(CollectionState::Building { .. }))
-        };
-        if !is_building(&context.client.map()) {
+        let map = context.client.map();
+        let collection = map.collections.get(&id);
+        if !collection.is_some_and(Collection::wants_backfill) {
             return;
         }
         let (outcome, took) = {

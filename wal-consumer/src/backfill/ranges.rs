@@ -14,6 +14,7 @@ use cluster_core::backfill::{
     self, BackfillMark, BlockNumber, FIRST_RANGE_BLOCKS, next_range_blocks,
 };
 use cluster_core::change::BackfillRow;
+use cluster_core::reconcile;
 use cluster_core::row_key::RowKey;
 use futures::StreamExt;
 use std::pin::pin;
@@ -92,7 +93,10 @@ impl Attempt<'_> {
         table: &Table,
     ) -> BackfillMark {
         let incarnation = snapshot.stamp.incarnation;
-        let resumed = backfill::resume(marks.iter().copied(), snapshot.file, incarnation);
+        let resumed = match self.reconcile {
+            None => backfill::resume(marks.iter().copied(), snapshot.file, incarnation),
+            Some(_) => reconcile::resume(marks, snapshot.file, incarnation),
+        };
         let had_marks = marks.iter().any(Option::is_some);
         match &resumed {
             Some(mark) => {

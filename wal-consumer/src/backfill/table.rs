@@ -6,8 +6,8 @@
 
 use super::Shared;
 use crate::feed::router;
-use crate::source::definitions;
 use crate::source::sql::{self, identifier};
+use crate::source::{definitions, rights};
 use anyhow::Context;
 use cluster_core::collection::CollectionSpec;
 use cluster_core::ids::SourceId;
@@ -161,11 +161,11 @@ pub async fn publish(shared: &Shared, spec: &CollectionSpec) -> Result<Published
     if let Some(membership) = membership(&client, shared, spec).await? {
         return Ok(Published { table, membership });
     }
+    let publish = rights::publish(&client, &shared.publication, spec.table_oid, &table.name);
     let alter = format!(
-        "BEGIN; SET LOCAL lock_timeout = {}; ALTER PUBLICATION {} ADD TABLE ONLY {}",
+        "BEGIN; SET LOCAL lock_timeout = {}; {}",
         shared.context.config.publication_lock_timeout_ms,
-        identifier(&shared.publication),
-        table.name
+        publish.await?
     );
     client
         .batch_execute(&alter)
@@ -215,15 +215,17 @@ pub async fn unpublish_unused(shared: &Shared) -> anyhow::Result<()> {
     let needed = needed_tables(&map, source, &defined);
     let mut problem = Ok(());
     for row in client.query(PUBLISHED, &[&shared.publication]).await? {
-        if needed.contains(&row.try_get::<_, Oid>("oid")?) {
+        let oid: Oid = row.try_get("oid")?;
+        if needed.contains(&oid) {
             continue;
         }
+        let schema = identifier(row.try_get("schema")?);
+        let table = format!("{schema}.{}", identifier(row.try_get("name")?));
+        let unpublish = rights::unpublish(&client, &shared.publication, oid, &table);
         let alter = format!(
-            "BEGIN; SET LOCAL lock_timeout = {}; ALTER PUBLICATION {} DROP TABLE ONLY {}.{}; COMMIT",
+            "BEGIN; SET LOCAL lock_timeout = {}; {}; COMMIT",
             shared.context.config.publication_lock_timeout_ms,
-            identifier(&shared.publication),
-            identifier(row.try_get("schema")?),
-            identifier(row.try_get("name")?)
+            unpublish.await?
         );
         if let Err(error) = client.batch_execute(&alter).await {
             client.batch_execute("ROLLBACK").await?;
@@ -297,6 +299,7 @@ mod tests {
                 spec,
                 state,
                 last_backfill,
+                reconcile: None,
             };
             map.collections.insert(id, collection);
         }

@@ -7,7 +7,7 @@
 //! learner is left out and attached anew, and the source goes on.
 
 use super::progress::Progress;
-use super::queue::{LeftOut, NodeQueue, Role};
+use super::queue::{Fed, LeftOut, NodeQueue, Role};
 use crate::config::Config;
 use cluster_core::confirm::ReplicaKey;
 use cluster_core::demotion::Observed;
@@ -97,11 +97,12 @@ impl NodeFeed {
         })
     }
 
-    /// The source's limits are shared evenly.
-    pub fn share_limits(&self, config: &Config, nodes: usize) {
+    /// The source's limits are shared evenly, as the process's are by its sources.
+    pub fn share_limits(&self, config: &Config, nodes: usize, sources: usize) {
+        let (bytes, learner_bytes) = config.queue_share(sources);
         let mut state = self.state.lock();
-        state.bytes_max = config.node_queue_bytes / nodes.max(1);
-        state.learner_bytes_max = config.learner_queue_bytes / nodes.max(1);
+        state.bytes_max = bytes / nodes.max(1);
+        state.learner_bytes_max = learner_bytes / nodes.max(1);
     }
 
     pub(super) fn key(&self, partition: PartitionId, generation: Generation) -> ReplicaKey {
@@ -150,9 +151,35 @@ impl NodeFeed {
     /// A learner that the map shows since: attached at the next "nothing else".
     pub fn add_detached(&self, id: PartitionId, generation: Generation) {
         let mut state = self.state.lock();
-        state.queue.add_detached(id, generation);
+        state.queue.add_detached(id, generation, Role::Learner);
         state.complete.remove(&id);
         state.learners.insert(id, Learner::NEW);
+    }
+
+    /// A stale replica whose collection is being reconciled, when the run begins: the
+    /// slot has everything from there.
+    pub fn add_reconciling(&self, id: PartitionId, generation: Generation) {
+        let mut state = self.state.lock();
+        let from = self.start();
+        let queue = &mut state.queue;
+        queue.add_partition(id, generation, Role::Reconciling, from);
+        self.progress.require(self.key(id, generation));
+    }
+
+    /// The same, that the map shows since: attached at the next "nothing else", and
+    /// waited for from there. One that is fed already goes on.
+    pub fn reconcile(&self, id: PartitionId, generation: Generation) {
+        let mut state = self.state.lock();
+        let known = state.queue.partition(id);
+        let is_fed =
+            known.is_some_and(|f| (f.generation, f.role) == (generation, Role::Reconciling));
+        if !is_fed {
+            state.queue.remove_partition(id);
+            state.queue.add_detached(id, generation, Role::Reconciling);
+            state.complete.remove(&id);
+            state.learners.remove(&id);
+            self.progress.release(self.key(id, generation));
+        }
     }
 
     fn start(&self) -> WalPosition {
@@ -180,6 +207,19 @@ impl NodeFeed {
         }
         self.progress.promotion_settled(key);
         tracing::info!(node = %self.node, partition = %id, "learner promoted: it serves");
+        true
+    }
+
+    /// The map shows what was reconciled as serving. False: its stream has a hole.
+    pub fn serve_reconciled(&self, id: PartitionId) -> bool {
+        let mut state = self.state.lock();
+        let fed = state.queue.partition(id).copied();
+        let Some(fed) = fed.filter(|fed| fed.left_out.is_none()) else {
+            return false;
+        };
+        state.queue.set_role(id, Role::Required);
+        state.complete.insert(id);
+        self.progress.require(self.key(id, fed.generation));
         true
     }
 
@@ -260,9 +300,14 @@ impl NodeFeed {
     ) {
         let mut state = self.state.lock();
         if state.is_up {
-            for (id, _) in state.queue.attach_detached(to) {
+            for (id, generation) in state.queue.attach_detached(to) {
+                let role = state.queue.partition(id).map(|fed| fed.role);
+                if role == Some(Role::Reconciling) {
+                    // Nothing beyond `to` has been confirmed yet.
+                    self.progress.require(self.key(id, generation));
+                }
                 state.learner_moved_at = Instant::now();
-                tracing::info!(node = %self.node, partition = %id, from = %to, "learner attached");
+                tracing::info!(node = %self.node, partition = %id, from = %to, ?role, "replica attached");
             }
         }
         state.queue.push_nothing_else(to, oldest_xmin, confirmed);
@@ -356,7 +401,9 @@ impl NodeFeed {
             return;
         };
         state.queue.leave_out(id, LeftOut::Detached);
-        state.learners.insert(id, Learner::NEW);
+        if fed.role != Role::Reconciling {
+            state.learners.insert(id, Learner::NEW);
+        }
         self.progress.release(self.key(id, fed.generation));
     }
 
@@ -366,7 +413,7 @@ impl NodeFeed {
     pub fn observe(&self, newest: Lsn) -> Vec<Observed> {
         let state = self.state.lock();
         let required = state.queue.partitions();
-        let required = required.filter(|(_, fed)| fed.role == Role::Required);
+        let required = required.filter(|(_, fed)| fed.role.holds_the_slot());
         let observed = required.map(|(id, fed)| Observed {
             replica: self.key(id, fed.generation),
             durable: fed.durable,
@@ -386,7 +433,10 @@ impl NodeFeed {
         let start = self.progress.following.start;
         let state = self.state.lock();
         let required = state.queue.partitions();
-        let required = required.filter(|(_, fed)| fed.role == Role::Required);
+        // One that is not attached yet holds nothing.
+        let holds =
+            |fed: &&Fed| fed.role.holds_the_slot() && fed.left_out != Some(LeftOut::Detached);
+        let required = required.filter(|(_, fed)| holds(fed));
         let holders = required.map(|(id, fed)| Holder {
             replica: self.key(id, fed.generation),
             held_bytes: routed.0.saturating_sub(fed.durable.commit_end.max(start).0),

@@ -1,6 +1,7 @@
 //! What node streams, router and status writer share about one run of a source.
 
-use crate::replication::stream::Feedback;
+use crate::replication::stream::{Feedback, StreamError};
+use crate::transaction::TransactionError;
 use cluster_core::confirm::{ConfirmTracker, ReplicaKey};
 use cluster_core::ids::{CollectionId, ConsumerEpoch, Incarnation, PartitionId, SourceId};
 use cluster_core::invariants::check_confirmation;
@@ -10,6 +11,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio_postgres::error::SqlState;
 
 /// Who follows what, and from where.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +21,8 @@ pub struct Following {
     pub incarnation: Incarnation,
     /// Where the stream starts: what the slot had confirmed.
     pub start: Lsn,
+    /// How far the server's WAL was on disk when nobody fed a replica any more.
+    pub flushed: Lsn,
 }
 
 impl Following {
@@ -45,6 +49,10 @@ pub enum RunEnd {
     /// Somebody must act; reported to the coordinators.
     #[error("{0}")]
     Problem(String),
+    /// What stands at this position of the stream cannot be read, and may hold rows:
+    /// the source stays there. As a problem it is named until the stream is past it.
+    #[error("{problem}")]
+    Undecodable { at: Lsn, problem: String },
 }
 
 impl RunEnd {
@@ -56,14 +64,56 @@ impl RunEnd {
     }
 }
 
+impl From<TransactionError> for RunEnd {
+    fn from(error: TransactionError) -> Self {
+        let problem = error.to_string();
+        match error {
+            TransactionError::Decode(decode) => {
+                let at = decode.at();
+                RunEnd::Undecodable { at, problem }
+            }
+            TransactionError::Protocol { at, .. } => RunEnd::Undecodable { at, problem },
+            TransactionError::Spill(_) => RunEnd::restart("spill", problem),
+        }
+    }
+}
+
+/// Of the stream itself, beside its messages.
+impl From<StreamError> for RunEnd {
+    fn from(error: StreamError) -> Self {
+        let problem = error.to_string();
+        match error {
+            StreamError::Undecodable { after, .. } => RunEnd::Undecodable { at: after, problem },
+            StreamError::Ended(error) => RunEnd::restart("stream", format!("{error:#}")),
+        }
+    }
+}
+
 /// Whatever is not a named problem is worth another try.
 impl From<anyhow::Error> for RunEnd {
     fn from(error: anyhow::Error) -> Self {
         match error.downcast::<RunEnd>() {
             Ok(end) => end,
+            Err(error) if is_for_an_operator(&error) => RunEnd::Problem(format!(
+                "{error:#}: 'ruvector ctl source check' says which right is missing"
+            )),
             Err(error) => RunEnd::restart("error", format!("{error:#}")),
         }
     }
+}
+
+/// A right or a password that is missing does not come by trying again soon.
+fn is_for_an_operator(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    let refused = causes.find_map(|cause| cause.downcast_ref::<tokio_postgres::Error>()?.code());
+    let for_an_operator = [
+        &SqlState::INSUFFICIENT_PRIVILEGE,
+        &SqlState::INVALID_PASSWORD,
+        &SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+        // A publication of our name that is somebody else's.
+        &SqlState::DUPLICATE_OBJECT,
+    ];
+    refused.is_some_and(|state| for_an_operator.contains(&state))
 }
 
 /// Learners that the coordinators were asked to promote, under one token: one of
@@ -179,6 +229,14 @@ impl Progress {
 
     pub fn lowest_durable(&self) -> Option<WalPosition> {
         self.tracker.lock().lowest_durable()
+    }
+
+    /// Whether the slot waits for a replica, and it has reached a position.
+    pub fn is_fed_up_to(&self, replica: ReplicaKey, position: WalPosition) -> bool {
+        let tracker = self.tracker.lock();
+        tracker
+            .required_at(replica)
+            .is_some_and(|at| at >= position)
     }
 
     /// Waits until every required replica of the partitions has made `position` durable.

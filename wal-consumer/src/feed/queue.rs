@@ -36,8 +36,22 @@ pub enum Role {
     Required,
     /// Nothing yet: it logs the stream and copies what came before.
     Learner,
+    /// From its attachment on: stale, and being reconciled.
+    Reconciling,
     /// Nothing any more.
     Releasing,
+}
+
+impl Role {
+    /// Whether the slot waits for the replica once it is fed.
+    pub fn holds_the_slot(self) -> bool {
+        matches!(self, Role::Required | Role::Reconciling)
+    }
+
+    /// Whether the stream begins for it where it is attached.
+    fn is_attached(self) -> bool {
+        matches!(self, Role::Learner | Role::Reconciling)
+    }
 }
 
 /// Why nothing is queued for a replica.
@@ -69,7 +83,7 @@ pub struct Fed {
     pub generation: Generation,
     pub role: Role,
     pub left_out: Option<LeftOut>,
-    /// Only while the map lists it as a learner.
+    /// Only while the map lists it as a learner, or as stale.
     attached: Option<Attached>,
     /// The `to` of what was last queued for the partition.
     last_to: WalPosition,
@@ -142,7 +156,7 @@ impl NodeQueue {
         role: Role,
         from: WalPosition,
     ) {
-        let attached = (role == Role::Learner).then_some(Attached {
+        let attached = role.is_attached().then_some(Attached {
             from,
             is_sent: false,
         });
@@ -165,9 +179,9 @@ impl NodeQueue {
         }
     }
 
-    /// A learner for which nothing is queued until it is attached.
-    pub fn add_detached(&mut self, id: PartitionId, generation: Generation) {
-        self.add_partition(id, generation, Role::Learner, WalPosition::ZERO);
+    /// A replica for which nothing is queued until it is attached.
+    pub fn add_detached(&mut self, id: PartitionId, generation: Generation, role: Role) {
+        self.add_partition(id, generation, role, WalPosition::ZERO);
         self.leave_out(id, LeftOut::Detached);
     }
 

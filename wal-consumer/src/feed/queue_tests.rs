@@ -203,7 +203,7 @@ fn p4_a_learner_moves_with_nothing_else_only_once_it_is_attached() {
     let mut queue = NodeQueue::default();
     queue.add_partition(P, G, Role::Required, end(10));
     queue.rewind();
-    queue.add_detached(L, G);
+    queue.add_detached(L, G, Role::Learner);
     logged(&mut queue, L, end(5));
     queue.push_batch(L, end(20), vec![], 0);
     queue.push_batch(P, end(20), vec![], 0);
@@ -238,7 +238,7 @@ fn p4_one_that_is_fed_no_longer_does_not_move_with_nothing_else() {
     queue.push_nothing_else(end(20), None, end(10));
     assert_eq!(sends(&mut queue), ["rest 20 but [1]"]);
     // It comes back in a new generation, and is excepted until it is attached.
-    queue.add_detached(P, Generation(2));
+    queue.add_detached(P, Generation(2), Role::Learner);
     queue.push_nothing_else(end(30), None, end(10));
     assert_eq!(sends(&mut queue), ["rest 30 but [1]"]);
     queue.attach_detached(end(30));

@@ -41,6 +41,19 @@ impl NodeFeed {
             .collect::<Result<Vec<_>, _>>()?;
         let following = &self.progress.following;
         let start = following.end_of(following.start);
+        // One that did not answer before, and has more than the server had: the server was
+        // put back. The next run asks it.
+        let reached = self.progress.feedback.reached();
+        let most = following.end_of(following.flushed.max(reached));
+        let beyond = |report: &&Report| report.durable > most;
+        if let Some(report) = reports.iter().find(beyond) {
+            let (partition, durable) = (report.partition, report.durable);
+            let why = format!(
+                "{partition} holds changes up to {durable}, and the server's WAL ended at {most}"
+            );
+            self.progress.end(RunEnd::restart("put_back", why.clone()));
+            return Err(why);
+        }
         let mut state = self.state.lock();
         for id in state.complete.clone() {
             let Some(known) = state.queue.partition(id).copied() else {
@@ -90,7 +103,7 @@ impl NodeFeed {
         match fed.left_out {
             // Only the source has what was left out.
             Some(LeftOut::Absent | LeftOut::Overflow)
-                if fed.role == Role::Required && !report.is_learning =>
+                if fed.role.holds_the_slot() && !report.is_learning =>
             {
                 let detail = format!("{} holds {} again", self.node, report.partition);
                 return self.progress.end(RunEnd::restart("replica_back", detail));
@@ -110,7 +123,7 @@ impl NodeFeed {
                 }
                 self.consider(&mut state, report.partition, now);
             }
-            Role::Required | Role::Releasing => {
+            Role::Required | Role::Reconciling | Role::Releasing => {
                 if is_new {
                     state.moved_at = now;
                 }
@@ -191,7 +204,7 @@ impl NodeFeed {
                 self.progress.end(RunEnd::restart("gap", &detail));
                 Err(detail)
             }
-            Role::Learner => {
+            Role::Learner | Role::Reconciling => {
                 self.detach(&mut state, id);
                 // Nodes ignore what follows a gap on the same stream.
                 Err(format!("{detail}; it is attached anew"))

@@ -51,6 +51,8 @@ pub struct Router {
     /// By the partition that is being split: what goes to it goes to them too.
     halves: BTreeMap<PartitionId, Vec<(HashRange, PartitionId)>>,
     buffers: BTreeMap<PartitionId, Buffer>,
+    /// Of all buffers: partitions are many, memory is not.
+    buffered_bytes: usize,
     /// The `to` of the last batch sent for a partition in this run.
     sent_to: BTreeMap<PartitionId, WalPosition>,
 }
@@ -58,6 +60,13 @@ pub struct Router {
 fn ranges_of(map: &PartitionMap, id: CollectionId) -> Vec<(HashRange, PartitionId)> {
     let partitions = map.partitions_of(id).into_iter();
     partitions.map(|p| (p.range, p.id)).collect()
+}
+
+/// How many sources the consumer of this one follows.
+fn sources_of_holder(map: &PartitionMap, source: SourceId) -> usize {
+    let holder = map.sources.get(&source).and_then(|s| s.consumer);
+    let held = map.sources.values().filter(|s| s.consumer == holder);
+    held.count().max(1)
 }
 
 impl Router {
@@ -72,6 +81,7 @@ impl Router {
             partitions: BTreeMap::new(),
             halves: BTreeMap::new(),
             buffers: BTreeMap::new(),
+            buffered_bytes: 0,
             sent_to: BTreeMap::new(),
         }
     }
@@ -132,6 +142,10 @@ impl Router {
                         let feed = self.feed_of(replica.node);
                         feed.add_learner(partition.id, generation);
                     }
+                    ReplicaState::Stale if collection.reconciles_since().is_some() => {
+                        let feed = self.feed_of(replica.node);
+                        feed.add_reconciling(partition.id, generation);
+                    }
                     // The slot has not waited for them: where the stream begins they
                     // may lack rows.
                     ReplicaState::Releasing | ReplicaState::Demoted | ReplicaState::Stale => {
@@ -171,7 +185,7 @@ impl Router {
 
     fn remove_partition(&mut self, id: PartitionId) {
         self.partitions.remove(&id);
-        self.buffers.remove(&id);
+        self.take_buffer(id);
         self.sent_to.remove(&id);
         for feed in self.feeds.values() {
             feed.remove_partition(id);
@@ -182,7 +196,7 @@ impl Router {
     /// than ours they would take "nothing else" for it too.
     fn retire_partition(&mut self, id: PartitionId) {
         let replicas = self.partitions.remove(&id).map(|routed| routed.replicas);
-        self.buffers.remove(&id);
+        self.take_buffer(id);
         self.sent_to.remove(&id);
         for replica in replicas.unwrap_or_default() {
             if let Some(feed) = self.feeds.get(&replica.node) {
@@ -210,8 +224,11 @@ impl Router {
                 return Err(id);
             }
             let halves = self.take_halves(map, id);
+            let collection = map.collections.get(&id);
+            let reconciles = collection.is_some_and(|c| c.reconciles_since().is_some());
             for partition in map.partitions_of(id).into_iter().chain(halves) {
-                self.follow_partition(partition).map_err(|Unfed| id)?;
+                let followed = self.follow_partition(partition, reconciles);
+                followed.map_err(|Unfed| id)?;
             }
         }
         self.require_only_known();
@@ -268,7 +285,8 @@ impl Router {
         }
     }
 
-    fn follow_partition(&mut self, partition: &Partition) -> Result<(), Unfed> {
+    /// `reconciles`: stale replicas of the collection are fed again.
+    fn follow_partition(&mut self, partition: &Partition, reconciles: bool) -> Result<(), Unfed> {
         let id = partition.id;
         let before = match self.partitions.get(&id) {
             Some(routed) => routed.replicas.clone(),
@@ -277,10 +295,18 @@ impl Router {
         let is_same = |a: &Replica, b: &Replica| (a.node, a.generation) == (b.node, b.generation);
         let mut replicas = Vec::new();
         let mut released = Vec::new();
-        for replica in partition.replicas.iter().filter(|r| r.state.is_fed()) {
+        let is_fed =
+            |r: &&Replica| r.state.is_fed() || (reconciles && r.state == ReplicaState::Stale);
+        for replica in partition.replicas.iter().filter(is_fed) {
             let was = before.iter().find(|r| is_same(r, replica));
             let feed = self.feed_of(replica.node);
             match (was.map(|r| r.state), replica.state) {
+                (_, ReplicaState::Stale) => feed.reconcile(id, replica.generation),
+                (Some(ReplicaState::Stale), ReplicaState::Serving) => {
+                    if !feed.serve_reconciled(id) {
+                        return Err(Unfed);
+                    }
+                }
                 (Some(was), now) if was == now => {}
                 (None, ReplicaState::Learner) => feed.add_detached(id, replica.generation),
                 (Some(ReplicaState::Learner), ReplicaState::Serving) => {
@@ -329,8 +355,9 @@ impl Router {
     /// "nothing else" for a replica that the map gives it and that is not fed.
     fn settle_feeds(&mut self, map: &PartitionMap) {
         self.end_idle_feeds();
+        let sources = sources_of_holder(map, self.progress.following.source);
         for feed in self.feeds.values() {
-            feed.share_limits(&self.config, map.nodes.len());
+            feed.share_limits(&self.config, map.nodes.len(), sources);
         }
         for id in self.partitions.keys() {
             let replicas = map.held_partition(*id).map(|p| &p.replicas);
@@ -374,8 +401,14 @@ impl Router {
             Change::Upsert { key, .. } | Change::Delete { key } => Some(key.placement_hash()),
             Change::Truncate => None,
         };
-        for partition in self.targets(id, hash) {
+        let mut targets = self.targets(id, hash);
+        // A vector is copied for a further target only.
+        let last = targets.pop();
+        for partition in targets {
             self.buffer(partition, change.clone()).await;
+        }
+        if let Some(partition) = last {
+            self.buffer(partition, change).await;
         }
     }
 
@@ -384,11 +417,13 @@ impl Router {
     fn targets(&self, id: CollectionId, hash: Option<u64>) -> Vec<PartitionId> {
         let is_meant = |range: &HashRange| hash.is_none_or(|hash| range.contains(hash));
         let mut targets = Vec::new();
-        let collection = self.collections.get(&id);
-        for (range, partition) in collection.iter().flat_map(|c| &c.ranges) {
-            if !is_meant(range) {
-                continue;
-            }
+        let ranges = self.collections.get(&id).map_or(&[][..], |c| &c.ranges);
+        // In hash order: the first that does not end before.
+        let first = ranges.partition_point(|(range, _)| hash.is_some_and(|h| range.hi < h));
+        for (_, partition) in ranges[first..]
+            .iter()
+            .take_while(|(range, _)| is_meant(range))
+        {
             targets.push(*partition);
             let halves = self.halves.get(partition).into_iter().flatten();
             targets.extend(halves.filter(|(r, _)| is_meant(r)).map(|(_, half)| *half));
@@ -406,9 +441,31 @@ impl Router {
         {
             self.flush_partition(partition, last).await;
         }
+        let (position, bytes) = (change.position, change_bytes(&change));
+        if self.buffered_bytes + bytes > self.config.batch_buffers_bytes {
+            self.flush_below(position).await;
+        }
+        self.buffered_bytes += bytes;
         let buffer = self.buffers.entry(partition).or_default();
-        buffer.bytes += change_bytes(&change);
+        buffer.bytes += bytes;
         buffer.changes.push(change);
+    }
+
+    /// Sends what is buffered, but for partitions of which more may come at the very
+    /// position that is buffered last.
+    async fn flush_below(&mut self, position: WalPosition) {
+        let is_below = |buffer: &Buffer| Some(buffer.changes.last()?.position < position);
+        let below = self.buffers.iter();
+        let below = below.filter(|(_, buffer)| is_below(buffer) == Some(true));
+        for partition in below.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.flush_within(partition).await;
+        }
+    }
+
+    fn take_buffer(&mut self, partition: PartitionId) -> Option<Buffer> {
+        let buffer = self.buffers.remove(&partition)?;
+        self.buffered_bytes -= buffer.bytes;
+        Some(buffer)
     }
 
     /// Sends what is buffered for a partition, up to the last change buffered:
@@ -438,7 +495,7 @@ impl Router {
     }
 
     async fn flush_partition(&mut self, partition: PartitionId, to: WalPosition) {
-        let Some(buffer) = self.buffers.remove(&partition) else {
+        let Some(buffer) = self.take_buffer(partition) else {
             return;
         };
         let Some(routed) = self.partitions.get(&partition) else {

@@ -18,6 +18,7 @@ pub(crate) const C: CollectionId = CollectionId(5);
 
 pub(super) fn following() -> Following {
     Following {
+        flushed: Lsn(u64::MAX),
         source: SourceId(1),
         token: ConsumerEpoch(1),
         incarnation: Incarnation(1),
@@ -42,6 +43,7 @@ pub(crate) fn map(is_ready: bool) -> PartitionMap {
         spec: spec(),
         state,
         last_backfill: BackfillId(1),
+        reconcile: None,
     };
     map.collections.insert(C, collection);
     for node in [1, 2] {
@@ -267,4 +269,65 @@ async fn a_failed_collection_is_let_go_and_its_nodes_with_it() {
     assert_eq!(router.follow_map(&failed, SourceId(1)), Ok(()));
     assert!(router.collections().is_empty());
     assert!(router.watch_feeds().borrow().is_empty());
+}
+
+#[tokio::test]
+async fn p10_what_is_gathered_for_many_partitions_is_bounded_together() {
+    let config = Config {
+        batch_buffers_bytes: 1_000,
+        ..Config::default()
+    };
+    let mut router = router(config, true);
+    let mut ordinal = 0;
+    for i in 0..200 {
+        ordinal += 1;
+        router.route(C, upsert(20, ordinal, i)).await;
+    }
+    let batches: Vec<v1::ApplyBatch> = sent(&router, 1)
+        .into_iter()
+        .filter_map(|kind| match kind {
+            Kind::Batch(batch) => Some(batch),
+            _ => None,
+        })
+        .collect();
+    let changes: usize = batches.iter().map(|batch| batch.changes.len()).sum();
+    assert!(changes > 180, "only {changes} of 200 have left");
+    // Batches of one partition follow one another, and none says that the
+    // transaction is complete.
+    for id in [1, 2] {
+        let mut previous = None;
+        for batch in batches.iter().filter(|batch| batch.partition_id == id) {
+            assert!(previous.is_none() || batch.previous == previous);
+            previous = batch.to;
+            let to = WalPosition::from(batch.to.unwrap());
+            assert!(to < WalPosition::end_of(Incarnation(1), Lsn(20)), "{to}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn p10_both_halves_of_a_key_change_leave_together_past_the_limit() {
+    let config = Config {
+        batch_buffers_bytes: 1,
+        ..Config::default()
+    };
+    let mut router = router(config, true);
+    let delete = |i| Change::Delete { key: key(i) };
+    // Both keys of one partition: the half that is buffered must not leave alone,
+    // or the watermark would hide the other.
+    let partition = |i| router_partition(&router, i);
+    let first = 0;
+    let second = (1..).find(|i| partition(*i) == partition(first)).unwrap();
+    router.route(C, at(20, 1, delete(first))).await;
+    router.route(C, upsert(20, 1, second)).await;
+    router.route(C, upsert(20, 2, first)).await;
+    let batches = sent(&router, 1);
+    let Some(Kind::Batch(batch)) = batches.first() else {
+        panic!("{batches:?}");
+    };
+    assert_eq!(batch.changes.len(), 2);
+}
+
+fn router_partition(router: &Router, i: u64) -> PartitionId {
+    router.partition_for(C, key(i).placement_hash()).unwrap().id
 }

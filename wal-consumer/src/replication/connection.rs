@@ -3,6 +3,7 @@
 //!
 //! Caveats: plaintext or a Unix socket only; one query at a time.
 
+use crate::source::postgres::Postgres;
 use anyhow::{Context, bail, ensure};
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::authentication::md5_hash;
@@ -35,6 +36,14 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
+    #[cfg(test)]
+    pub fn of(read: impl AsyncRead + Send + Unpin + 'static) -> Self {
+        Self {
+            read: Box::new(read),
+            buffer: BytesMut::new(),
+        }
+    }
+
     pub async fn next(&mut self) -> anyhow::Result<Frame> {
         self.next_within(FRAME_BYTES_MAX).await
     }
@@ -71,6 +80,13 @@ pub struct FrameWriter {
 }
 
 impl FrameWriter {
+    #[cfg(test)]
+    pub fn of(write: impl AsyncWrite + Send + Unpin + 'static) -> Self {
+        Self {
+            write: Box::new(write),
+        }
+    }
+
     pub async fn send(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.write
             .write_all(bytes)
@@ -90,8 +106,9 @@ pub type TextRows = Vec<Vec<Option<String>>>;
 
 impl Connection {
     /// `options` are settings of the session, `-c name=value …`.
-    pub async fn connect(config: &Config, options: &str) -> anyhow::Result<Self> {
-        tokio::time::timeout(CONNECT_TIMEOUT, Self::connect_untimed(config, options))
+    pub async fn connect(server: &Postgres, options: &str) -> anyhow::Result<Self> {
+        let config = server.config()?;
+        tokio::time::timeout(CONNECT_TIMEOUT, Self::connect_untimed(&config, options))
             .await
             .context("Postgres did not complete the connection in time")?
     }

@@ -91,6 +91,14 @@ pub enum DecodeError {
     Unknown { at: Lsn, tag: char, bytes: String },
 }
 
+impl DecodeError {
+    pub fn at(&self) -> Lsn {
+        match self {
+            DecodeError::Malformed { at, .. } | DecodeError::Unknown { at, .. } => *at,
+        }
+    }
+}
+
 /// Decodes the message that the server sent for WAL position `at`.
 pub fn decode(at: Lsn, payload: Bytes) -> Result<Message, DecodeError> {
     let tag = payload.first().copied().unwrap_or(0);
@@ -240,7 +248,7 @@ fn expect(r: &mut Reader, kind: u8) -> Result<(), Malformed> {
 }
 
 /// The first bytes, in hex, for a message that somebody must read.
-fn excerpt(bytes: &[u8]) -> String {
+pub(super) fn excerpt(bytes: &[u8]) -> String {
     const EXCERPT_BYTES: usize = 64;
     let mut text: String = bytes
         .iter()

@@ -32,7 +32,7 @@ type Messages = Vec<(Option<u32>, Message)>;
 
 /// The changes of each transaction, as the consumer sees them.
 fn transactions() -> Vec<(u32, Messages)> {
-    let mut assembler = Assembler::new(1 << 20);
+    let mut assembler = Assembler::new(1 << 20, std::env::temp_dir());
     let mut all = Vec::new();
     for (at, payload) in captured() {
         if let Some(mut transaction) = assembler.take(at, payload).unwrap() {

@@ -41,6 +41,19 @@ pub async fn identify_system(connection: &mut Connection) -> anyhow::Result<Syst
     })
 }
 
+/// The server's record of how it came to a timeline.
+pub async fn timeline_history(
+    connection: &mut Connection,
+    timeline: u32,
+) -> anyhow::Result<String> {
+    let rows = connection
+        .query(&format!("TIMELINE_HISTORY {timeline}"))
+        .await?;
+    let row = rows.first().context("TIMELINE_HISTORY answered nothing")?;
+    let content = row.get(1).cloned().flatten();
+    content.context("TIMELINE_HISTORY cut off")
+}
+
 /// Waits until every running transaction has ended (bounded by the
 /// connection's `lock_timeout`).
 pub async fn create(

@@ -7,9 +7,11 @@
 //! changes: a keepalive says that everything up to it has been sent.
 
 use super::connection::{FrameReader, FrameWriter, server_error};
-use super::tuple::Reader;
+use super::pgoutput::excerpt;
+use super::tuple::{Malformed, Reader};
+use crate::backfill::pace::Pace;
 use crate::tasks::Tasks;
-use anyhow::bail;
+use anyhow::anyhow;
 use bytes::{BufMut, Bytes, BytesMut};
 use cluster_core::wal_position::Lsn;
 use parking_lot::Mutex;
@@ -40,6 +42,21 @@ pub enum WalEvent {
     Keepalive {
         wal_end: Lsn,
     },
+}
+
+/// Why a stream ends.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// What came behind this position is no message of the replication protocol.
+    #[error("{problem} behind {after}; bytes: {bytes}")]
+    Undecodable {
+        after: Lsn,
+        problem: String,
+        bytes: String,
+    },
+    /// The server or the network ended it.
+    #[error(transparent)]
+    Ended(#[from] anyhow::Error),
 }
 
 /// An event and its share of the receive queue's bytes.
@@ -110,10 +127,18 @@ pub struct StreamTimes {
     pub wanted_every: Duration,
 }
 
+#[derive(Clone, Copy)]
+pub struct StreamLimits {
+    /// Received and not yet taken.
+    pub buffer_bytes: usize,
+    /// 0: as fast as it comes.
+    pub bytes_per_second_max: u64,
+}
+
 pub struct WalStream {
     pub events: mpsc::Receiver<Received>,
     /// Why the stream ended.
-    pub ended: mpsc::Receiver<anyhow::Error>,
+    pub ended: mpsc::Receiver<StreamError>,
     cancel: CancellationToken,
     tasks: Tasks,
 }
@@ -124,16 +149,16 @@ impl WalStream {
         (reader, writer): (FrameReader, FrameWriter),
         feedback: Arc<Feedback>,
         times: StreamTimes,
-        buffer_bytes: usize,
+        limits: StreamLimits,
         parent: &CancellationToken,
     ) -> Self {
         let cancel = parent.child_token();
         let tasks = Tasks::default();
         let (send, events) = mpsc::channel(RECEIVE_QUEUE_MESSAGES);
         let (send_end, ended) = mpsc::channel(2);
-        let reading = read_events(reader, send, feedback.clone(), buffer_bytes);
+        let reading = read_events(reader, send, feedback.clone(), limits);
         tasks.spawn(until_cancelled(cancel.clone(), send_end.clone(), reading));
-        let writing = write_status(writer, feedback, times);
+        let writing = async { Ok(write_status(writer, feedback, times).await?) };
         tasks.spawn(until_cancelled(cancel.clone(), send_end, writing));
         Self {
             events,
@@ -153,8 +178,8 @@ impl WalStream {
 
 async fn until_cancelled(
     cancel: CancellationToken,
-    ended: mpsc::Sender<anyhow::Error>,
-    work: impl Future<Output = anyhow::Result<()>>,
+    ended: mpsc::Sender<StreamError>,
+    work: impl Future<Output = Result<(), StreamError>>,
 ) {
     if let Some(Err(error)) = cancel.run_until_cancelled(work).await {
         // Two tasks, two places: never full.
@@ -166,28 +191,54 @@ async fn read_events(
     mut reader: FrameReader,
     events: mpsc::Sender<Received>,
     feedback: Arc<Feedback>,
-    buffer_bytes: usize,
-) -> anyhow::Result<()> {
-    let permits_max = u32::try_from(buffer_bytes).unwrap_or(u32::MAX).max(1);
+    limits: StreamLimits,
+) -> Result<(), StreamError> {
+    let mut last = feedback.confirmed();
+    let pace = Pace::new(limits.bytes_per_second_max);
+    let permits_max = u32::try_from(limits.buffer_bytes)
+        .unwrap_or(u32::MAX)
+        .max(1);
     let budget = Arc::new(Semaphore::new(permits_max as usize));
     loop {
         let frame = reader.next().await?;
         let event = match frame.tag {
-            b'd' => read_copy_data(frame.body, &feedback)?,
-            b'E' => return Err(server_error(&frame.body).context("the server ended the stream")),
-            b'c' => bail!("the server ended the stream"),
+            b'd' => {
+                let bytes = frame.body.clone();
+                read_copy_data(frame.body, &feedback).map_err(|problem| {
+                    StreamError::Undecodable {
+                        after: last,
+                        problem: problem.to_string(),
+                        bytes: excerpt(&bytes),
+                    }
+                })?
+            }
+            b'E' => {
+                let error = server_error(&frame.body).context("the server ended the stream");
+                return Err(error.into());
+            }
+            b'c' => return Err(anyhow!("the server ended the stream").into()),
             b'N' | b'S' => continue,
-            tag => bail!("unexpected message {:?} in the stream", char::from(tag)),
+            tag => {
+                let tag = char::from(tag);
+                return Err(anyhow!("unexpected message {tag:?} in the stream").into());
+            }
         };
+        last = last.max(match &event {
+            WalEvent::Data { at, .. } => *at,
+            WalEvent::Keepalive { wal_end } => *wal_end,
+        });
         let payload_len = match &event {
             WalEvent::Data { payload, .. } => payload.len(),
             WalEvent::Keepalive { .. } => 0,
         };
+        // The writer answers the server meanwhile; what is not read stays there.
+        pace.take(payload_len).await;
         let cost = u32::try_from(payload_len + MESSAGE_OVERHEAD_BYTES).unwrap_or(u32::MAX);
         let share = budget
             .clone()
             .acquire_many_owned(cost.min(permits_max))
-            .await?;
+            .await
+            .map_err(anyhow::Error::new)?;
         if events
             .send(Received {
                 event,
@@ -201,7 +252,7 @@ async fn read_events(
     }
 }
 
-fn read_copy_data(body: Bytes, feedback: &Feedback) -> anyhow::Result<WalEvent> {
+fn read_copy_data(body: Bytes, feedback: &Feedback) -> Result<WalEvent, Malformed> {
     let mut r = Reader::new(body);
     match r.u8("empty CopyData")? {
         b'w' => {
@@ -219,7 +270,7 @@ fn read_copy_data(body: Bytes, feedback: &Feedback) -> anyhow::Result<WalEvent> 
             }
             Ok(WalEvent::Keepalive { wal_end })
         }
-        kind => bail!("unknown replication message {:?}", char::from(kind)),
+        _ => Err(r.malformed("unknown replication message")),
     }
 }
 
@@ -301,6 +352,67 @@ mod tests {
         assert!(feedback.is_wanted());
         feedback.reach(Lsn(30));
         assert!(!feedback.is_wanted());
+    }
+
+    /// Frames as the server sends them; the line stays open behind them.
+    async fn first_end(frames: &[&[u8]]) -> StreamError {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+        let (read, write) = tokio::io::split(ours);
+        for body in frames {
+            let mut frame = vec![b'd'];
+            frame.extend((body.len() as u32 + 4).to_be_bytes());
+            frame.extend_from_slice(body);
+            tokio::io::AsyncWriteExt::write_all(&mut theirs, &frame)
+                .await
+                .unwrap();
+        }
+        let halves = (FrameReader::of(read), FrameWriter::of(write));
+        let feedback = Arc::new(Feedback::new(Lsn(0x10)));
+        let times = StreamTimes {
+            status_every: Duration::from_secs(60),
+            wanted_every: Duration::from_secs(60),
+        };
+        let limits = StreamLimits {
+            buffer_bytes: 1 << 16,
+            bytes_per_second_max: 0,
+        };
+        let cancel = CancellationToken::new();
+        let mut wal = WalStream::spawn(halves, feedback, times, limits, &cancel);
+        let end = wal.ended.recv().await.unwrap();
+        wal.close().await;
+        end
+    }
+
+    #[tokio::test]
+    async fn p2_what_is_no_message_ends_the_stream_with_the_position_before_it_and_its_bytes() {
+        let mut keepalive = vec![b'k'];
+        keepalive.extend(0x2000u64.to_be_bytes());
+        keepalive.extend([0; 9]);
+        for (bad, problem) in [
+            (&b"x\x01\x02"[..], "unknown replication message"),
+            (b"w\0", "XLogData cut off"),
+        ] {
+            let end = first_end(&[&keepalive, bad]).await;
+            assert!(
+                matches!(
+                    end,
+                    StreamError::Undecodable {
+                        after: Lsn(0x2000),
+                        ..
+                    }
+                ),
+                "{end}"
+            );
+            let text = end.to_string();
+            let hex: String = bad.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(
+                text.contains(problem) && text.contains("behind 0/2000"),
+                "{text}"
+            );
+            assert!(text.ends_with(&format!("bytes: {hex}")), "{text}");
+        }
+        let end = first_end(&[&keepalive, &[b'x'; 1000]]).await;
+        assert!(end.to_string().chars().count() < 400, "{end}");
     }
 
     #[test]

@@ -62,9 +62,7 @@ impl Run {
         let budget = self.context.config.key_change_memory_bytes;
         let mut moves = KeyChanges::new(transaction.has_key_changes, budget);
         let mut rows = 0;
-        while let Some((ordinal, message)) =
-            transaction.next_message().map_err(anyhow::Error::new)?
-        {
+        while let Some((ordinal, message)) = transaction.next_message()? {
             let position = WalPosition::new(
                 following.incarnation,
                 transaction.end_lsn,
@@ -116,7 +114,7 @@ impl Run {
         moves: &mut KeyChanges,
     ) -> Result<(), RunEnd> {
         if definitions::is_definitions(self.tables.relation(relation)?) {
-            return self.define(relation, change).await;
+            return self.define(at, relation, change).await;
         }
         for id in self.router.collections_of_table(relation) {
             let op = match self.column_map(id, relation).await? {
@@ -235,18 +233,25 @@ impl Run {
         Ok(())
     }
 
-    async fn define(&mut self, relation: u32, change: RowChange<'_>) -> Result<(), RunEnd> {
+    async fn define(&mut self, at: At, relation: u32, change: RowChange<'_>) -> Result<(), RunEnd> {
+        // An index that cannot be told is none that may be forgotten.
+        let unread = |error: anyhow::Error| {
+            let at = at.position.commit_end;
+            let problem =
+                format!("an index's definition in the transaction that ends at {at}: {error:#}");
+            RunEnd::Undecodable { at, problem }
+        };
         let source = self.context.source;
         let described = self.tables.relation(relation)?;
         let created = match &change {
             RowChange::Insert(new) | RowChange::Update(_, new) => {
-                Some(definitions::from_tuple(source, described, new)?)
+                Some(definitions::from_tuple(source, described, new).map_err(unread)?)
             }
             RowChange::Delete(_) => None,
         };
         let replaced = match &change {
             RowChange::Update(Some(old), _) | RowChange::Delete(old) => {
-                Some(definitions::from_old_tuple(described, old.tuple())?)
+                Some(definitions::from_old_tuple(described, old.tuple()).map_err(unread)?)
             }
             _ => None,
         };

@@ -2,13 +2,14 @@
 //! token, repeated until done. A refusal is final for the present run.
 
 use super::SourceContext;
+use super::postgres::Postgres;
 use crate::feed::progress::RunEnd;
 use crate::feed::router::is_fed;
 use crate::retry::Backoff;
 use cluster_client::ClientError;
 use cluster_core::collection::{BackfillSnapshot, CollectionSpec};
 use cluster_core::confirm::ReplicaKey;
-use cluster_core::ids::{BackfillId, CollectionId, ServerStart};
+use cluster_core::ids::{BackfillId, CollectionId, Incarnation, ServerStart};
 use cluster_core::map::{PartitionMap, Slot};
 use proto::v1;
 use proto::v1::coordinator_client::CoordinatorClient;
@@ -54,7 +55,7 @@ fn refused(what: &str, status: &Status) -> RunEnd {
     }
 }
 
-pub async fn credentials(context: &SourceContext) -> Result<String, RunEnd> {
+async fn credentials(context: &SourceContext) -> Result<String, RunEnd> {
     let request = v1::GetSourceCredentialsRequest {
         source_id: context.source.0,
     };
@@ -64,6 +65,22 @@ pub async fn credentials(context: &SourceContext) -> Result<String, RunEnd> {
     .await
     .map(|answer| answer.dsn)
     .map_err(|status| refused("reading the connection string", &status))
+}
+
+/// The source's server, as it is reached from here.
+pub async fn server(context: &SourceContext) -> Result<Postgres, RunEnd> {
+    let dsn = credentials(context).await?;
+    let config = dsn
+        .parse()
+        .map_err(|e| RunEnd::Problem(format!("the connection string is not one: {e}")))?;
+    let map = context.client.map();
+    let name = map.sources.get(&context.source).map(|s| s.name.as_str());
+    let folder = context.config.credentials_dir.as_deref();
+    Ok(Postgres::with_credentials(
+        config,
+        folder,
+        name.unwrap_or_default(),
+    ))
 }
 
 pub async fn report(
@@ -86,6 +103,59 @@ pub async fn report(
     .await
     .map(|_| ())
     .map_err(|status| refused("reporting the source", &status))
+}
+
+/// The incarnation `expected` ends, and the next one begins with this slot.
+pub async fn break_history(
+    context: &SourceContext,
+    expected: Incarnation,
+    slot: &Slot,
+    slot_name: &str,
+    server_start: Option<ServerStart>,
+    reason: &str,
+) -> Result<(), RunEnd> {
+    let request = v1::BreakHistoryRequest {
+        source_id: context.source.0,
+        consumer_epoch: context.token.0,
+        expected_incarnation: expected.0,
+        slot: Some(slot.into()),
+        slot_name: slot_name.to_owned(),
+        server_start: server_start.map(|start| start.0),
+        reason: reason.to_owned(),
+    };
+    ask(context, "record a break", |mut c| {
+        let request = request.clone();
+        async move { c.break_history(request).await }
+    })
+    .await
+    .map(|_| ())
+    .map_err(|status| refused("recording a break", &status))
+}
+
+/// Waits until the map says so.
+pub async fn follow_timeline(
+    context: &SourceContext,
+    (from, to): (u32, u32),
+) -> Result<(), RunEnd> {
+    let request = v1::FollowTimelineRequest {
+        source_id: context.source.0,
+        consumer_epoch: context.token.0,
+        from_timeline: from,
+        to_timeline: to,
+    };
+    ask(context, "follow a timeline", |mut c| async move {
+        c.follow_timeline(request).await
+    })
+    .await
+    .map_err(|status| refused("following a timeline", &status))?;
+    let is_followed = |map: &PartitionMap| {
+        let slot = map
+            .sources
+            .get(&context.source)
+            .and_then(|s| s.slot.as_ref());
+        slot.is_none_or(|slot| slot.timeline == to)
+    };
+    wait_for_map(context, is_followed).await.map(drop)
 }
 
 /// `None`: the definition is one that the cluster cannot keep.

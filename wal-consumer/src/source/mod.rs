@@ -1,18 +1,29 @@
 //! One source: attempts at following it, one after the other, until the lease
-//! ends. In reading order: what must be so before ([`preflight`]), one run
+//! ends. In reading order: what must be so before ([`preflight`], [`breaks`]), one run
 //! ([`run`]), what a transaction does ([`commit`], [`key_change`]), who comes to
-//! serve and who is left behind ([`replica_changes`], [`slot_limit`]), and the parties: Postgres ([`sql`], [`xmin`], [`publication`]), the coordinators
-//! ([`coordination`]), the table that lists the collections ([`definitions`]).
+//! serve and who is left behind ([`replica_changes`], [`slot_limit`]), what the slot costs the
+//! server ([`slot_watch`], [`slot_trace`]), and the parties: Postgres (how it is reached, [`postgres`], [`sql`]; what the role may
+//! do, [`rights`], [`facts`]; [`xmin`], [`publication`], [`detachment`]), the coordinators
+//! ([`coordination`]) and who gives them orders ([`orders`]), the table that lists the
+//! collections ([`definitions`]).
 
+mod breaks;
 pub mod commit;
 pub mod coordination;
 pub mod definitions;
+pub mod detachment;
+pub mod facts;
 pub mod key_change;
+pub mod orders;
+pub mod postgres;
 pub mod preflight;
 pub mod publication;
 pub mod replica_changes;
+pub mod rights;
 pub mod run;
 pub mod slot_limit;
+pub mod slot_trace;
+pub mod slot_watch;
 pub mod sql;
 pub mod xmin;
 
@@ -22,9 +33,10 @@ use crate::metrics::Metrics;
 use crate::retry::Backoff;
 use cluster_client::ClusterClient;
 use cluster_core::ids::{
-    BackfillId, CollectionId, ConsumerEpoch, LeaseEpoch, MapVersion, SourceId,
+    BackfillId, CollectionId, ConsumerEpoch, LeaseEpoch, MapVersion, ServerStart, SourceId,
 };
 use cluster_core::wal_position::Lsn;
+use orders::Orders;
 use parking_lot::Mutex;
 use proto::v1;
 use std::collections::BTreeMap;
@@ -67,8 +79,14 @@ pub struct StandingState {
     pub confirmed: Lsn,
     pub server_flush: Lsn,
     pub retained_wal_bytes: u64,
-    pub safe_wal_bytes: u64,
+    /// `None`: nothing limits what the server keeps.
+    pub safe_wal_bytes: Option<u64>,
     pub wal_status: String,
+    /// In force; 0: none.
+    pub slot_hold_limit_bytes: u64,
+    pub slot_warnings: Vec<String>,
+    /// The server that is streamed from right now.
+    pub streams_from: Option<ServerStart>,
     pub backfills: BTreeMap<CollectionId, BackfillStanding>,
 }
 
@@ -122,7 +140,24 @@ impl Standing {
             safe_wal_bytes: state.safe_wal_bytes,
             wal_status: state.wal_status,
             backfills: backfills.collect(),
+            slot_hold_limit_bytes: state.slot_hold_limit_bytes,
+            slot_warnings: state.slot_warnings,
+            streams_from_server_start: state.streams_from.map(|start| start.0),
         }
+    }
+}
+
+/// A problem that the coordinators have been told.
+pub struct Reported {
+    problem: String,
+    /// What could not be read stands here, and is a problem until the stream is past it.
+    unread_at: Option<Lsn>,
+}
+
+impl Reported {
+    /// Whether a stream that is complete up to `complete` disproves it.
+    fn is_before(&self, complete: Lsn) -> bool {
+        self.unread_at.is_none_or(|at| at <= complete)
     }
 }
 
@@ -133,9 +168,28 @@ pub async fn follow(context: SourceContext) {
     let mut reported = None;
     loop {
         let began = Instant::now();
-        let end = run::run(&context, &mut reported).await;
-        context.standing.update(|s| s.backfills.clear());
-        let is_problem = matches!(end, RunEnd::Problem(_));
+        let orders = Orders::now(&context);
+        if orders.is_paused {
+            let waiting = orders::wait_while_paused(&context, orders);
+            if context.cancel.run_until_cancelled(waiting).await.is_none() {
+                return;
+            }
+            continue;
+        }
+        let end = run_under(&context, orders, &mut reported).await;
+        context.standing.update(|s| {
+            s.backfills.clear();
+            s.streams_from = None;
+        });
+        let Some(end) = end else {
+            tracing::info!(source = %context.source, "the operator's orders for the source have changed");
+            continue;
+        };
+        let is_problem = matches!(end, RunEnd::Problem(_) | RunEnd::Undecodable { .. });
+        let unread_at = match &end {
+            RunEnd::Undecodable { at, .. } => Some(*at),
+            _ => None,
+        };
         match end {
             RunEnd::Cancelled => return,
             RunEnd::Restart { label, detail } => {
@@ -149,15 +203,16 @@ pub async fn follow(context: SourceContext) {
                     tracing::warn!(source = %context.source, %collection, %end, "collection is not failed yet");
                 }
             }
-            RunEnd::Problem(problem) => {
+            RunEnd::Problem(problem) | RunEnd::Undecodable { problem, .. } => {
                 context.metrics.restarted(context.source, "problem");
-                if reported.as_ref() != Some(&problem) {
+                let is_known = |r: &Reported| r.problem == problem && r.unread_at == unread_at;
+                if !reported.as_ref().is_some_and(is_known) {
                     tracing::error!(source = %context.source, problem, "source is not followed");
                     if coordination::report(&context, None, None, &problem)
                         .await
                         .is_ok()
                     {
-                        reported = Some(problem);
+                        reported = Some(Reported { problem, unread_at });
                     }
                 }
             }
@@ -172,6 +227,29 @@ pub async fn follow(context: SourceContext) {
         };
         if context.cancel.run_until_cancelled(pause).await.is_none() {
             return;
+        }
+    }
+}
+
+/// One run, or `None` when other orders have ended it.
+async fn run_under(
+    context: &SourceContext,
+    orders: Orders,
+    reported: &mut Option<Reported>,
+) -> Option<RunEnd> {
+    let of_run = SourceContext {
+        cancel: context.cancel.child_token(),
+        ..context.clone()
+    };
+    let running = run::run(&of_run, reported);
+    tokio::pin!(running);
+    tokio::select! {
+        end = &mut running => Some(end),
+        () = orders.change(context) => {
+            of_run.cancel.cancel();
+            // It closes the replication connection first.
+            running.await;
+            None
         }
     }
 }

@@ -2,53 +2,59 @@
 //! and the slot, made or taken over.
 //!
 //! Takeover: the token goes to the nodes first, then the former walsender is
-//! ended, then the slot is compared with the replicas. Where the slot stands above
-//! the durable watermarks of all of a complete partition's replicas, what lies
-//! between is lost: the collection fails, and the others go on. One of several
-//! that is below is demoted once it is met, and comes back from a peer.
+//! ended, then the slot is compared with the replicas. A history that broke is
+//! recorded as such ([`super::breaks`]). Where the slot stands above the durable
+//! watermarks of all of a complete partition's replicas, what lies between is lost:
+//! they are marked stale, and their collection is reconciled. One of several that is
+//! below is demoted once it is met, and comes back from a peer.
+//!
+//! What waiting or an operator can put right is a problem, and breaks nothing: a
+//! standby, a server without logical WAL, a database without the extension or under
+//! another name.
 
-use super::coordination::{self, wait_for_map};
-use super::{SourceContext, definitions, sql};
+use super::breaks::{self, Followed, NewSlot, Verdict};
+use super::coordination::{self, Asked as Answer, ReplicaChange, wait_for_map};
+use super::postgres::Postgres;
+use super::{SourceContext, definitions, detachment, rights, slot_trace, sql};
 use crate::feed::progress::{Following, RunEnd};
 use crate::replication::connection::Connection;
-use crate::replication::slot::{self, Lifetime, SystemIdentity};
+use crate::replication::slot::{self, SystemIdentity};
 use anyhow::Context;
-use cluster_core::collection::CollectionState;
+use cluster_core::checklist::server as checklist;
+use cluster_core::collection::{CollectionSpec, CollectionState};
 use cluster_core::confirm::ReplicaKey;
-use cluster_core::ids::{CollectionId, Generation, NodeId, PartitionId, ServerStart};
-use cluster_core::map::{PartitionMap, ReplicaState, Slot, Source};
+use cluster_core::ids::{Generation, NodeId, PartitionId, ServerStart, SourceId};
+use cluster_core::map::{PartitionMap, ReplicaState, Slot};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use proto::v1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config};
 
 /// How long an ended walsender may take to let go of the slot.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A source that can be streamed.
 pub struct Prepared {
-    pub postgres: Config,
+    pub postgres: Postgres,
     pub sql: Client,
     pub slot_name: String,
     pub publication: String,
     pub following: Following,
+    /// Of the server that is streamed from.
+    pub server_start: Option<ServerStart>,
+    pub system: SystemIdentity,
 }
 
-struct SlotRow {
+pub(super) struct SlotRow {
     active_pid: Option<i32>,
-    confirmed: Option<Lsn>,
-    wal_status: Option<String>,
-    is_ours: bool,
+    pub confirmed: Option<Lsn>,
+    pub wal_status: Option<String>,
+    pub is_ours: bool,
 }
 
 pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
-    let dsn = coordination::credentials(context).await?;
-    let postgres: Config = dsn
-        .parse()
-        .map_err(|e| RunEnd::Problem(format!("the connection string is not one: {e}")))?;
-    let sql = connect(&postgres).await?;
     // A map of before the assignment may lack collections of the former consumer.
     let is_ours = |map: &PartitionMap| {
         let source = map.sources.get(&context.source);
@@ -60,73 +66,80 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
     slot::check_name(&source.slot_name)?;
     slot::check_name(&source.publication_name)?;
 
-    let server = check_server(&sql).await?;
-    let mut connection = Connection::connect(&postgres, "").await?;
-    let system = slot::identify_system(&mut connection).await?;
-    drop(connection);
-    check_identity(source, system, server.database_oid)?;
-    ensure_publication(&sql, source).await?;
-
-    let known = match &source.slot {
-        Some(slot) => slot.clone(),
-        None => {
-            let consistent_point = make_slot(context, &postgres, &sql, source, &map).await?;
-            let slot = Slot {
-                system_identifier: system.system_identifier,
-                database_oid: server.database_oid,
-                timeline: system.timeline,
-                consistent_point,
-            };
-            coordination::report(context, Some(&slot), server.start, "").await?;
-            // The next run must not take the slot for one that was never used.
-            let has_slot = |map: &PartitionMap| {
-                let source = map.sources.get(&context.source);
-                source.is_none_or(|s| s.slot.is_some())
-            };
-            wait_for_map(context, has_slot).await?;
-            slot
-        }
+    // The map names the file of its password.
+    let postgres = coordination::server(context).await?;
+    let sql = connect(&postgres).await?;
+    let server = check_server(&sql, &postgres).await?;
+    detachment::check(&sql, &source.slot_name).await?;
+    let asked = install_token(context).await?;
+    if source.slot.is_some() {
+        let lowest = asked
+            .floors
+            .values()
+            .map(|durable| durable.commit_end)
+            .min();
+        slot_trace::tell(context, &sql, &source.slot_name, lowest).await?;
+    }
+    let followed = Followed {
+        context,
+        postgres: &postgres,
+        sql: &sql,
+        source,
     };
-    let floors = install_token(context).await?;
-    let confirmed = take_over(&sql, source).await?;
+    let (known, confirmed) = match &source.slot {
+        None => make_first_slot(&followed, &server, &map).await?,
+        Some(known) => match followed.judge(&server, known, &asked).await? {
+            Verdict::Whole { confirmed } => (known.clone(), confirmed),
+            Verdict::SwitchedTimeline => {
+                let (from, to) = (known.timeline, server.system.timeline);
+                coordination::follow_timeline(context, (from, to)).await?;
+                let detail = format!("the slot goes on from timeline {from} to {to}");
+                return Err(RunEnd::restart("timeline", detail));
+            }
+            Verdict::Broken(why) => {
+                followed.record(&server, &why).await?;
+                return Err(RunEnd::restart("break", why));
+            }
+        },
+    };
     let following = Following {
         source: source.id,
         token: context.token,
         incarnation: source.incarnation,
         start: confirmed.max(known.consistent_point),
+        flushed: breaks::flushed(&sql).await?,
     };
-    check_history(&floors, following.end_of(flushed(&sql).await?))?;
     if server.start != source.server_start && source.slot.is_some() {
         coordination::report(context, None, server.start, "").await?;
     }
-    let lost = below_slot(&context.client.map(), &floors, following.end_of(confirmed));
-    for (collection, reason) in lost {
-        coordination::give_up(context, collection, &reason).await?;
-    }
+    pass_what_is_below(&followed, &asked, following.end_of(confirmed)).await?;
     Ok(Prepared {
-        postgres,
-        sql,
         slot_name: source.slot_name.clone(),
         publication: source.publication_name.clone(),
+        postgres,
+        sql,
         following,
+        server_start: server.start,
+        system: server.system,
     })
 }
 
 /// What the server says of itself.
-struct Server {
-    database_oid: u32,
+pub(super) struct Server {
+    pub database_oid: u32,
     /// `None` where the extension's library is not preloaded.
-    start: Option<ServerStart>,
+    pub start: Option<ServerStart>,
+    pub system: SystemIdentity,
 }
 
 /// A database that is gone, or has another name, does not come back by waiting.
-async fn connect(postgres: &Config) -> Result<Client, RunEnd> {
+async fn connect(postgres: &Postgres) -> Result<Client, RunEnd> {
     sql::connect(postgres).await.map_err(|error| {
         let state = error
             .downcast_ref::<tokio_postgres::Error>()
             .and_then(tokio_postgres::Error::code);
         if state == Some(&SqlState::INVALID_CATALOG_NAME) {
-            let database = postgres.get_dbname().unwrap_or_default();
+            let database = postgres.database();
             return RunEnd::Problem(format!(
                 "there is no database {database}: it was dropped or renamed. Remove the source; \
                  add it again under the new name"
@@ -136,7 +149,7 @@ async fn connect(postgres: &Config) -> Result<Client, RunEnd> {
     })
 }
 
-async fn check_server(sql: &Client) -> Result<Server, RunEnd> {
+async fn check_server(sql: &Client, postgres: &Postgres) -> Result<Server, RunEnd> {
     let query = "SELECT current_setting('wal_level') AS wal_level, pg_is_in_recovery() AS standby, \
                  (SELECT oid FROM pg_database WHERE datname = current_database()) AS database_oid, \
                  to_regclass('ruvector.collections') IS NOT NULL AS has_table, \
@@ -148,170 +161,136 @@ async fn check_server(sql: &Client) -> Result<Server, RunEnd> {
         .context("looking at the server")?;
     let field = |e: tokio_postgres::Error| RunEnd::from(anyhow::Error::new(e));
     let wal_level: String = row.try_get("wal_level").map_err(field)?;
-    if row.try_get("standby").map_err(field)? {
-        return Err(RunEnd::Problem(
-            "the server is a standby: Postgres 15 cannot decode there; register the primary".into(),
-        ));
-    }
-    if wal_level != "logical" {
-        return Err(RunEnd::Problem(format!(
-            "wal_level is {wal_level}: set wal_level = logical and restart the server"
-        )));
-    }
-    if !row.try_get::<_, bool>("has_table").map_err(field)? {
-        let database: String = row.try_get("database").map_err(field)?;
-        return Err(RunEnd::Problem(format!(
-            "extension ruvector is not in database {database}: run CREATE EXTENSION ruvector"
-        )));
+    let database: String = row.try_get("database").map_err(field)?;
+    let has_table: bool = row.try_get("has_table").map_err(field)?;
+    let checks = [
+        checklist::primary(row.try_get("standby").map_err(field)?),
+        checklist::wal_level(&wal_level),
+        checklist::extension(&database, has_table.then_some("")),
+    ];
+    if let Some(failed) = checks.iter().find(|check| check.is_failed()) {
+        return Err(RunEnd::Problem(failed.sentence()));
     }
     let start: Option<String> = row.try_get("server_start").map_err(field)?;
     let start = start.and_then(|text| text.parse().ok()).filter(|n| *n > 0);
+    let mut connection = Connection::connect(postgres, "").await?;
     Ok(Server {
         database_oid: row.try_get("database_oid").map_err(field)?,
         start: start.map(ServerStart),
+        system: slot::identify_system(&mut connection).await?,
     })
 }
 
-/// How far the server's WAL is on its disk: asked for once no former consumer feeds
-/// replicas any more.
-async fn flushed(sql: &Client) -> anyhow::Result<Lsn> {
-    let row = sql
-        .query_one("SELECT pg_current_wal_flush_lsn()::text", &[])
-        .await
-        .context("reading the server's WAL position")?;
-    Ok(row.try_get::<_, String>(0)?.parse()?)
-}
-
-/// A server whose WAL ends below what a replica has of it was put back: an older copy of
-/// its files, which has the same identifiers, writes another history from there.
-fn check_history(floors: &Floors, flushed: WalPosition) -> Result<(), RunEnd> {
-    let highest = floors.iter().max_by_key(|(_, durable)| **durable);
-    let Some((replica, durable)) = highest.filter(|(_, durable)| **durable > flushed) else {
-        return Ok(());
-    };
-    Err(RunEnd::Problem(format!(
-        "another history: the server's WAL ends at {flushed}, but {} on {} holds changes up to {durable}. \
-         The server was restored, or is a copy; not followed, so that nothing wrong is served. \
-         Remove the source and add it again",
-        replica.partition, replica.node
-    )))
-}
-
-fn check_identity(
-    source: &Source,
-    system: SystemIdentity,
-    database_oid: u32,
-) -> Result<(), RunEnd> {
-    let Some(known) = &source.slot else {
-        return Ok(());
-    };
-    let found = (system.system_identifier, database_oid, system.timeline);
-    let expected = (known.system_identifier, known.database_oid, known.timeline);
-    if found == expected {
-        return Ok(());
-    }
-    Err(RunEnd::Problem(format!(
-        "another history: system {}, database {}, timeline {} instead of system {}, database {}, \
-         timeline {}; not followed, so that nothing wrong is served. Remove the source and add it again",
-        found.0, found.1, found.2, expected.0, expected.1, expected.2
-    )))
-}
-
-async fn ensure_publication(client: &Client, source: &Source) -> Result<(), RunEnd> {
-    let name = sql::identifier(&source.publication_name);
-    let exists = client
-        .query_opt(
-            "SELECT 1 FROM pg_publication WHERE pubname = $1",
-            &[&source.publication_name],
-        )
-        .await
-        .context("looking for the publication")?
-        .is_some();
-    if !exists {
-        if source.slot.is_some() {
-            return Err(RunEnd::Problem(format!(
-                "publication {name} is gone, and what was published meanwhile is unknown; remove the source and add it again"
-            )));
-        }
-        let create = format!("CREATE PUBLICATION {name} FOR TABLE ruvector.collections");
-        client
-            .batch_execute(&create)
-            .await
-            .context("creating the publication")?;
-        return Ok(());
-    }
-    let listed = client
-        .query_opt(
-            "SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid \
-             WHERE p.pubname = $1 AND r.prrelid = 'ruvector.collections'::regclass",
-            &[&source.publication_name],
-        )
-        .await
-        .context("looking into the publication")?
-        .is_some();
-    match (listed, &source.slot) {
-        (true, _) => Ok(()),
-        (false, None) => {
-            let add = format!("ALTER PUBLICATION {name} ADD TABLE ruvector.collections");
-            Ok(client
-                .batch_execute(&add)
-                .await
-                .context("completing the publication")?)
-        }
-        (false, Some(_)) => Err(RunEnd::Problem(format!(
-            "ruvector.collections left publication {name}: was the extension created again? Remove the source and add it again"
-        ))),
-    }
-}
-
-/// Creates the slot, and every collection that its snapshot lists. The slot
-/// counts only once it was reported: one that a crash left behind is replaced.
-async fn make_slot(
-    context: &SourceContext,
-    postgres: &Config,
-    client: &Client,
-    source: &Source,
+/// The slot counts only once it was reported: one that a crash left behind is replaced.
+async fn make_first_slot(
+    followed: &Followed<'_>,
+    server: &Server,
     map: &PartitionMap,
-) -> Result<Lsn, RunEnd> {
-    if let Some(left_over) = read_slot(client, &source.slot_name).await? {
-        release(client, &source.slot_name, left_over).await?;
-        client
-            .execute("SELECT pg_drop_replication_slot($1)", &[&source.slot_name])
-            .await
-            .context("dropping a slot that was never used")?;
+) -> Result<(Slot, Lsn), RunEnd> {
+    let Followed {
+        context,
+        postgres,
+        sql,
+        source,
+    } = followed;
+    breaks::ensure_publication(sql, source).await?;
+    if let Some(left_over) = read_slot(sql, &source.slot_name).await? {
+        breaks::drop_slot(sql, &source.slot_name, left_over).await?;
     }
-    let options = format!("-c lock_timeout={}", context.config.slot_lock_timeout_ms);
-    let mut connection = Connection::connect(postgres, &options).await?;
-    let created = slot::create(&mut connection, &source.slot_name, Lifetime::Permanent).await?;
-    let reading = sql::connect(postgres).await?;
-    begin_at_snapshot(&reading, &created.snapshot).await?;
-    let specs = definitions::read_all(&reading, source.id).await?;
-    drop(connection);
-    for spec in &specs {
+    let new = NewSlot::make(context, postgres, &source.slot_name, source).await?;
+    bring_definitions(context, map, source.id, &new.specs).await?;
+    let slot = Slot {
+        system_identifier: server.system.system_identifier,
+        database_oid: server.database_oid,
+        timeline: server.system.timeline,
+        consistent_point: new.consistent_point,
+    };
+    coordination::report(context, Some(&slot), server.start, "").await?;
+    // The next run must not take the slot for one that was never used.
+    let has_slot = |map: &PartitionMap| {
+        let source = map.sources.get(&context.source);
+        source.is_none_or(|s| s.slot.is_some())
+    };
+    wait_for_map(context, has_slot).await?;
+    Ok((slot, new.consistent_point))
+}
+
+/// Has the coordinators hold exactly the collections that the table lists. One whose
+/// definition is another under the same number is of another history.
+pub(super) async fn bring_definitions(
+    context: &SourceContext,
+    map: &PartitionMap,
+    source: SourceId,
+    specs: &[CollectionSpec],
+) -> Result<(), RunEnd> {
+    let name_of = |spec: &CollectionSpec| (spec.index_oid, spec.definition_generation);
+    for spec in specs {
+        let known = map.collection_by_index(source, spec.index_oid, spec.definition_generation);
+        if known.is_some_and(|known| !defines_the_same(&known.spec, spec)) {
+            let (index_oid, generation) = name_of(spec);
+            coordination::drop_collection(context, index_oid, generation).await?;
+        }
         coordination::create_collection(context, spec).await?;
     }
-    for collection in map
-        .collections
-        .values()
-        .filter(|c| c.spec.source == source.id)
-    {
-        let spec = &collection.spec;
-        let is_listed = specs.iter().any(|s| {
-            (s.index_oid, s.definition_generation) == (spec.index_oid, spec.definition_generation)
-        });
-        if !is_listed {
-            let generation = spec.definition_generation;
-            coordination::drop_collection(context, spec.index_oid, generation).await?;
+    let of_source = map.collections.values().filter(|c| c.spec.source == source);
+    for collection in of_source {
+        let (index_oid, generation) = name_of(&collection.spec);
+        if !specs.iter().any(|s| name_of(s) == (index_oid, generation)) {
+            coordination::drop_collection(context, index_oid, generation).await?;
         }
     }
-    for spec in &specs {
+    for spec in specs {
         // A drop above takes every lower generation with it; a refused one is void.
         if let Some(id) = coordination::create_collection(context, spec).await? {
             wait_for_map(context, |map| map.collections.contains_key(&id)).await?;
         }
     }
-    tracing::info!(source = %source.id, slot = source.slot_name, consistent_point = %created.consistent_point, collections = specs.len(), "slot created");
-    Ok(created.consistent_point)
+    Ok(())
+}
+
+/// Whatever is called otherwise by now.
+fn defines_the_same(a: &CollectionSpec, b: &CollectionSpec) -> bool {
+    let renamed = CollectionSpec {
+        schema_name: b.schema_name.clone(),
+        table_name: b.table_name.clone(),
+        index_name: b.index_name.clone(),
+        column_name: b.column_name.clone(),
+        ..a.clone()
+    };
+    renamed == *b
+}
+
+/// Replicas that the slot has passed are stale, and the indexes that came or went in
+/// the gap are brought about. Nobody waits for a gap that a peer can fill.
+async fn pass_what_is_below(
+    followed: &Followed<'_>,
+    asked: &Asked,
+    confirmed: WalPosition,
+) -> Result<(), RunEnd> {
+    let (context, source) = (followed.context, followed.source);
+    let map = context.client.map();
+    let lost = asked.below_slot(&map, source.id, confirmed);
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let specs = definitions::read_all(followed.sql, source.id).await?;
+    bring_definitions(context, &map, source.id, &specs).await?;
+    for replica in &lost {
+        tracing::error!(source = %source.id, partition = %replica.partition, node = %replica.node, %confirmed, "the slot has passed every replica of a partition: it is reconciled with the table");
+        match coordination::change_replica(context, *replica, ReplicaChange::MarkStale).await {
+            Answer::Done => {}
+            Answer::Refused(why) | Answer::Unknown(why) => {
+                return Err(RunEnd::restart("below_slot", why));
+            }
+        }
+    }
+    let serves = |map: &PartitionMap, of: &ReplicaKey| {
+        let replica = map.partitions.get(&of.partition);
+        let replica = replica.and_then(|p| p.replica_on(of.node));
+        replica.is_some_and(|r| (r.generation, r.state) == (of.generation, ReplicaState::Serving))
+    };
+    wait_for_map(context, |map| !lost.iter().any(|of| serves(map, of))).await?;
+    Ok(())
 }
 
 pub async fn begin_at_snapshot(client: &Client, snapshot: &str) -> anyhow::Result<()> {
@@ -325,7 +304,7 @@ pub async fn begin_at_snapshot(client: &Client, snapshot: &str) -> anyhow::Resul
         .context("taking the slot's snapshot")
 }
 
-async fn read_slot(client: &Client, name: &str) -> anyhow::Result<Option<SlotRow>> {
+pub(super) async fn read_slot(client: &Client, name: &str) -> anyhow::Result<Option<SlotRow>> {
     let row = client
         .query_opt(
             "SELECT active_pid, confirmed_flush_lsn::text AS confirmed, wal_status, \
@@ -345,37 +324,14 @@ async fn read_slot(client: &Client, name: &str) -> anyhow::Result<Option<SlotRow
     }))
 }
 
-/// Ends the walsender that holds the slot, and answers what it had confirmed.
-async fn take_over(client: &Client, source: &Source) -> Result<Lsn, RunEnd> {
-    let name = &source.slot_name;
-    let lost = |why: &str| {
-        RunEnd::Problem(format!(
-            "slot {name} {why}: changes may be missing, so nothing is followed. Remove the source and add it again"
-        ))
-    };
-    let Some(found) = read_slot(client, name).await? else {
-        return Err(lost("is gone"));
-    };
-    release(client, name, found).await?;
-    let Some(slot) = read_slot(client, name).await? else {
-        return Err(lost("is gone"));
-    };
-    if !slot.is_ours {
-        return Err(lost("belongs to another database or plugin"));
-    }
-    if slot.wal_status.as_deref() == Some("lost") {
-        return Err(lost("has lost its WAL (max_slot_wal_keep_size)"));
-    }
-    slot.confirmed
-        .ok_or_else(|| lost("has no confirmed position"))
-}
-
-async fn release(client: &Client, name: &str, mut slot: SlotRow) -> Result<(), RunEnd> {
+/// Ends the walsender that holds the slot.
+pub(super) async fn release(client: &Client, name: &str, mut slot: SlotRow) -> Result<(), RunEnd> {
     let give_up_at = tokio::time::Instant::now() + RELEASE_TIMEOUT;
     while let Some(pid) = slot.active_pid {
         tracing::info!(slot = name, pid, "ending the slot's former walsender");
+        let end = rights::end_walsender(client, name).await?;
         client
-            .execute("SELECT pg_terminate_backend($1)", &[&pid])
+            .batch_execute(&end)
             .await
             .context("ending the former walsender")?;
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -394,12 +350,92 @@ async fn release(client: &Client, name: &str, mut slot: SlotRow) -> Result<(), R
 }
 
 /// What replicas that answered have made durable; learners apart.
-type Floors = BTreeMap<ReplicaKey, WalPosition>;
+pub(super) type Floors = BTreeMap<ReplicaKey, WalPosition>;
 
-/// Stores the token durably on every node that holds a fed replica. One that does
+/// What the nodes that hold replicas said.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    pub floors: Floors,
+    /// What nodes have applied or logged, of learners too.
+    pub applied: Vec<WalPosition>,
+    /// Those that did not answer.
+    pub silent: BTreeSet<NodeId>,
+}
+
+impl Asked {
+    /// The highest position, durable or not, that anybody has.
+    pub fn highest(&self) -> Lsn {
+        let positions = self.floors.values().chain(&self.applied);
+        let highest = positions.max().copied();
+        highest.map_or(Lsn(0), |at| at.commit_end)
+    }
+
+    /// The highest position that a serving replica of a complete collection has, if
+    /// there are such, all have answered, and all are below the slot.
+    pub fn all_are_below(
+        &self,
+        map: &PartitionMap,
+        source: SourceId,
+        confirmed: WalPosition,
+    ) -> Option<WalPosition> {
+        let mut highest = None;
+        for replica in serving_of_complete(map, source) {
+            let durable = *self.floors.get(&replica)?;
+            highest = highest.max(Some(durable));
+        }
+        highest.filter(|highest| *highest < confirmed)
+    }
+
+    /// The serving replicas of partitions of complete collections of which all lack what
+    /// the slot no longer has. One that has not answered may have it.
+    pub fn below_slot(
+        &self,
+        map: &PartitionMap,
+        source: SourceId,
+        confirmed: WalPosition,
+    ) -> Vec<ReplicaKey> {
+        let mut by_partition: BTreeMap<PartitionId, Vec<ReplicaKey>> = BTreeMap::new();
+        for replica in serving_of_complete(map, source) {
+            by_partition
+                .entry(replica.partition)
+                .or_default()
+                .push(replica);
+        }
+        let is_below = |replica: &ReplicaKey| {
+            self.floors
+                .get(replica)
+                .is_some_and(|durable| *durable < confirmed)
+        };
+        let lost = by_partition.into_values();
+        lost.filter(|replicas| replicas.iter().all(is_below))
+            .flatten()
+            .collect()
+    }
+}
+
+fn serving_of_complete(
+    map: &PartitionMap,
+    source: SourceId,
+) -> impl Iterator<Item = ReplicaKey> + '_ {
+    let is_complete = move |p: &&cluster_core::map::Partition| {
+        map.collections.get(&p.collection).is_some_and(|c| {
+            c.spec.source == source && matches!(c.state, CollectionState::Ready { .. })
+        })
+    };
+    let partitions = map.partitions.values().filter(is_complete);
+    partitions.flat_map(|p| {
+        p.in_state(ReplicaState::Serving).map(|r| ReplicaKey {
+            partition: p.id,
+            node: r.node,
+            generation: r.generation,
+        })
+    })
+}
+
+/// Stores the token durably on every node that holds a replica. One that does
 /// not answer is fenced when its stream is opened, which bears the token too;
 /// until it answers it holds the slot.
-async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
+async fn install_token(context: &SourceContext) -> Result<Asked, RunEnd> {
     let map = context.client.map();
     let of_source = |p: &cluster_core::map::Partition| {
         map.collections
@@ -410,7 +446,7 @@ async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
         .partitions
         .values()
         .filter(|p| of_source(p))
-        .flat_map(|p| p.replicas.iter().filter(|r| r.state.is_fed()))
+        .flat_map(|p| &p.replicas)
         .map(|r| r.node)
         .collect();
     let request = v1::InstallConsumerRequest {
@@ -427,11 +463,14 @@ async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
         };
         (node, answer)
     });
-    let mut floors = Floors::new();
+    let mut asked = Asked::default();
     for (node, answer) in futures::future::join_all(calls).await {
         match answer {
             Ok(Ok(answer)) => {
                 for partition in answer.into_inner().partitions {
+                    let known = [partition.applied, partition.durable];
+                    let known = known.into_iter().flatten().map(WalPosition::from);
+                    asked.applied.extend(known);
                     if partition.is_learning {
                         continue;
                     }
@@ -441,7 +480,7 @@ async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
                         generation: Generation(partition.generation),
                     };
                     let durable = partition.durable.map_or(WalPosition::ZERO, Into::into);
-                    floors.insert(replica, durable);
+                    asked.floors.insert(replica, durable);
                 }
             }
             Ok(Err(status)) if proto::error::is_estale(&status) => {
@@ -456,87 +495,40 @@ async fn install_token(context: &SourceContext) -> Result<Floors, RunEnd> {
             }
             Ok(Err(status)) => {
                 tracing::warn!(%node, problem = status.message(), "node did not take the consumer's token");
+                asked.silent.insert(node);
             }
-            Err(_) => tracing::warn!(%node, "node did not take the consumer's token in time"),
-        }
-    }
-    Ok(floors)
-}
-
-/// The complete collections with a partition whose replicas all lack what the
-/// slot no longer has. One that has not answered may have it.
-fn below_slot(
-    map: &PartitionMap,
-    floors: &Floors,
-    confirmed: WalPosition,
-) -> BTreeMap<CollectionId, String> {
-    let mut lost = BTreeMap::new();
-    for partition in map.partitions.values() {
-        let collection = map.collections.get(&partition.collection);
-        let is_complete =
-            collection.is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }));
-        let mut best = None;
-        let mut is_below = is_complete;
-        for replica in partition.in_state(ReplicaState::Serving) {
-            let key = ReplicaKey {
-                partition: partition.id,
-                node: replica.node,
-                generation: replica.generation,
-            };
-            match floors.get(&key) {
-                Some(durable) if *durable < confirmed => {
-                    best = best.max(Some((*durable, replica.node)));
-                }
-                _ => is_below = false,
+            Err(_) => {
+                tracing::warn!(%node, "node did not take the consumer's token in time");
+                asked.silent.insert(node);
             }
         }
-        if let Some((durable, node)) = best.filter(|_| is_below) {
-            let reason = rows_missing(partition.id, node, durable, confirmed);
-            lost.entry(partition.collection).or_insert(reason);
-        }
     }
-    lost
-}
-
-/// Why a collection fails of which no replica has what was confirmed.
-pub fn rows_missing(
-    partition: PartitionId,
-    node: NodeId,
-    durable: WalPosition,
-    confirmed: WalPosition,
-) -> String {
-    format!(
-        "the replica of {partition} on {node} holds everything up to {durable} only, but Postgres keeps no changes up to {confirmed}: rows are missing there; REINDEX builds it anew"
-    )
+    Ok(asked)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::rows::tests::spec;
     use cluster_core::collection::{BackfillSnapshot, Collection};
-    use cluster_core::ids::{BackfillId, Incarnation};
+    use cluster_core::ids::{BackfillId, CollectionId, Incarnation};
     use cluster_core::map::{HashRange, Partition, Replica};
 
-    #[test]
-    fn p3_a_server_whose_wal_ends_below_a_replica_is_not_followed() {
+    pub fn end(lsn: u64) -> WalPosition {
+        WalPosition::end_of(Incarnation(1), Lsn(lsn))
+    }
+
+    pub fn at(partition: u64, node: u64, lsn: u64) -> (ReplicaKey, WalPosition) {
         let replica = ReplicaKey {
-            partition: PartitionId(3),
-            node: NodeId(2),
+            partition: PartitionId(partition),
+            node: NodeId(node),
             generation: Generation(1),
         };
-        let end = |lsn| WalPosition::end_of(Incarnation(1), Lsn(lsn));
-        let floors = Floors::from([(replica, end(10))]);
-        assert!(check_history(&Floors::new(), end(1)).is_ok());
-        assert!(check_history(&floors, end(10)).is_ok());
-        let Err(RunEnd::Problem(problem)) = check_history(&floors, end(9)) else {
-            panic!("followed");
-        };
-        assert!(problem.contains("partition-3 on node-2"), "{problem}");
+        (replica, end(lsn))
     }
 
     #[test]
-    fn p3_a_partition_below_the_slot_on_all_its_replicas_fails_its_collection_alone() {
+    fn p3_a_partition_below_the_slot_on_all_its_replicas_is_stale_alone() {
         let mut map = PartitionMap::default();
         let ready = CollectionState::Ready {
             snapshot: BackfillSnapshot::default(),
@@ -551,6 +543,7 @@ mod tests {
                 spec: spec(),
                 state,
                 last_backfill: BackfillId(1),
+                reconcile: None,
             };
             map.collections.insert(collection.id, collection);
             let replica = |node| Replica {
@@ -566,15 +559,6 @@ mod tests {
             };
             map.partitions.insert(partition.id, partition);
         }
-        let end = |lsn| WalPosition::end_of(Incarnation(1), Lsn(lsn));
-        let at = |partition, node, lsn| {
-            let replica = ReplicaKey {
-                partition: PartitionId(partition),
-                node: NodeId(node),
-                generation: Generation(1),
-            };
-            (replica, end(lsn))
-        };
         let floors = Floors::from([
             at(1, 1, 10),
             at(1, 2, 10),
@@ -588,8 +572,24 @@ mod tests {
             // A peer may have it.
             at(5, 1, 9),
         ]);
-        let lost = below_slot(&map, &floors, end(10));
-        assert_eq!(lost.keys().collect::<Vec<_>>(), [&CollectionId(2)]);
-        assert!(lost[&CollectionId(2)].contains("node-1"), "{lost:?}");
+        let source = spec().source;
+        let mut asked = Asked {
+            floors,
+            ..Asked::default()
+        };
+        let lost = asked.below_slot(&map, source, end(10));
+        assert_eq!(lost, [at(2, 1, 9).0, at(2, 2, 8).0]);
+        assert!(asked.below_slot(&map, SourceId(99), end(10)).is_empty());
+
+        let all = |asked: &Asked, confirmed| asked.all_are_below(&map, source, end(confirmed));
+        assert_eq!(
+            all(&asked, 10),
+            None,
+            "one has it, and one has not answered"
+        );
+        assert_eq!(all(&asked, 11), None, "one has not answered");
+        asked.floors.extend([at(5, 2, 4)]);
+        assert_eq!(all(&asked, 11), Some(end(10)));
+        assert_eq!(all(&asked, 10), None, "one has it");
     }
 }

@@ -6,7 +6,7 @@ use crate::feed::progress::RunEnd;
 use anyhow::Context;
 use cluster_core::collection::CollectionState;
 use cluster_core::ids::{CollectionId, SourceId};
-use cluster_core::map::PartitionMap;
+use cluster_core::map::{PartitionMap, ReplicaState};
 use std::collections::BTreeMap;
 use tokio_postgres::Client;
 
@@ -26,13 +26,23 @@ SELECT 1 FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
 const REASON: &str =
     "the table left the publication of its source: changes are missing; REINDEX builds it anew";
 
-/// A complete collection was published before it became complete.
+/// A complete collection was published before it became complete. One whose replicas
+/// are all stale is published by its reconcile, and compared from there.
 fn complete(map: &PartitionMap, source: SourceId) -> BTreeMap<CollectionId, u32> {
     let of_source = map.collections.values().filter(|c| c.spec.source == source);
     of_source
-        .filter(|c| matches!(c.state, CollectionState::Ready { .. }))
+        .filter(|c| c.can_be_copied() || serves(map, c.id))
         .map(|c| (c.id, c.spec.table_oid))
         .collect()
+}
+
+fn serves(map: &PartitionMap, id: CollectionId) -> bool {
+    let is_complete = map
+        .collections
+        .get(&id)
+        .is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }));
+    let mut partitions = map.partitions.values().filter(|p| p.collection == id);
+    is_complete && partitions.any(|p| p.in_state(ReplicaState::Serving).next().is_some())
 }
 
 /// Fails with the collection whose table has left the publication.

@@ -8,7 +8,6 @@
 
 use super::SourceContext;
 use super::coordination::{Asked, ReplicaChange, change_replica};
-use super::preflight::rows_missing;
 use super::slot_limit::{Due, SlotLimit};
 use crate::clock::boot_ms;
 use crate::feed::node::NodeFeed;
@@ -18,7 +17,6 @@ use cluster_core::collection::CollectionState;
 use cluster_core::confirm::ReplicaKey;
 use cluster_core::demotion::{DemotionWatch, Limits, Observed};
 use cluster_core::map::{PartitionMap, Replica, ReplicaState};
-use cluster_core::wal_position::WalPosition;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +25,9 @@ use tokio::task::JoinSet;
 
 /// Requests in flight. What is still due then is asked later.
 const ASKS_MAX: usize = 16;
+
+/// Why what the slot no longer has is asked for.
+const BELOW_SLOT: &str = "below_slot";
 
 /// How often a replica is looked at before it is demoted, at least.
 const LOOKS_MIN: u64 = 8;
@@ -49,8 +50,9 @@ pub struct ReplicaChanges {
     asking: JoinSet<(Ask, Asked)>,
     /// Promoted; the map is on its way.
     promoted: BTreeSet<ReplicaKey>,
-    /// Below the slot, and their demotion was refused: asked again at this time.
-    refused_below: BTreeMap<ReplicaKey, u64>,
+    /// Below the slot, and asked for: asked again at this time, if the map does not show
+    /// it by then.
+    asked_below: BTreeMap<ReplicaKey, u64>,
 }
 
 impl ReplicaChanges {
@@ -73,7 +75,7 @@ impl ReplicaChanges {
             in_flight: BTreeSet::new(),
             asking: JoinSet::new(),
             promoted: BTreeSet::new(),
-            refused_below: BTreeMap::new(),
+            asked_below: BTreeMap::new(),
         }
     }
 
@@ -155,23 +157,34 @@ impl ReplicaChanges {
     /// One below the slot comes back from a peer, if there is one.
     fn due_below(&mut self, feeds: &Feeds, now_ms: u64) -> Vec<Ask> {
         let below: Vec<_> = feeds.iter().flat_map(|f| f.below_slot()).collect();
-        self.refused_below
+        self.asked_below
             .retain(|replica, _| below.iter().any(|(key, _, _)| key == replica));
         let map = self.context.client.map();
         let mut due = Vec::new();
         for (replica, durable, floor) in below {
+            let ask_at_ms = self.asked_below.get(&replica).copied().unwrap_or(0);
+            if now_ms < ask_at_ms {
+                continue;
+            }
             match way_back(&map, replica) {
-                WayBack::Peer => {
-                    let ask_at_ms = self.refused_below.get(&replica).copied().unwrap_or(0);
-                    if now_ms >= ask_at_ms {
-                        due.push(Ask {
-                            replica,
-                            change: ReplicaChange::Demote,
-                            reason: "below_slot",
-                        });
-                    }
+                WayBack::Peer => due.push(Ask {
+                    replica,
+                    change: ReplicaChange::Demote,
+                    reason: BELOW_SLOT,
+                }),
+                // Nobody has what it lacks: its collection is reconciled.
+                WayBack::None if is_complete(&map, replica) => {
+                    tracing::error!(partition = %replica.partition, node = %replica.node, %durable, %floor, "no replica has what the slot no longer has");
+                    due.push(Ask {
+                        replica,
+                        change: ReplicaChange::MarkStale,
+                        reason: BELOW_SLOT,
+                    });
                 }
-                WayBack::None => self.progress.end(lost(&map, replica, durable, floor)),
+                WayBack::None => {
+                    let detail = format!("{} is no longer complete", replica.partition);
+                    self.progress.end(RunEnd::restart("map_changed", detail));
+                }
                 WayBack::NotServing => {}
             }
         }
@@ -211,14 +224,15 @@ impl ReplicaChanges {
             (ReplicaChange::Demote, Asked::Refused(problem)) => {
                 self.context.metrics.demotion_refused(source);
                 tracing::warn!(%source, %node, %partition, reason, problem, "replica not demoted: the slot goes on waiting");
-                let now_ms = boot_ms();
-                self.watch.refused(replica, now_ms);
+                self.watch.refused(replica, boot_ms());
                 self.limit.refused(replica, change);
-                let ask_at_ms = now_ms + self.context.config.demote_after_ms;
-                self.refused_below.insert(replica, ask_at_ms);
+                self.ask_below_later(replica);
             }
             (ReplicaChange::MarkStale, Asked::Done) => {
-                self.limit.passed(replica);
+                match reason {
+                    BELOW_SLOT => self.ask_below_later(replica),
+                    _ => self.limit.passed(replica),
+                }
                 if let Some(feed) = self.feed(replica) {
                     feed.retire(partition, replica.generation);
                 }
@@ -231,6 +245,11 @@ impl ReplicaChanges {
                 tracing::warn!(%source, %node, %partition, ?change, reason, problem, "outcome unknown: asked again");
             }
         }
+    }
+
+    fn ask_below_later(&mut self, replica: ReplicaKey) {
+        let ask_at_ms = boot_ms() + self.context.config.demote_after_ms;
+        self.asked_below.insert(replica, ask_at_ms);
     }
 
     fn feed(&self, replica: ReplicaKey) -> Option<Arc<NodeFeed>> {
@@ -265,36 +284,17 @@ fn way_back(map: &PartitionMap, replica: ReplicaKey) -> WayBack {
     }
 }
 
-/// A complete replica below the slot without a peer cannot be had back: its
-/// collection is lost.
-fn lost(
-    map: &PartitionMap,
-    replica: ReplicaKey,
-    durable: WalPosition,
-    floor: WalPosition,
-) -> RunEnd {
-    let collection = map
-        .partitions
-        .get(&replica.partition)
-        .and_then(|p| map.collections.get(&p.collection));
-    match collection {
-        Some(c) if matches!(c.state, CollectionState::Ready { .. }) => RunEnd::Lost {
-            collection: c.id,
-            reason: rows_missing(replica.partition, replica.node, durable, floor),
-        },
-        _ => RunEnd::restart(
-            "map_changed",
-            format!("{} is no longer complete", replica.partition),
-        ),
-    }
+fn is_complete(map: &PartitionMap, replica: ReplicaKey) -> bool {
+    let partition = map.partitions.get(&replica.partition);
+    let collection = partition.and_then(|p| map.collections.get(&p.collection));
+    collection.is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::feed::router_tests::{C, map, set_state};
-    use cluster_core::ids::{Generation, Incarnation, NodeId, PartitionId};
-    use cluster_core::wal_position::Lsn;
+    use crate::feed::router_tests::{map, set_state};
+    use cluster_core::ids::{Generation, NodeId, PartitionId};
 
     const P: PartitionId = PartitionId(1);
 
@@ -307,20 +307,13 @@ mod tests {
     }
 
     #[test]
-    fn p2_one_below_the_slot_comes_back_from_a_peer_that_serves_and_is_lost_without() {
+    fn p2_one_below_the_slot_comes_back_from_a_peer_that_serves_or_is_reconciled() {
         let mut map = map(true);
         assert_eq!(way_back(&map, key(1)), WayBack::Peer);
         set_state(&mut map, P, 2, ReplicaState::Learner);
         assert_eq!(way_back(&map, key(1)), WayBack::None);
         set_state(&mut map, P, 1, ReplicaState::Demoted);
         assert_eq!(way_back(&map, key(1)), WayBack::NotServing);
-        let at = |lsn| WalPosition::end_of(Incarnation(1), Lsn(lsn));
-        match lost(&map, key(1), at(5), at(10)) {
-            RunEnd::Lost { collection, reason } => {
-                assert_eq!(collection, C);
-                assert!(reason.contains("REINDEX"), "{reason}");
-            }
-            other => panic!("{other}"),
-        }
+        assert!(is_complete(&map, key(1)));
     }
 }

@@ -5,8 +5,9 @@
 use super::commit::Tables;
 use super::preflight::{self, Prepared};
 use super::replica_changes::ReplicaChanges;
+use super::slot_watch::SlotWatch;
 use super::xmin::XidReading;
-use super::{SourceContext, coordination, publication, sql};
+use super::{Reported, SourceContext, coordination, publication, sql};
 use crate::backfill::{Backfills, Barrier};
 use crate::feed::node::NodeFeed;
 use crate::feed::progress::{Progress, RunEnd};
@@ -14,11 +15,10 @@ use crate::feed::router::{self, Router};
 
 use crate::replication::connection::Connection;
 use crate::replication::slot;
-use crate::replication::stream::{Received, StreamTimes, WalEvent, WalStream};
+use crate::replication::stream::{Received, StreamLimits, StreamTimes, WalEvent, WalStream};
 use crate::tasks::Tasks;
 use crate::transaction::Assembler;
-use anyhow::Context;
-use cluster_core::collection::CollectionState;
+use cluster_core::collection::Collection;
 use cluster_core::ids::CollectionId;
 use cluster_core::map::PartitionMap;
 use cluster_core::wal_position::Lsn;
@@ -56,7 +56,7 @@ struct Told {
     confirmed: Lsn,
 }
 
-pub async fn run(context: &SourceContext, reported: &mut Option<String>) -> RunEnd {
+pub async fn run(context: &SourceContext, reported: &mut Option<Reported>) -> RunEnd {
     let preparing = preflight::prepare(context);
     let prepared = match context.cancel.run_until_cancelled(preparing).await {
         None => return RunEnd::Cancelled,
@@ -78,7 +78,7 @@ pub async fn run(context: &SourceContext, reported: &mut Option<String>) -> RunE
 async fn stream(
     context: &SourceContext,
     prepared: Prepared,
-    reported: &mut Option<String>,
+    reported: &mut Option<Reported>,
     cancel: &CancellationToken,
     tasks: &Tasks,
 ) -> Result<Infallible, RunEnd> {
@@ -88,6 +88,8 @@ async fn stream(
         slot_name,
         publication,
         following,
+        server_start,
+        system,
     } = prepared;
     let first = XidReading::take(&sql).await?;
     let (xid_sender, xids) = watch::channel(first);
@@ -120,7 +122,10 @@ async fn stream(
         tables: Tables::default(),
         xids,
         backfills,
-        assembler: Assembler::new(context.config.transaction_memory_bytes),
+        assembler: Assembler::new(
+            context.config.transaction_memory_bytes,
+            &context.config.data_dir,
+        ),
         cancel: cancel.clone(),
         tasks: tasks.clone(),
         complete: following.start,
@@ -137,15 +142,24 @@ async fn stream(
     spawn_until(cancel, tasks, changes.run());
     run.backfills.unpublish_unused();
 
-    let connection = Connection::connect(&postgres, "-c wal_sender_timeout=60s").await?;
+    let mut connection = Connection::connect(&postgres, "-c wal_sender_timeout=60s").await?;
+    // Behind one address there may be another server by now.
+    if slot::identify_system(&mut connection).await? != system {
+        let detail = "the server that is to be streamed from is not the one that was looked at";
+        return Err(RunEnd::restart("another_server", detail));
+    }
     let halves = slot::start(connection, &slot_name, &publication, following.start).await?;
     let times = StreamTimes {
         status_every: Duration::from_millis(context.config.status_every_ms.max(1)),
         wanted_every: Duration::from_millis(context.config.wanted_every_ms.max(1)),
     };
-    let buffer_bytes = context.config.receive_buffer_bytes;
+    let limits = StreamLimits {
+        buffer_bytes: context.config.receive_buffer_bytes,
+        bytes_per_second_max: context.config.stream_bytes_per_second_max,
+    };
     let feedback = progress.feedback.clone();
-    let mut wal = WalStream::spawn(halves, feedback, times, buffer_bytes, cancel);
+    let mut wal = WalStream::spawn(halves, feedback, times, limits, cancel);
+    context.standing.update(|s| s.streams_from = server_start);
     tracing::info!(source = %context.source, start = %following.start, token = following.token.0, "following");
     let had_problem = context
         .client
@@ -153,11 +167,16 @@ async fn stream(
         .sources
         .get(&context.source)
         .is_some_and(|s| !s.problem.is_empty());
-    if had_problem || reported.is_some() {
+    let is_behind = reported
+        .as_ref()
+        .is_some_and(|r| r.is_before(following.start));
+    if is_behind || had_problem && reported.is_none() {
         coordination::report(context, None, None, "").await?;
         *reported = None;
     }
-    let end = run.work(&mut wal, &mut ended, &mut barrier_requests).await;
+    let end = run
+        .work(&mut wal, &mut ended, &mut barrier_requests, reported)
+        .await;
     // The replication connection goes before anything else.
     wal.close().await;
     end
@@ -180,6 +199,7 @@ impl Run {
         wal: &mut WalStream,
         ended: &mut mpsc::Receiver<RunEnd>,
         barriers: &mut mpsc::Receiver<Barrier>,
+        reported: &mut Option<Reported>,
     ) -> Result<Infallible, RunEnd> {
         let mut map_watch = self.context.client.watch_map();
         // It may have changed since the collections were read from it.
@@ -213,6 +233,13 @@ impl Run {
                 if self.complete > self.told.end && self.told.at.elapsed() >= every {
                     self.tell().await;
                 }
+                if reported
+                    .as_ref()
+                    .is_some_and(|r| r.is_before(self.complete))
+                {
+                    coordination::report(&self.context, None, None, "").await?;
+                    *reported = None;
+                }
                 Ok::<(), RunEnd>(())
             };
             // Whatever a step waits for, the run can be ended.
@@ -220,7 +247,7 @@ impl Run {
                 biased;
                 Some(end) = ended.recv() => return Err(end),
                 Some(error) = wal_ended.recv() => {
-                    return Err(RunEnd::restart("stream", format!("{error:#}")));
+                    return Err(error.into());
                 }
                 done = step => done?,
             }
@@ -230,10 +257,7 @@ impl Run {
     async fn take(&mut self, received: Received) -> Result<(), RunEnd> {
         match received.event {
             WalEvent::Data { at, payload } => {
-                let transaction = self
-                    .assembler
-                    .take(at, payload)
-                    .map_err(anyhow::Error::new)?;
+                let transaction = self.assembler.take(at, payload)?;
                 if let Some(transaction) = transaction {
                     let end = transaction.end_lsn;
                     self.commit(transaction).await?;
@@ -288,16 +312,7 @@ impl Run {
             self.told.oldest_xmin = oldest_xmin;
             self.told.confirmed = confirmed;
         }
-        let applied = self
-            .progress
-            .lowest_durable()
-            .map_or(self.told.end, |p| p.commit_end);
-        self.context.standing.update(|s| {
-            s.applied = applied;
-            s.confirmed = confirmed;
-        });
         let (source, metrics) = (self.context.source, &self.context.metrics);
-        metrics.positions(source, &self.context.standing);
         metrics.learners(source, self.router.learners(), self.router.counted());
     }
 
@@ -317,8 +332,11 @@ impl Run {
         }
         self.router.add_collection(map, id);
         self.run_new_feeds();
-        let state = map.collections.get(&id).map(|c| &c.state);
-        if matches!(state, Some(CollectionState::Building { .. })) {
+        if map
+            .collections
+            .get(&id)
+            .is_some_and(Collection::wants_backfill)
+        {
             self.backfills.start(id);
         }
     }
@@ -359,8 +377,27 @@ impl Run {
             .follow_map(&map, source)
             .map_err(|id| RunEnd::restart("map_changed", format!("{id} lies elsewhere now")))?;
         self.run_new_feeds();
+        for id in self.router.collections().keys() {
+            let collection = map.collections.get(id);
+            if collection.is_some_and(|c| c.reconcile.is_some()) {
+                self.backfills.start_if_idle(*id);
+            }
+        }
         Ok(())
     }
+}
+
+/// Lag is told while a long transaction is routed too, and then most of all.
+fn show_positions(context: &SourceContext, progress: &Progress) {
+    let lowest = progress.lowest_durable();
+    let confirmed = progress.confirmed();
+    let reached = progress.feedback.reached().max(confirmed);
+    let applied = lowest.map_or(reached, |p| p.commit_end);
+    context.standing.update(|s| {
+        s.applied = applied;
+        s.confirmed = confirmed;
+    });
+    context.metrics.positions(context.source, &context.standing);
 }
 
 /// Reads what only the server knows, every second.
@@ -372,10 +409,12 @@ async fn poll_server(
     progress: Arc<Progress>,
 ) {
     let every = Duration::from_millis(context.config.oldest_xmin_every_ms.max(1));
+    let mut slot = SlotWatch::new(context.clone(), slot_name);
     loop {
         let polling = async {
             xids.send_replace(XidReading::take(&client).await?);
-            read_slot_standing(&context, &client, &slot_name).await?;
+            slot.look(&client).await?;
+            show_positions(&context, &progress);
             publication::check(&context, &client, &publication).await
         };
         let polled = tokio::time::timeout(
@@ -393,41 +432,4 @@ async fn poll_server(
         }
         tokio::time::sleep(every).await;
     }
-}
-
-async fn read_slot_standing(
-    context: &SourceContext,
-    client: &Client,
-    slot_name: &str,
-) -> anyhow::Result<()> {
-    let row = client
-        .query_opt(
-            "SELECT pg_current_wal_flush_lsn()::text AS flush, wal_status, safe_wal_size, \
-             pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8 AS retained, \
-             to_regclass('ruvector.collections') IS NOT NULL AS has_table \
-             FROM pg_replication_slots WHERE slot_name = $1",
-            &[&slot_name],
-        )
-        .await
-        .context("looking at the slot")?;
-    let Some(row) = row else {
-        anyhow::bail!("slot {slot_name} is gone")
-    };
-    anyhow::ensure!(
-        row.try_get::<_, bool>("has_table")?,
-        "extension ruvector was dropped"
-    );
-    let flush: Lsn = row.try_get::<_, String>("flush")?.parse()?;
-    let retained = row.try_get::<_, Option<i64>>("retained")?.unwrap_or(0);
-    let safe = row.try_get::<_, Option<i64>>("safe_wal_size")?.unwrap_or(0);
-    let wal_status = row
-        .try_get::<_, Option<String>>("wal_status")?
-        .unwrap_or_default();
-    context.standing.update(|s| {
-        s.server_flush = flush;
-        s.retained_wal_bytes = u64::try_from(retained).unwrap_or(0);
-        s.safe_wal_bytes = u64::try_from(safe).unwrap_or(0);
-        s.wal_status = wal_status;
-    });
-    Ok(())
 }

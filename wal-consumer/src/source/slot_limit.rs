@@ -33,16 +33,24 @@ pub struct SlotLimit {
     hold: SlotHold,
 }
 
+/// The source's own limit, or the consumer's; 0: none.
+pub fn limit_bytes(context: &SourceContext) -> u64 {
+    let map = context.client.map();
+    let own = map.sources.get(&context.source);
+    let own = own.and_then(|source| source.slot_hold_limit_bytes);
+    own.unwrap_or(context.config.slot_hold_limit_bytes)
+}
+
 /// The server retains more than it may, at the last look.
 pub fn is_exceeded(context: &SourceContext) -> bool {
-    let limit = context.config.slot_hold_limit_bytes;
+    let limit = limit_bytes(context);
     limit > 0 && context.standing.retained_wal_bytes() > limit
 }
 
 impl SlotLimit {
     pub fn new(context: SourceContext) -> Self {
         let limits = Limits {
-            retained_bytes: context.config.slot_hold_limit_bytes,
+            retained_bytes: limit_bytes(&context),
             after_ms: context.config.demote_after_ms,
         };
         Self {
@@ -52,6 +60,7 @@ impl SlotLimit {
     }
 
     pub fn look(&mut self, feeds: &Feeds, routed: Lsn, now_ms: u64) -> Vec<Due> {
+        self.hold.limit(limit_bytes(&self.context));
         let retained_bytes = self.context.standing.retained_wal_bytes();
         let seen: Vec<Holder> = feeds.iter().flat_map(|f| f.holders(routed)).collect();
         let verdict = self.hold.look(now_ms, retained_bytes, &seen);
@@ -76,11 +85,11 @@ impl SlotLimit {
             [] => "no replica: a long transaction, or what was not sent yet".to_owned(),
             _ => named.join(", "),
         };
-        let limit_bytes = self.context.config.slot_hold_limit_bytes;
+        let limit_bytes = limit_bytes(&self.context);
         let source = self.context.source;
         tracing::warn!(
             %source, retained_bytes, limit_bytes, held_by,
-            "the slot retains WAL near slot_hold_limit_bytes: past it the replicas that hold the \
+            "the slot retains WAL near slot_hold_limit: past it the replicas that hold the \
              slot are passed; bring their nodes back, or raise the limit"
         );
     }
@@ -90,8 +99,8 @@ impl SlotLimit {
         self.context.metrics.marked_stale(source);
         tracing::error!(
             %source, %partition, %node,
-            "slot_hold_limit_bytes is reached: the slot passes the replica, which is stale from now \
-             on; unless another of its partition serves, REINDEX the index to make it whole"
+            "slot_hold_limit is reached: the slot passes the replica, which is stale from now \
+             on; unless another of its partition serves, its index is reconciled with the table"
         );
     }
 
@@ -111,7 +120,7 @@ fn due_of(map: &PartitionMap, replica: ReplicaKey, act: Act) -> Due {
             Some(collection) => {
                 let (partition, node) = (replica.partition, replica.node);
                 let reason = format!(
-                    "{partition} on {node} held the slot past slot_hold_limit_bytes before the index was \
+                    "{partition} on {node} held the slot past slot_hold_limit before the index was \
                      complete; REINDEX builds it anew"
                 );
                 return Due::End(RunEnd::Lost { collection, reason });

@@ -1,5 +1,6 @@
 //! Plain SQL connections to a source.
 
+use super::postgres::Postgres;
 use anyhow::Context;
 use std::time::Duration;
 use tokio::task::AbortHandle;
@@ -31,17 +32,17 @@ impl Drop for Session {
 }
 
 /// The connection ends when the client is dropped.
-pub async fn connect(config: &Config) -> anyhow::Result<Client> {
-    Ok(begin(config).await?.0)
+pub async fn connect(server: &Postgres) -> anyhow::Result<Client> {
+    Ok(begin(server).await?.0)
 }
 
-pub async fn open(config: &Config) -> anyhow::Result<Session> {
-    let (client, connection) = begin(config).await?;
+pub async fn open(server: &Postgres) -> anyhow::Result<Session> {
+    let (client, connection) = begin(server).await?;
     Ok(Session { client, connection })
 }
 
-async fn begin(config: &Config) -> anyhow::Result<(Client, AbortHandle)> {
-    let mut config = config.clone();
+async fn begin(server: &Postgres) -> anyhow::Result<(Client, AbortHandle)> {
+    let mut config = server.config()?;
     config
         .application_name("ruvector-consumer")
         .connect_timeout(CONNECT_TIMEOUT);
@@ -49,6 +50,7 @@ async fn begin(config: &Config) -> anyhow::Result<(Client, AbortHandle)> {
         let (client, connection) = config
             .connect(NoTls)
             .await
+            .map_err(|error| explain(server, &config, error))
             .context("connecting to Postgres")?;
         let running = tokio::spawn(async move {
             if let Err(problem) = connection.await {
@@ -64,6 +66,16 @@ async fn begin(config: &Config) -> anyhow::Result<(Client, AbortHandle)> {
     tokio::time::timeout(CONNECT_TIMEOUT, connecting)
         .await
         .context("Postgres did not complete the connection in time")?
+}
+
+/// The driver says only that a password is missing.
+fn explain(server: &Postgres, config: &Config, error: tokio_postgres::Error) -> anyhow::Error {
+    let is_missing = config.get_password().is_none() && error.code().is_none();
+    let cause = std::error::Error::source(&error).map(ToString::to_string);
+    match cause.filter(|cause| is_missing && cause.contains("password missing")) {
+        Some(_) => anyhow::Error::new(error).context(server.missing_password()),
+        None => anyhow::Error::new(error),
+    }
 }
 
 /// A text as an SQL literal. Backslashes are plain characters under

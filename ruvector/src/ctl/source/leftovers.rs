@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
+use wal_consumer::source::postgres::Postgres;
+use wal_consumer::source::rights;
 use wal_consumer::source::sql::{identifier, literal};
 
 /// How long the consumer may take to let go of the slot.
@@ -60,8 +62,8 @@ impl Leftovers {
         )
     }
 
-    pub async fn remove(&self, dsn: &str) -> anyhow::Result<()> {
-        let mut config: Config = dsn.parse().context("the source's connection string")?;
+    pub async fn remove(&self, postgres: &Postgres) -> anyhow::Result<()> {
+        let mut config = postgres.config()?;
         config
             .application_name("ruvector-ctl")
             .connect_timeout(RELEASE_TIMEOUT);
@@ -105,10 +107,11 @@ impl Leftovers {
 
     async fn remove_by(&self, client: &Client) -> anyhow::Result<()> {
         let give_up_at = Instant::now() + RELEASE_TIMEOUT;
+        let terminate = rights::end_walsender(client, &self.slot).await?;
         loop {
             // Whoever still follows may connect again once before it hears.
             client
-                .batch_execute(&self.terminate())
+                .batch_execute(&terminate)
                 .await
                 .context("ending the slot's walsender")?;
             let dropped = client.batch_execute(&self.drop_slot()).await;
@@ -118,10 +121,33 @@ impl Leftovers {
                 Err(error) => return Err(error).context("dropping the slot"),
             }
         }
+        let drop = rights::drop_publication(client, &self.publication).await?;
         client
-            .batch_execute(&self.drop_publication())
+            .batch_execute(&drop)
             .await
-            .context("dropping the publication")
+            .context("dropping the publication")?;
+        self.await_backfills(client, give_up_at).await
+    }
+
+    /// Backfills copy under slots of their own, which end with the consumer's
+    /// connections.
+    async fn await_backfills(&self, client: &Client, give_up_at: Instant) -> anyhow::Result<()> {
+        let find = "SELECT slot_name::text FROM pg_replication_slots \
+                    WHERE temporary AND starts_with(slot_name, $1 || '_')";
+        loop {
+            let left = client.query(find, &[&self.slot]).await;
+            let left = left.context("looking for slots of backfills")?;
+            let Some(slot) = left.first() else {
+                return Ok(());
+            };
+            let name: String = slot.try_get(0)?;
+            if Instant::now() >= give_up_at {
+                anyhow::bail!(
+                    "slot {name} of a backfill is still in use: a consumer has not let go"
+                );
+            }
+            sleep(RETRY_EVERY).await;
+        }
     }
 }
 

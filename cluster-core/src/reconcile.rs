@@ -1,0 +1,95 @@
+//! How a complete replica is brought into agreement with its table although changes
+//! are missing, and why nothing that is visible goes missing meanwhile. The rule and
+//! its reasons: docs/rfcs/2026-11-27-reconcile.md.
+//!
+//! A stale replica is *attached* at a position X: it keeps its rows, moves its
+//! watermark to X, and trusts no row that stands below. The stream carries
+//! everything above X. Then the table is copied as for a new collection, under
+//! snapshots whose stamps are at or above X, so that they have seen every change
+//! that the gap below X hides. Once all ranges are done and the stream has been
+//! applied up to the last stamp, a *sweep* removes each row that stands below the
+//! first stamp.
+//!
+//! Why the sweep removes no row of the table, on a replica that serves all the while
+//! too: a row that the table holds at the end was either seen by a snapshot, and
+//! then stands at its stamp or above; or it was seen by none. That happens only to
+//! a row that came, or went from one block to another, after the first snapshot: the
+//! stream has told of it at a position above the first stamp, and was applied
+//! before the sweep. Why it leaves no other row: a row that is not in the table was
+//! removed in the gap, so that nothing has told of it above X, or after it, so that
+//! the stream has removed it, or never was one.
+
+use crate::apply::RowState;
+use crate::backfill::{self, BackfillMark, TableFile};
+use crate::ids::{BackfillId, Incarnation};
+use crate::wal_position::WalPosition;
+
+/// What a change of the stream meets on a replica that trusts nothing below a
+/// position: as if there were no row, so that "unchanged" does not keep a vector that
+/// may have changed in the gap. Whether there was one: it leaves the index.
+pub fn distrust(state: RowState, trusted_from: Option<WalPosition>) -> (RowState, bool) {
+    let is_below = |from: WalPosition| state.row.as_ref().is_some_and(|r| r.position < from);
+    match trusted_from.is_some_and(is_below) {
+        false => (state, false),
+        true => {
+            let tombstone = state.tombstone;
+            let row = None;
+            (RowState { row, tombstone }, true)
+        }
+    }
+}
+
+/// Whether a chunk may be taken: rows of a snapshot from before the attachment have not
+/// seen what the gap hides, and a mark that goes back before it says that such rows
+/// are done.
+pub fn admits_chunk(
+    stamp: WalPosition,
+    mark: Option<&BackfillMark>,
+    trusted_from: Option<WalPosition>,
+) -> bool {
+    let first = mark.map_or(stamp, |mark| mark.first_stamp.min(stamp));
+    admits_stamp(first, trusted_from)
+}
+
+/// Whether what was copied since that stamp has seen all that the gap hides.
+pub fn admits_stamp(stamp: WalPosition, trusted_from: Option<WalPosition>) -> bool {
+    trusted_from.is_none_or(|from| stamp >= from)
+}
+
+/// The mark that holds for a backfill: of one that belongs to a reconcile only what
+/// the reconcile itself has copied, since `since` began it.
+pub fn mark_that_holds(
+    mark: Option<BackfillMark>,
+    last_backfill: BackfillId,
+    since: Option<BackfillId>,
+) -> Option<BackfillMark> {
+    mark.filter(|_| since.is_none_or(|since| last_backfill >= since))
+}
+
+/// Where a reconcile goes on: as a backfill does, but only if all replicas began under
+/// the same snapshot. The sweep goes by the first stamp: one that began later, because it
+/// was attached anew, lacks what another has from before.
+pub fn resume(
+    marks: &[Option<BackfillMark>],
+    file: TableFile,
+    incarnation: Incarnation,
+) -> Option<BackfillMark> {
+    let first = marks.first()?.as_ref()?.first_stamp;
+    let began_then = |mark: &Option<BackfillMark>| mark.is_some_and(|m| m.first_stamp == first);
+    match marks.iter().all(began_then) {
+        true => backfill::resume(marks.iter().copied(), file, incarnation),
+        false => None,
+    }
+}
+
+/// Whether a row that stands there was in none of the snapshots and in no change.
+pub fn is_swept(row: WalPosition, first_stamp: WalPosition) -> bool {
+    row < first_stamp
+}
+
+/// Whether a version that ended there belongs to a history that has broken since:
+/// its transaction id means nothing any more, and no query that the collection
+/// answers afterwards can see it.
+pub fn is_former_swept(ended: WalPosition, first_stamp: WalPosition) -> bool {
+    ended.incarnation < first_stamp.incarnation
+}

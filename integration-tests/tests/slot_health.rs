@@ -1,0 +1,228 @@
+//! What the slot costs the primary: nothing while the cluster follows, a known amount
+//! while it does not, and never a full disk, a blocked write or a storm of scans.
+#![allow(clippy::unwrap_used)]
+
+use anyhow::{Result, ensure};
+use integration_tests::{Cluster, Items, Session, Shape};
+use std::time::{Duration, Instant};
+
+const MIB: u64 = 1 << 20;
+
+/// Asks again until it is so.
+fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "not in {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    Ok(())
+}
+
+fn lag(cluster: &Cluster) -> Result<serde_json::Value> {
+    Ok(cluster.ctl("lag")?[0].clone())
+}
+
+#[test]
+fn p11_a_quiet_database_holds_no_wal_and_a_slot_near_its_limit_is_told_of() -> Result<()> {
+    let cluster = Cluster::start("slot-health", Shape::ONE)?;
+    let mut session = cluster.session()?;
+    let items = Items::indexed(&mut session, "watched", 200, 8)?;
+    quiet_database_on_a_busy_server(&cluster, &mut session)?;
+    near_the_limit(&cluster, &mut session, &items)?;
+    cluster.finish()
+}
+
+/// Nothing is written in the followed database, and much in another one: the slot
+/// decodes it all, and its WAL is free again without any heartbeat of ours.
+fn quiet_database_on_a_busy_server(cluster: &Cluster, session: &mut Session) -> Result<()> {
+    session.batch_execute("CREATE DATABASE busy")?;
+    let mut busy = Session::open(&cluster.dsn_of("busy"))?;
+    busy.batch_execute("CREATE TABLE filler(id bigint, body text)")?;
+    // Nothing of the followed database's own since here.
+    let restart = "SELECT (restart_lsn - '0/0')::int8 FROM pg_replication_slots \
+                   WHERE slot_name LIKE 'ruvector%' AND NOT temporary";
+    let mut stood: u64 = busy.value(restart)?.parse()?;
+    for _ in 0..3 {
+        busy.batch_execute(
+            "INSERT INTO filler SELECT i, repeat('x', 1000) FROM generate_series(1, 20000) i",
+        )?;
+        let wrote: u64 = busy
+            .value("SELECT (pg_current_wal_lsn() - '0/0')::int8")?
+            .parse()?;
+        ensure!(wrote > stood + 20 * MIB, "{wrote} after {stood}");
+        // The server can let go of WAL only at a record of running transactions: its
+        // background writer makes one every 15 s, a checkpoint at once.
+        busy.batch_execute("CHECKPOINT")?;
+        wait_until("the quiet slot moves", Duration::from_secs(40), || {
+            Ok(busy.value(restart)?.parse::<u64>()? >= wrote)
+        })?;
+        stood = wrote;
+    }
+    ensure!(busy.retained_wal_bytes()? < 20 * MIB);
+    Ok(())
+}
+
+fn near_the_limit(cluster: &Cluster, session: &mut Session, items: &Items) -> Result<()> {
+    wait_until("the consumer reports", Duration::from_secs(10), || {
+        Ok(!lag(cluster)?["progress"]["slot_hold_limit_bytes"].is_null())
+    })?;
+    let source = lag(cluster)?["source_id"].to_string();
+    let before = lag(cluster)?["progress"].clone();
+    assert_eq!(before["slot_hold_limit_bytes"], 64u64 << 30, "the default");
+    assert_eq!(before["slot_warnings"], serde_json::json!([]));
+    assert!(before["safe_wal_bytes"].as_u64().unwrap() > 1 << 30);
+    cluster.ctl(&format!("slot-limit {source} 64MiB"))?;
+    // The consumer notes it at the server, for when there is no consumer.
+    let noted = "SELECT hold_limit_bytes FROM ruvector.slots";
+    wait_until("the limit is noted", Duration::from_secs(10), || {
+        Ok(session.value(noted)? == (64 * MIB).to_string())
+    })?;
+
+    // Its only replica is gone, so the slot waits.
+    cluster.kill("node-1")?;
+    items.insert(session, 1_001..1_101)?;
+    let danger = |reason: &str| {
+        let line =
+            format!("ruvector_consumer_slot_danger{{source=\"{source}\",reason=\"{reason}\"}}");
+        cluster.metric_line("consumer-1", &line)
+    };
+    assert_eq!(danger("slot_hold_limit")?, 0.0);
+    while session.retained_wal_bytes()? < 54 * MIB {
+        session.write_wal(1)?;
+    }
+    wait_until("the warning", Duration::from_secs(15), || {
+        let warnings = lag(cluster)?["progress"]["slot_warnings"].to_string();
+        Ok(warnings.contains("near its slot_hold_limit of 64 MiB"))
+    })?;
+    let status = cluster.ctl("status")?.to_string();
+    assert!(status.contains("near its slot_hold_limit"), "{status}");
+    assert_eq!(danger("slot_hold_limit")?, 1.0);
+    assert_eq!(
+        cluster.metric("consumer-1", "ruvector_consumer_slot_hold_limit_bytes")?,
+        (64 * MIB) as f64
+    );
+
+    cluster.restart("node-1")?;
+    wait_until("the slot is free again", Duration::from_secs(40), || {
+        session.batch_execute("CHECKPOINT")?;
+        let progress = lag(cluster)?["progress"].clone();
+        Ok(progress["slot_warnings"] == serde_json::json!([])
+            && progress["retained_wal_bytes"].as_u64().unwrap() < 32 * MIB)
+    })?;
+    assert_eq!(danger("slot_hold_limit")?, 0.0);
+    cluster.ctl(&format!("slot-limit {source} never"))?;
+    wait_until("no limit", Duration::from_secs(10), || {
+        Ok(lag(cluster)?["progress"]["slot_hold_limit_bytes"].is_null())
+    })?;
+    items.assert_every_row_once(session)
+}
+
+/// The disk first: nobody streams, the limit is small, and writes go on throughout.
+#[test]
+fn p11_with_the_cluster_gone_past_the_limit_the_wal_is_bounded_and_scans_too() -> Result<()> {
+    let settings = "ruvector.slot_hold_limit = 32MB\nmax_wal_size = 64MB\nmin_wal_size = 32MB\n\
+                    max_slot_wal_keep_size = -1\nfsync = off";
+    let consumer = "slot_hold_limit_bytes = 50331648";
+    let cluster = Cluster::start_with(
+        "slot-gone",
+        Shape::ONE,
+        &[("PG_SETTINGS", settings), ("CONSUMER_SETTINGS", consumer)],
+    )?;
+    let mut session = cluster.session()?;
+    let items = Items::indexed(&mut session, "held", 300, 8)?;
+    wait_until("the limit is noted", Duration::from_secs(10), || {
+        Ok(session
+            .value("SELECT count(*) FROM ruvector.slots WHERE hold_limit_bytes = 50331648")?
+            == "1")
+    })?;
+    for process in ["consumer-1", "node-1", "coordinator-1"] {
+        cluster.kill(process)?;
+    }
+    drop(session);
+    cluster.stop_postgres_immediately()?;
+    cluster.restart("postgres")?;
+    let mut session = cluster.session_within(Duration::from_secs(30))?;
+    assert_eq!(
+        session.value("SELECT count(*) FROM ruvector.slot_advances")?,
+        "0"
+    );
+    session.write_wal(160)?;
+    let retained_bytes = session.retained_wal_bytes()?;
+    ensure!(retained_bytes > 150 * MIB, "{retained_bytes}");
+
+    let mut next = 301;
+    let mut slowest = Duration::ZERO;
+    wait_until("the slot is advanced", Duration::from_secs(90), || {
+        let began = Instant::now();
+        items.insert(&mut session, next..next + 10)?;
+        slowest = slowest.max(began.elapsed());
+        next += 10;
+        session.batch_execute("CHECKPOINT")?;
+        let traces = session.value("SELECT count(*) FROM ruvector.slot_advances")?;
+        Ok(traces != "0" && session.retained_wal_bytes()? < 48 * MIB)
+    })?;
+    assert!(
+        slowest < Duration::from_secs(10),
+        "a write took {slowest:?}"
+    );
+    let trace = session.value(
+        "SELECT (to_lsn > from_lsn AND retained_bytes > 157286400 AND limit_bytes = 50331648)::text \
+         FROM ruvector.slot_advances ORDER BY id LIMIT 1",
+    )?;
+    assert_eq!(trace, "true", "the consumer's limit, not the server's");
+    session.batch_execute("CHECKPOINT")?;
+    let on_disk = session.wal_bytes_on_disk()?;
+    assert!(on_disk < 140 * MIB, "{on_disk} bytes of WAL");
+
+    bounded_scans(&cluster, &mut session, &items)?;
+    // The consumer that comes back does not take what is missing for there.
+    for process in ["node-1", "consumer-1"] {
+        cluster.restart(process)?;
+    }
+    wait_until("the break is seen", Duration::from_secs(40), || {
+        let advanced = "ruvector_consumer_slot_advanced_by_server_total";
+        Ok(cluster.metric("consumer-1", advanced)? >= 1.0)
+    })?;
+    session.batch_execute(
+        "SET ruvector.on_unavailable = exact; SET ruvector.exact_scan_max_rows = 100000",
+    )?;
+    for probe in 0..20 {
+        let sql = items.nearest(i64::from(probe), 10);
+        assert_eq!(session.ids(&sql)?, session.exact_ids(&sql)?);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    cluster.finish()
+}
+
+/// The server was started again and its consumer is gone: however long that lasts, the
+/// index is not scanned around without a bound.
+fn bounded_scans(cluster: &Cluster, session: &mut Session, items: &Items) -> Result<()> {
+    cluster.restart("coordinator-1")?;
+    let status = format!(
+        "SELECT reason FROM ruvector_index_status('{}')",
+        items.index()
+    );
+    wait_until("the map is there", Duration::from_secs(30), || {
+        Ok(session
+            .value(&status)?
+            .contains("no consumer has followed this server"))
+    })?;
+    let sql = items.nearest(3, 10);
+    session.batch_execute("SET ruvector.on_unavailable = exact; SET enable_seqscan = on")?;
+    let began = Instant::now();
+    let explained = session.explain(&sql)?;
+    assert!(
+        explained.text.contains("Index Scan using"),
+        "{}",
+        explained.text
+    );
+    assert_eq!(session.ids(&sql)?, session.exact_ids(&sql)?);
+    session.batch_execute("SET enable_seqscan = on; SET ruvector.exact_scan_max_rows = 100")?;
+    assert_eq!(session.client_error(&sql).as_deref(), Some("RV003"));
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "nobody is waited for"
+    );
+    session.batch_execute("SET enable_seqscan = off")?;
+    Ok(())
+}

@@ -1,0 +1,24 @@
+-- What there is to compare without a cluster: nothing, and why.
+CREATE TABLE items (id bigint PRIMARY KEY, embedding vector(3));
+INSERT INTO items VALUES (1, '[1,2,3]');
+SET client_min_messages = error;
+CREATE INDEX items_embedding_idx ON items USING ruhnsw (embedding vector_l2_ops);
+RESET client_min_messages;
+SELECT * FROM ruvector_verify('items_embedding_idx');
+SELECT * FROM ruvector_verify_differences('items_embedding_idx');
+SELECT * FROM ruvector_verify_differences('items_embedding_idx', -1);
+SELECT * FROM ruvector_verify('items_pkey');
+SELECT * FROM ruvector_verify(NULL);
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SELECT * FROM ruvector_verify('items_embedding_idx');
+ROLLBACK;
+BEGIN;
+UPDATE items SET id = 2;
+SELECT * FROM ruvector_verify('items_embedding_idx');
+ROLLBACK;
+CREATE ROLE verify_nobody;
+SET ROLE verify_nobody;
+SELECT * FROM ruvector_verify('items_embedding_idx');
+RESET ROLE;
+DROP ROLE verify_nobody;
+DROP TABLE items;
