@@ -277,7 +277,7 @@ pub fn assert_replicas_hold(
                     .get(&key)
                     .with_context(|| format!("zombie {key:02x?}"))?;
                 ensure!(
-                    (distance - want).abs() <= 1e-4 * want.max(1.0),
+                    (distance - want).abs() <= 1e-4 * want.abs().max(1.0),
                     "{key:02x?} lies at {distance} on {}, at {want} in the heap",
                     replica.node
                 );
