@@ -30,8 +30,6 @@ unsafe impl ZeroIsValid for Place {}
 
 pub(crate) struct Graph {
     m: usize,
-    /// Level 0's links are here, not beside codes.
-    has_base: bool,
     base: Segments<AtomicU32>,
     upper: Segments<AtomicU32>,
     upper_lists: AtomicU32,
@@ -44,10 +42,9 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    pub(crate) fn new(m: usize, has_base: bool) -> Self {
+    pub(crate) fn new(m: usize) -> Self {
         Self {
             m,
-            has_base,
             base: Segments::new(2 * m),
             upper: Segments::new(m),
             upper_lists: AtomicU32::new(0),
@@ -71,9 +68,7 @@ impl Graph {
     /// Reserves the lists of a vector about to be published. One writer at a time.
     pub(crate) fn reserve(&self, id: u32, level: u8) {
         assert!(level <= LEVEL_MAX, "level {level} of vector {id}");
-        if self.has_base {
-            self.base.ensure(id);
-        }
+        self.base.ensure(id);
         self.places.ensure(id);
         self.copies.ensure(id);
         let first = self.upper_lists.load(Ordering::Relaxed);
@@ -187,9 +182,8 @@ impl Graph {
     }
 
     pub(crate) fn memory_bytes(&self, vectors: u32) -> usize {
-        let base = if self.has_base { 2 * self.m } else { 0 };
         let per_vector =
-            base * size_of::<AtomicU32>() + size_of::<Place>() + size_of::<AtomicU32>();
+            2 * self.m * size_of::<AtomicU32>() + size_of::<Place>() + size_of::<AtomicU32>();
         let upper = self.upper_lists.load(Ordering::Relaxed) as usize;
         vectors as usize * per_vector + upper * self.m * size_of::<AtomicU32>()
     }
@@ -235,7 +229,7 @@ mod tests {
 
     #[test]
     fn lists_of_all_levels_are_apart() {
-        let graph = Graph::new(3, true);
+        let graph = Graph::new(3);
         for id in 0..2_000u32 {
             graph.reserve(id, (id % 5) as u8);
         }
@@ -257,7 +251,7 @@ mod tests {
 
     #[test]
     fn the_entry_only_rises() {
-        let graph = Graph::new(4, true);
+        let graph = Graph::new(4);
         assert_eq!(graph.entry(), None);
         assert!(graph.found(1, 5) && !graph.found(3, 6));
         for (level, id, expected) in [(1, 7, (1, 5)), (3, 8, (3, 8)), (2, 9, (3, 8))] {
