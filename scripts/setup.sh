@@ -64,7 +64,7 @@ check_rust() {
 rocksdb_version() {
   local version
   version=$(grep -A 1 '^name = "librocksdb-sys"$' "$ROOT/Cargo.lock" | sed -n 's/^version = "\(.*\)"/\1/p')
-  printf 'librocksdb-sys %s %s' "$version" "$(uname -m)"
+  printf 'librocksdb-sys %s %s stripped' "$version" "$(uname -m)"
 }
 
 prepare_rocksdb() {
@@ -90,9 +90,11 @@ prepare_rocksdb() {
     sort -rn | head -n 1 | cut -d' ' -f2-)
   [ -n "$archive" ] || die "the RocksDB build left no librocksdb.a under $CARGO_TARGET_DIR/release/build"
   # Renamed into place, and stamped last: an interrupted run is not taken for done.
-  cp "$archive" "$folder/librocksdb.a.new"
+  # Its debug information is 1.4 GB, of which every test program would carry a third.
+  strip --strip-debug -o "$folder/librocksdb.a.new" "$archive"
   mv "$folder/librocksdb.a.new" "$folder/librocksdb.a"
   printf '%s' "$version" >"$folder/VERSION"
+  cargo clean --quiet --release --locked -p librocksdb-sys
 }
 
 check_rust
