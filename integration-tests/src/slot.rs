@@ -20,6 +20,13 @@ impl Session {
             .parse()?)
     }
 
+    /// The same by one transaction, which decoding has to pass as a whole.
+    pub fn write_wal_at_once(&mut self, mib: u32) -> Result<()> {
+        self.batch_execute("BEGIN; CREATE TEMP TABLE filling(x int) ON COMMIT DROP")?;
+        self.write_wal(mib)?;
+        Ok(self.batch_execute("COMMIT")?)
+    }
+
     /// Writes so much WAL that says nothing to anybody.
     pub fn write_wal(&mut self, mib: u32) -> Result<()> {
         for _ in 0..mib {

@@ -146,9 +146,16 @@ fn p11_with_the_cluster_gone_past_the_limit_the_wal_is_bounded_and_scans_too() -
         session.value("SELECT count(*) FROM ruvector.slot_advances")?,
         "0"
     );
-    session.write_wal(160)?;
+    // More at once than one step of the worker takes.
+    session.write_wal_at_once(400)?;
     let retained_bytes = session.retained_wal_bytes()?;
-    ensure!(retained_bytes > 150 * MIB, "{retained_bytes}");
+    ensure!(retained_bytes > 390 * MIB, "{retained_bytes}");
+    // The slot will pass the row that tells of this index.
+    let late = Items::create(&mut session, "late", 300, 8)?;
+    let index = late.index();
+    session.batch_execute(&format!(
+        "CREATE INDEX {index} ON late USING ruhnsw (embedding vector_l2_ops)"
+    ))?;
 
     let mut next = 301;
     let mut slowest = Duration::ZERO;
@@ -190,6 +197,9 @@ fn p11_with_the_cluster_gone_past_the_limit_the_wal_is_bounded_and_scans_too() -
         let sql = items.nearest(i64::from(probe), 10);
         assert_eq!(session.ids(&sql)?, session.exact_ids(&sql)?);
         std::thread::sleep(Duration::from_millis(100));
+    }
+    for items in [&items, &late] {
+        items.assert_followed(&mut session)?;
     }
     cluster.finish()
 }

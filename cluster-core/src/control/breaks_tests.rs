@@ -250,6 +250,8 @@ fn p3_what_was_being_filled_begins_empty_after_a_break() {
     assert!(after.iter().all(|new| before.iter().all(|old| new > old)));
     assert_eq!(states(&cluster), [(1, Serving), (2, Serving)]);
     assert_eq!(reconcile(&cluster), None, "nothing of it is stale");
+    // Asked for before the break, and answered after it.
+    assert!(is_refused(&finish(&mut cluster, 1)), "nothing is filled");
     assert_eq!(begin(&mut cluster), begun(2));
     assert_eq!(finish(&mut cluster, 2), Response::Done);
 }

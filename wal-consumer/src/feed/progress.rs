@@ -10,6 +10,7 @@ use cluster_core::wal_position::{Lsn, WalPosition};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_postgres::error::SqlState;
 
@@ -134,6 +135,8 @@ pub struct Progress {
     promotions: Promotions,
     /// A replica changed in a way that the coordinators must hear of.
     pub replicas_changed: Notify,
+    /// The end of the transaction that is being routed: nodes may have parts of it.
+    routing: AtomicU64,
 }
 
 impl Progress {
@@ -150,6 +153,7 @@ impl Progress {
             ends,
             promotions,
             replicas_changed: Notify::new(),
+            routing: AtomicU64::new(0),
         };
         (Arc::new(progress), ended)
     }
@@ -211,6 +215,19 @@ impl Progress {
 
     pub fn durable(&self, replica: ReplicaKey, position: WalPosition) {
         self.advance(|tracker| tracker.durable(replica, position));
+    }
+
+    /// What a transaction that ends there holds goes to nodes from now on.
+    pub fn routes(&self, end: Lsn) {
+        self.routing.fetch_max(end.0, Ordering::AcqRel);
+    }
+
+    /// Nobody can have anything beyond of the server that is followed: it ended there when
+    /// nobody fed a replica, and this run has sent no more since.
+    pub fn highest_possible(&self) -> WalPosition {
+        let routed = Lsn(self.routing.load(Ordering::Acquire));
+        let reached = self.feedback.reached().max(routed);
+        self.following.end_of(reached.max(self.following.flushed))
     }
 
     /// A node reported something: wake who waits for it.

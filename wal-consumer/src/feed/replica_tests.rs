@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::node::NodeFeed;
-use super::progress::{Progress, Promotions, RunEnd};
+use super::progress::{Following, Progress, Promotions, RunEnd};
 use super::queue::Report;
 use super::router::Router;
 use super::router_tests::{C, end, following, map, set_state};
@@ -30,7 +30,16 @@ pub(super) struct World {
 
 impl World {
     fn new(config: Config, map: PartitionMap, promotions: Promotions) -> Self {
-        let (progress, ends) = Progress::new(following(), promotions);
+        Self::following(following(), config, map, promotions)
+    }
+
+    fn following(
+        following: Following,
+        config: Config,
+        map: PartitionMap,
+        promotions: Promotions,
+    ) -> Self {
+        let (progress, ends) = Progress::new(following, promotions);
         let mut router = Router::new(Arc::new(config), progress.clone());
         router.add_collection(&map, C);
         let mut world = Self {
@@ -659,4 +668,30 @@ async fn a_replica_that_its_node_does_not_hold_is_missed_and_demotion_ends_that(
     // Back, and of no interest.
     world.reports(2, 1, 10, false);
     assert_eq!(world.ended(), None);
+}
+
+/// The server was put back while a node was away: what the node has is of another history.
+#[tokio::test]
+async fn p3_a_node_that_answers_late_with_more_than_the_server_had_ends_the_run() {
+    let following = Following {
+        flushed: Lsn(15),
+        ..following()
+    };
+    let open = |routed: Option<u64>, held: u64| {
+        let (config, promotions) = (Config::default(), Promotions::default());
+        let mut world = World::following(following, config, map(true), promotions);
+        if let Some(end) = routed {
+            world.progress.routes(Lsn(end));
+        }
+        let opened = world.open(1, &[(1, held, false), (2, 10, false)]);
+        (opened.is_ok(), world.ends.try_recv().ok())
+    };
+    assert!(matches!(open(None, 15), (true, None)));
+    let (is_open, end) = open(None, 16);
+    assert!(
+        !is_open && matches!(end, Some(RunEnd::Restart { .. })),
+        "{end:?}"
+    );
+    // A part of a transaction that this run is routing.
+    assert!(matches!(open(Some(20), 20), (true, None)));
 }

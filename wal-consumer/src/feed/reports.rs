@@ -43,8 +43,7 @@ impl NodeFeed {
         let start = following.end_of(following.start);
         // One that did not answer before, and has more than the server had: the server was
         // put back. The next run asks it.
-        let reached = self.progress.feedback.reached();
-        let most = following.end_of(following.flushed.max(reached));
+        let most = self.progress.highest_possible();
         let beyond = |report: &&Report| report.durable > most;
         if let Some(report) = reports.iter().find(beyond) {
             let (partition, durable) = (report.partition, report.durable);

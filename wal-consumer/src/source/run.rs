@@ -260,6 +260,7 @@ impl Run {
                 let transaction = self.assembler.take(at, payload)?;
                 if let Some(transaction) = transaction {
                     let end = transaction.end_lsn;
+                    self.progress.routes(end);
                     self.commit(transaction).await?;
                     self.complete = self.complete.max(end);
                 }
