@@ -21,16 +21,19 @@ const TWO: Shape = Shape {
     coordinators: 1,
     replicas: 2,
 };
-/// A second for a snapshot, and as slow as may be.
-const SLOW: &str = "backfill_snapshot_seconds_max = 1\nbackfill_bytes_per_second_max = 1048576\n\
-                    demote_after_ms = 120000";
+/// As slow as may be.
+const SLOW: &str = "backfill_bytes_per_second_max = 1048576\ndemote_after_ms = 120000";
+const SHORT_SNAPSHOTS: &str = "backfill_snapshot_seconds_max = 1";
+/// Longer than any copy here takes: who must not wait is let through.
+const LONG_SNAPSHOTS: &str = "backfill_snapshot_seconds_max = 300";
 const LEASES: &str = "leases.ttl_ms = 3000\nleases.renew_every_ms = 500";
 const READY_WITHIN: Duration = Duration::from_secs(240);
 
-fn cluster(name: &str) -> Result<Cluster> {
+fn cluster(name: &str, snapshots: &str) -> Result<Cluster> {
+    let consumer = format!("{SLOW}\n{snapshots}");
     let settings = [
         ("COORDINATOR_SETTINGS", LEASES),
-        ("CONSUMER_SETTINGS", SLOW),
+        ("CONSUMER_SETTINGS", &consumer),
     ];
     let cluster = Cluster::start_with(name, TWO, &settings)?;
     cluster.wire()?.wait_for_nodes(2)?;
@@ -159,6 +162,16 @@ fn write(session: &mut Session, items: &Items, n: i64) -> Result<()> {
     session.batch_execute(&sql).with_context(|| sql)
 }
 
+fn oldest_snapshot_seconds(session: &mut Session) -> Result<f64> {
+    let seconds = session.value(
+        "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)
+           FROM pg_stat_activity
+          WHERE application_name = 'ruvector-consumer' AND backend_xmin IS NOT NULL
+            AND backend_type = 'client backend'",
+    )?;
+    Ok(seconds.parse()?)
+}
+
 /// The longest that a transaction of the consumer was seen to last.
 struct Watch {
     stop: Arc<AtomicBool>,
@@ -173,13 +186,7 @@ impl Watch {
         let worker = std::thread::spawn(move || {
             let mut longest: f64 = 0.0;
             while !stopped.load(Ordering::SeqCst) {
-                let seconds = session.value(
-                    "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)
-                       FROM pg_stat_activity
-                      WHERE application_name = 'ruvector-consumer' AND backend_xmin IS NOT NULL
-                        AND backend_type = 'client backend'",
-                )?;
-                longest = longest.max(seconds.parse()?);
+                longest = longest.max(oldest_snapshot_seconds(&mut session)?);
                 std::thread::sleep(Duration::from_millis(100));
             }
             Ok(longest)
@@ -227,7 +234,7 @@ fn assert_whole(cluster: &Cluster, items: &Items) -> Result<()> {
 #[test]
 fn p2_p3_a_backfill_goes_on_after_consumer_and_node_died_and_holds_no_snapshot_for_long()
 -> Result<()> {
-    let cluster = cluster("backfill-deaths")?;
+    let cluster = cluster("backfill-deaths", SHORT_SNAPSHOTS)?;
     let mut session = cluster.session()?;
     let items = table(&mut session, "docs", ROWS)?;
     let watch = Watch::start(&cluster)?;
@@ -292,22 +299,43 @@ fn wait_for_first_range(cluster: &Cluster, session: &mut Session, items: &Items)
     Ok(())
 }
 
+fn wait_for_snapshot(session: &mut Session) -> Result<()> {
+    let deadline = Instant::now() + READY_WITHIN;
+    while oldest_snapshot_seconds(session)? < 0.1 {
+        ensure!(Instant::now() < deadline, "no snapshot is held");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// An application that waits for a lock holds up all who come behind it: neither the
+/// table nor the end of a snapshot is kept from anybody, though it could last minutes.
 #[test]
-fn p11_vacuum_full_gets_the_table_in_mid_backfill_and_its_ranges_begin_again() -> Result<()> {
-    let cluster = cluster("backfill-rewrite")?;
+fn p11_whoever_waits_in_mid_backfill_gets_the_table_and_rewritten_ranges_begin_again() -> Result<()>
+{
+    let cluster = cluster("backfill-waited-for", LONG_SNAPSHOTS)?;
     let mut session = cluster.session()?;
+    session.batch_execute("CREATE TABLE bystander(id bigint PRIMARY KEY, label int)")?;
     let items = table(&mut session, "rewritten", ROWS)?;
     create_index(&mut session, &items)?;
     let writer = Writer::start(&cluster, &items)?;
     wait_for(&cluster, &items, "well begun", |s| s.blocks >= 60)?;
-    let began = Instant::now();
-    session.batch_execute("DELETE FROM rewritten WHERE id % 2 = 1")?;
-    session.batch_execute("VACUUM FULL rewritten")?;
-    let took = began.elapsed();
-    ensure!(
-        took < Duration::from_secs(15),
-        "VACUUM FULL waited {took:?}"
-    );
+    let mut get_through = |sql: &str| -> Result<()> {
+        let began = Instant::now();
+        session.batch_execute(sql).with_context(|| sql.to_owned())?;
+        println!("{sql}: {:?}", began.elapsed());
+        let is_ready = standing(&cluster, &items)?.is_none_or(|s| s.is_ready);
+        ensure!(!is_ready, "the backfill was over before {sql}");
+        Ok(())
+    };
+    get_through("SET lock_timeout = '5s'; SET statement_timeout = '10s'")?;
+    get_through("ALTER TABLE rewritten ADD COLUMN note text")?;
+    // It waits for the end of older snapshots, of whatever table.
+    wait_for_snapshot(&mut cluster.session()?)?;
+    get_through("CREATE INDEX CONCURRENTLY ON bystander(label)")?;
+    get_through("SET statement_timeout = '30s'")?;
+    get_through("DELETE FROM rewritten WHERE id % 2 = 1")?;
+    get_through("VACUUM FULL rewritten")?;
     wait_for_first_range(&cluster, &mut session, &items)?;
     wait_for(&cluster, &items, "ready", |s| s.is_ready)?;
     writer.finish()?;
@@ -317,7 +345,7 @@ fn p11_vacuum_full_gets_the_table_in_mid_backfill_and_its_ranges_begin_again() -
 
 #[test]
 fn two_tables_are_filled_at_once_and_share_the_pace() -> Result<()> {
-    let cluster = cluster("backfill-two")?;
+    let cluster = cluster("backfill-two", SHORT_SNAPSHOTS)?;
     let mut session = cluster.session()?;
     let tables = [
         table(&mut session, "first", 2_000)?,

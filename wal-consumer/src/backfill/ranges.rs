@@ -2,7 +2,7 @@
 //!
 //! A range ends at a block, and with a mark on every replica; what a snapshot did
 //! not finish in its time is read again under the next. A snapshot ends early
-//! when somebody waits for the table's lock.
+//! when somebody waits for it.
 
 use super::attempt::{Attempt, Outcome};
 use super::copy::{CopyReader, Row};
@@ -21,8 +21,8 @@ use std::pin::pin;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a range shall take: so much is read again after a failure, and so
-/// long somebody's DDL waits.
+/// How long a range shall take: so much is read again after a failure, or when
+/// the snapshot gave way.
 const RANGE_TIME: Duration = Duration::from_secs(2);
 /// A snapshot has time for some ranges at least.
 const RANGES_PER_SNAPSHOT: u32 = 4;
@@ -51,9 +51,7 @@ impl Attempt<'_> {
             // Each snapshot brings the copy on, however short it may be held.
             let mut has_begun = false;
             while mark.next_block < snapshot.blocks {
-                if has_begun
-                    && (!snapshot.has(wished) || snapshot.is_waited_for(&self.spec).await?)
-                {
+                if has_begun && (!snapshot.has(wished) || snapshot.is_waited_for().await?) {
                     break;
                 }
                 has_begun = true;

@@ -3,8 +3,8 @@
 //!
 //! The slot goes as soon as a transaction holds its snapshot: neither WAL nor
 //! catalog rows are kept for the copy's sake. The transaction is ended when its
-//! time is over, whatever its holder waits for then: a node's full tail must not
-//! pin the primary's xmin.
+//! time is over, or somebody waits for it, whatever its holder waits for then: a
+//! node's full tail must neither pin the primary's xmin nor hold up its DDL.
 //!
 //! A rewriting ALTER and TRUNCATE are not MVCC-safe: a snapshot of before sees an
 //! empty table afterwards. So the table is locked first, and what its catalog row
@@ -20,6 +20,8 @@ use anyhow::Context;
 use cluster_core::backfill::{BlockNumber, TableFile};
 use cluster_core::collection::{BackfillSnapshot, CollectionSpec};
 use cluster_core::wal_position::WalPosition;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -28,6 +30,7 @@ use tokio_postgres::types::Oid;
 
 pub struct Snapshot {
     session: Session,
+    waiters: Waiters,
     /// The slot's consistent point: a commit counts as inside when its record
     /// starts before it.
     pub stamp: WalPosition,
@@ -36,6 +39,7 @@ pub struct Snapshot {
     /// Rows that the snapshot sees are in blocks below.
     pub blocks: BlockNumber,
     until: Instant,
+    has_given_way: Arc<AtomicBool>,
     watchdog: AbortHandle,
 }
 
@@ -60,11 +64,47 @@ SELECT c.relfilenode AS seen_file, pg_relation_filenode(c.oid) AS file,
        pg_current_snapshot()::text AS snapshot
   FROM pg_class c WHERE c.oid = $1";
 
+/// Who waits, for how long at least: for a lock on the table, or, as CREATE INDEX
+/// CONCURRENTLY does on any table, for the end of all snapshots.
 const IS_WAITED_FOR: &str = "
-SELECT EXISTS (SELECT 1 FROM pg_locks
-                WHERE locktype = 'relation' AND NOT granted AND relation = $1
-                  AND database = (SELECT oid FROM pg_database
-                                   WHERE datname = current_database()))";
+SELECT EXISTS (SELECT FROM pg_locks
+                WHERE NOT granted AND waitstart <= clock_timestamp() - $3::int8 * interval '1 ms'
+                  AND (locktype = 'virtualxid' AND virtualxid = $2
+                       OR locktype = 'relation' AND relation = $1
+                          AND database = (SELECT oid FROM pg_database
+                                           WHERE datname = current_database())))";
+
+/// How long somebody may wait before the transaction is ended for it.
+const PATIENCE: Duration = Duration::from_millis(500);
+const LOOKS_EVERY: Duration = Duration::from_millis(250);
+
+/// Who waits for the snapshot's transaction. One that is asked on the snapshot's own
+/// session cannot answer while a range is copied.
+#[derive(Clone)]
+struct Waiters {
+    table: Oid,
+    transaction: String,
+}
+
+impl Waiters {
+    async fn are_there(&self, client: &Client, patience: Duration) -> anyhow::Result<bool> {
+        let patience_ms = patience.as_millis() as i64;
+        let row = client
+            .query_one(
+                IS_WAITED_FOR,
+                &[&self.table, &self.transaction, &patience_ms],
+            )
+            .await?;
+        Ok(row.try_get(0)?)
+    }
+
+    async fn run_out_of_patience(&self, client: &Client) -> anyhow::Result<()> {
+        while !self.are_there(client, PATIENCE).await? {
+            tokio::time::sleep(LOOKS_EVERY).await;
+        }
+        Ok(())
+    }
+}
 
 impl Snapshot {
     pub async fn take(
@@ -97,18 +137,28 @@ impl Snapshot {
             .batch_execute(&lock)
             .await
             .context("locking the table")?;
-        let connection = session.connection.clone();
-        let watchdog = tokio::spawn(async move {
-            tokio::time::sleep_until(until).await;
-            connection.abort();
-        });
+        let waiters = Waiters {
+            table: spec.table_oid,
+            transaction: own_transaction(&session.client).await?,
+        };
+        let has_given_way = Arc::new(AtomicBool::new(false));
+        let watchdog = Watchdog {
+            session: sql::open(&shared.postgres).await?,
+            waiters: waiters.clone(),
+            until,
+            connection: session.connection.clone(),
+            has_given_way: has_given_way.clone(),
+        };
+        let watchdog = tokio::spawn(watchdog.run());
         let mut snapshot = Self {
             session,
+            waiters,
             stamp: shared.progress.following.end_of(created.consistent_point),
             seen: BackfillSnapshot::default(),
             file: TableFile::default(),
             blocks: BlockNumber(0),
             until,
+            has_given_way,
             watchdog: watchdog.abort_handle(),
         };
         snapshot.look(shared, spec, table).await?;
@@ -161,7 +211,7 @@ impl Snapshot {
     }
 
     pub fn is_over(&self) -> bool {
-        Instant::now() >= self.until
+        Instant::now() >= self.until || self.has_given_way.load(Ordering::SeqCst)
     }
 
     /// Whether there is time for something that takes about so long.
@@ -169,14 +219,55 @@ impl Snapshot {
         Instant::now() + time < self.until
     }
 
-    /// Whether somebody's DDL waits for the table: it shall have it.
-    pub async fn is_waited_for(&self, spec: &CollectionSpec) -> anyhow::Result<bool> {
-        let row = self
-            .client()
-            .query_one(IS_WAITED_FOR, &[&spec.table_oid])
-            .await?;
-        Ok(row.try_get(0)?)
+    /// Whether somebody waits: between two ranges giving way costs nothing.
+    pub async fn is_waited_for(&self) -> anyhow::Result<bool> {
+        match self.waiters.are_there(self.client(), Duration::ZERO).await {
+            Err(_) if self.is_over() => Ok(true),
+            known => known,
+        }
     }
+}
+
+/// Ends a snapshot's transaction while its holder may wait for anything.
+struct Watchdog {
+    /// Of its own.
+    session: Session,
+    waiters: Waiters,
+    until: Instant,
+    /// What is ended.
+    connection: AbortHandle,
+    has_given_way: Arc<AtomicBool>,
+}
+
+impl Watchdog {
+    async fn run(self) {
+        let looking = self.waiters.run_out_of_patience(&self.session.client);
+        match tokio::time::timeout_at(self.until, looking).await {
+            // Time is over.
+            Err(_) => {}
+            Ok(Ok(())) => {
+                tracing::info!(
+                    table = self.waiters.table,
+                    "somebody waits for the table: its snapshot ends early"
+                );
+                self.has_given_way.store(true, Ordering::SeqCst);
+            }
+            Ok(Err(problem)) => {
+                tracing::warn!(
+                    problem = format!("{problem:#}"),
+                    "cannot see who waits for a snapshot: it ends early"
+                );
+                self.has_given_way.store(true, Ordering::SeqCst);
+            }
+        }
+        self.connection.abort();
+    }
+}
+
+/// As `pg_locks` names it.
+async fn own_transaction(client: &Client) -> anyhow::Result<String> {
+    let own = "SELECT virtualtransaction FROM pg_locks WHERE pid = pg_backend_pid() LIMIT 1";
+    Ok(client.query_one(own, &[]).await?.try_get(0)?)
 }
 
 /// `pg_current_snapshot()` prints `xmin:xmax:running,…`.
