@@ -4,8 +4,8 @@
 //! from the words of [`statement`]), and when processes die, all drawn from one seed
 //! before anything runs; who does it ([`session`], [`crash`]); what is asked in
 //! between ([`check`]) and at the end ([`settle`]); which errors a user would have met
-//! without us, or may meet while something is down ([`verdict`]); and the file that
-//! tells what happened ([`record`]).
+//! without us, or may meet while something is down ([`verdict`]), and who is in whose way
+//! ([`blockers`]); and the file that tells what happened ([`record`]).
 //!
 //! The model is Postgres itself: each question to the index and the scan that it is
 //! compared with are one statement, or one cursor, and so have one snapshot, at every
@@ -15,6 +15,7 @@
 //! interleave, nor where in a statement a process dies. A seed that failed may pass the
 //! next time; its record says in which order things were done.
 
+mod blockers;
 mod check;
 mod crash;
 mod record;
@@ -31,6 +32,7 @@ use crash::Outage;
 use record::Record;
 use script::Script;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use check::Tally;
@@ -104,7 +106,9 @@ impl Stage {
             setup.batch_execute(sql).with_context(|| sql.clone())?;
         }
         let mut tally = Tally::default();
+        let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| -> Result<()> {
+            let watching = scope.spawn(|| blockers::watch(&self.cluster, &is_over));
             let mut playing = Vec::new();
             for (number, transactions) in script.sessions.iter().enumerate() {
                 let (record, outage) = (&record, &outage);
@@ -120,7 +124,9 @@ impl Stage {
                     Err(error) => problem = problem.or(Some(error)),
                 }
             }
-            problem.map_or(crashes, Err)
+            is_over.store(true, Ordering::SeqCst);
+            let watched = watching.join().expect("the watch does not panic");
+            problem.map_or(crashes, Err).and(watched)
         })?;
         tally.searches = settle::searches(&self.cluster)?;
         let settled = settle::check(&self.cluster, &self.wire, &script, &record);

@@ -14,9 +14,9 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 const RECONNECTS_WITHIN: Duration = Duration::from_secs(60);
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// `bounded` and `strong` searches wait while a consumer's lease runs out.
-const SETTINGS: &str = "SET lock_timeout = '2s'; SET statement_timeout = '30s'; \
-     SET ruvector.search_timeout_ms = 15000";
+const SETTINGS: &str = "SET statement_timeout = '30s'; SET ruvector.search_timeout_ms = 15000";
 
 pub fn play(
     cluster: &Cluster,
@@ -142,7 +142,9 @@ impl Player<'_> {
             .session_within(RECONNECTS_WITHIN)
             .map_err(Trouble::Wrong)?;
         self.client = Some(client);
-        let settings = format!("{SETTINGS}; SET history.writer = {}", self.writer);
+        let (writer, lock_ms) = (self.writer, LOCK_TIMEOUT.as_millis());
+        let settings =
+            format!("{SETTINGS}; SET lock_timeout = {lock_ms}; SET history.writer = {writer}");
         self.run(Kind::Change, &settings)
     }
 
