@@ -7,7 +7,7 @@
 
 use super::backfill::{self, Rows};
 use super::index_state::{IndexState, Now, Publish, PublishError};
-use super::job::{Gap, Job, Sweep};
+use super::job::{Gap, InHand, Job, Sweep};
 use super::learn::{self, Replayed};
 use super::rebuild::Rebuild;
 use super::reconcile;
@@ -56,8 +56,7 @@ pub struct Writer {
     pub(super) replayed: WalPosition,
     /// The backfill that has swept the replica to its end.
     pub(super) swept: Option<BackfillId>,
-    /// Jobs of apply streams taken from the queue and not done.
-    pub(super) in_hand: usize,
+    pub(super) in_hand: InHand,
 }
 
 /// Why a partition must stop.
@@ -160,7 +159,7 @@ impl Writer {
                 gaps,
                 on_hole,
             } => {
-                self.in_hand = 1;
+                self.in_hand.jobs = 1;
                 learn::attach(self, from, &gaps, on_hole)
             }
             Job::Copy { run, step, reply } => {
@@ -213,7 +212,7 @@ impl Writer {
 
     /// Takes the batches that wait and commits them together.
     fn apply(&mut self, first: Job, next: &mut Option<Job>) -> Result<(), Fatal> {
-        self.in_hand = 1;
+        self.in_hand.take(&first);
         // A log needs no folding; whoever waits here keeps other partitions waiting.
         if !self.replica.is_learning() {
             self.wait_for_folding();
@@ -289,8 +288,8 @@ impl Writer {
                     let more = size(&job);
                     changes += more.0;
                     bytes += more.1;
+                    self.in_hand.take(&job);
                     group.push(job);
-                    self.in_hand += 1;
                 }
                 Ok(other) => {
                     *next = Some(other);
