@@ -1,13 +1,20 @@
-//! Puts a transaction together until its commit. Beyond a limit in memory the
-//! raw messages go to an anonymous temporary file and are streamed back. The file
-//! lies in the consumer's folder: the system's own may be in memory.
+//! Puts a transaction together until its commit.
+//!
+//! It begins with rows that were understood as they came, as long as its messages are
+//! rows and memory allows. From the first message that must wait for the commit on,
+//! everything stays as it came. Beyond a limit in memory such raw messages go to an
+//! anonymous temporary file and are streamed back. The file lies in the consumer's
+//! folder: the system's own may be in memory.
 //!
 //! Ordinals count the surviving row and TRUNCATE messages from 1, over every
 //! table of the publication, before anything is routed or dropped: the same
 //! transaction gets the same ordinals whenever it is replayed.
 
 use crate::replication::pgoutput::{self, DecodeError, Message};
+use crate::rows::RowOp;
 use bytes::Bytes;
+use cluster_core::change::VectorColumn;
+use cluster_core::ids::CollectionId;
 use cluster_core::wal_position::Lsn;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -16,6 +23,8 @@ use std::path::{Path, PathBuf};
 
 /// What a message in memory costs beyond its payload.
 const MESSAGE_OVERHEAD_BYTES: usize = 64;
+/// What a row in memory costs beyond its keys and vector.
+const ROW_OVERHEAD_BYTES: usize = 112;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TransactionError {
@@ -27,7 +36,32 @@ pub enum TransactionError {
     Protocol { what: &'static str, at: Lsn },
 }
 
-/// A committed transaction, whose messages are taken in order.
+/// What a change does to a collection, understood before its position was known.
+#[derive(Debug, PartialEq)]
+pub struct PreparedRow {
+    pub ordinal: u32,
+    pub collection: CollectionId,
+    pub op: RowOp,
+}
+
+impl PreparedRow {
+    fn memory_bytes(&self) -> usize {
+        let vector_bytes = |vector: &VectorColumn| match vector {
+            VectorColumn::Value(value) => value.len() * 4,
+            VectorColumn::Null | VectorColumn::Unchanged => 0,
+        };
+        ROW_OVERHEAD_BYTES
+            + match &self.op {
+                RowOp::Upsert { key, vector } => key.as_bytes().len() + vector_bytes(vector),
+                RowOp::Move { old, new, vector } => {
+                    old.as_bytes().len() + new.as_bytes().len() + vector_bytes(vector)
+                }
+                RowOp::Delete { key } => key.as_bytes().len(),
+            }
+    }
+}
+
+/// A committed transaction: prepared rows, then messages, each taken in order.
 #[derive(Debug)]
 pub struct Transaction {
     pub xid: u32,
@@ -35,14 +69,29 @@ pub struct Transaction {
     pub committed_at_us: i64,
     /// Whether some UPDATE changes a key: then values must be remembered.
     pub has_key_changes: bool,
+    prepared: VecDeque<PreparedRow>,
     memory: VecDeque<(Lsn, Bytes)>,
     spilled: Option<BufReader<File>>,
     next_ordinal: u32,
 }
 
 impl Transaction {
+    /// The next of the rows that it begins with.
+    pub fn next_prepared(&mut self) -> Option<PreparedRow> {
+        self.prepared.pop_front()
+    }
+
+    /// Changes before the one that comes next of the messages.
+    pub fn changes(&self) -> u32 {
+        self.next_ordinal - 1
+    }
+
     /// The next message; with its ordinal when it is a row or TRUNCATE change.
     pub fn next_message(&mut self) -> Result<Option<(Option<u32>, Message)>, TransactionError> {
+        assert!(
+            self.prepared.is_empty(),
+            "prepared rows come before the messages"
+        );
         let Some((at, payload)) = self.next_raw()? else {
             return Ok(None);
         };
@@ -51,15 +100,7 @@ impl Transaction {
         let mut ordinal = None;
         if is_change {
             ordinal = Some(self.next_ordinal);
-            // END stands behind all of a transaction's changes.
-            self.next_ordinal = self
-                .next_ordinal
-                .checked_add(1)
-                .filter(|next| *next < u32::MAX)
-                .ok_or(TransactionError::Protocol {
-                    what: "transaction of 2^32 changes",
-                    at,
-                })?;
+            self.next_ordinal = after(self.next_ordinal, at)?;
         }
         Ok(Some((ordinal, message)))
     }
@@ -75,6 +116,15 @@ impl Transaction {
     }
 }
 
+/// END stands behind all of a transaction's changes.
+fn after(ordinal: u32, at: Lsn) -> Result<u32, TransactionError> {
+    let next = ordinal.checked_add(1).filter(|next| *next < u32::MAX);
+    next.ok_or(TransactionError::Protocol {
+        what: "transaction of 2^32 changes",
+        at,
+    })
+}
+
 fn is_change(payload: &[u8]) -> bool {
     matches!(payload.first(), Some(b'I' | b'U' | b'D' | b'T'))
 }
@@ -83,6 +133,10 @@ struct Open {
     xid: u32,
     final_lsn: Lsn,
     has_key_changes: bool,
+    prepared: VecDeque<PreparedRow>,
+    prepared_bytes: usize,
+    /// Of the change that comes after those that were prepared.
+    next_ordinal: u32,
     memory: VecDeque<(Lsn, Bytes)>,
     memory_bytes: usize,
     spill: Option<BufWriter<File>>,
@@ -106,6 +160,42 @@ impl Assembler {
 
     pub fn is_within_transaction(&self) -> bool {
         self.open.is_some()
+    }
+
+    /// Whether the next message of the transaction may be handed in as rows: all before
+    /// it were, and there is room.
+    pub fn takes_prepared(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| {
+            let has_messages = !open.memory.is_empty() || open.spill.is_some();
+            !has_messages && open.prepared_bytes < self.memory_bytes_max
+        })
+    }
+
+    /// Takes a row change that has been understood: what it does to each collection of
+    /// its table.
+    pub fn push_prepared(
+        &mut self,
+        at: Lsn,
+        ops: Vec<(CollectionId, RowOp)>,
+    ) -> Result<(), TransactionError> {
+        assert!(
+            self.takes_prepared(),
+            "a prepared row behind raw messages, or over the limit, at {at}"
+        );
+        if let Some(open) = &mut self.open {
+            let ordinal = open.next_ordinal;
+            open.next_ordinal = after(ordinal, at)?;
+            for (collection, op) in ops {
+                let row = PreparedRow {
+                    ordinal,
+                    collection,
+                    op,
+                };
+                open.prepared_bytes += row.memory_bytes();
+                open.prepared.push_back(row);
+            }
+        }
+        Ok(())
     }
 
     pub fn take(
@@ -139,6 +229,9 @@ impl Assembler {
             xid,
             final_lsn,
             has_key_changes: false,
+            prepared: VecDeque::new(),
+            prepared_bytes: 0,
+            next_ordinal: 1,
             memory: VecDeque::new(),
             memory_bytes: 0,
             spill: None,
@@ -158,7 +251,7 @@ impl Assembler {
             payload.first() == Some(&b'U') && matches!(payload.get(5), Some(b'K' | b'O'));
         open.memory_bytes += payload.len() + MESSAGE_OVERHEAD_BYTES;
         open.memory.push_back((at, payload));
-        if open.memory_bytes > self.memory_bytes_max {
+        if open.prepared_bytes + open.memory_bytes > self.memory_bytes_max {
             open.spill(&self.spill_dir)?;
         }
         Ok(())
@@ -206,9 +299,10 @@ impl Assembler {
             end_lsn,
             committed_at_us,
             has_key_changes: open.has_key_changes,
+            prepared: open.prepared,
             memory: open.memory,
             spilled,
-            next_ordinal: 1,
+            next_ordinal: open.next_ordinal,
         })
     }
 }
@@ -260,6 +354,7 @@ fn read_spilled(file: &mut BufReader<File>) -> io::Result<Option<(Lsn, Bytes)>> 
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use cluster_core::row_key::RowKey;
 
     fn begin(xid: u32, final_lsn: u64) -> Bytes {
         let mut b = vec![b'B'];
@@ -306,6 +401,61 @@ mod tests {
         assert_eq!(collect(0, 100), in_memory);
         let ordinals: Vec<_> = in_memory.iter().filter_map(|m| m.0).collect();
         assert_eq!(ordinals, (1..=100).collect::<Vec<_>>());
+    }
+
+    fn upsert(key: u8) -> Vec<(CollectionId, RowOp)> {
+        let op = RowOp::Upsert {
+            key: RowKey::from_columns([[key].as_slice()]).unwrap(),
+            vector: VectorColumn::Value(vec![1.0; 8].into()),
+        };
+        vec![(CollectionId(1), op)]
+    }
+
+    #[test]
+    fn p4_ordinals_go_on_from_prepared_rows_to_raw_messages() {
+        let mut assembler = Assembler::new(1 << 20, std::env::temp_dir());
+        assert!(!assembler.takes_prepared(), "no transaction is open");
+        assembler.take(Lsn(1), begin(7, 90)).unwrap();
+        assembler.push_prepared(Lsn(2), upsert(1)).unwrap();
+        // Of a table without a collection: it counts all the same.
+        assembler.push_prepared(Lsn(3), Vec::new()).unwrap();
+        assembler.push_prepared(Lsn(4), upsert(3)).unwrap();
+        assembler.take(Lsn(5), insert(4)).unwrap();
+        assert!(!assembler.takes_prepared(), "no row overtakes a message");
+        let mut transaction = assembler.take(Lsn(90), commit(90, 99)).unwrap().unwrap();
+        let prepared: Vec<u32> = std::iter::from_fn(|| transaction.next_prepared())
+            .map(|row| row.ordinal)
+            .collect();
+        assert_eq!(prepared, [1, 3]);
+        assert_eq!(transaction.changes(), 3);
+        let (ordinal, _) = transaction.next_message().unwrap().unwrap();
+        assert_eq!(ordinal, Some(4));
+        assert!(transaction.next_message().unwrap().is_none());
+        assert!(!assembler.takes_prepared(), "the next has not begun");
+    }
+
+    #[test]
+    fn p10_prepared_rows_keep_to_the_limit_and_what_follows_is_spilled() {
+        let mut assembler = Assembler::new(1_000, std::env::temp_dir());
+        assembler.take(Lsn(1), begin(7, 90)).unwrap();
+        let mut prepared = 0;
+        while assembler.takes_prepared() {
+            assembler.push_prepared(Lsn(2), upsert(1)).unwrap();
+            prepared += 1;
+        }
+        assert_eq!(prepared, 7, "149 bytes each");
+        for value in 0..50 {
+            assembler.take(Lsn(3), insert(value)).unwrap();
+            let open = assembler.open.as_ref().unwrap();
+            assert!(open.memory.is_empty(), "beside full memory all is spilled");
+        }
+        let mut transaction = assembler.take(Lsn(90), commit(90, 99)).unwrap().unwrap();
+        while transaction.next_prepared().is_some() {}
+        for ordinal in 8..58 {
+            let next = transaction.next_message().unwrap();
+            assert_eq!(next.unwrap().0, Some(ordinal));
+        }
+        assert!(transaction.next_message().unwrap().is_none());
     }
 
     #[test]

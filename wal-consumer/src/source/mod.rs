@@ -17,6 +17,7 @@ pub mod key_change;
 pub mod orders;
 pub mod postgres;
 pub mod preflight;
+mod prepare;
 pub mod publication;
 pub mod replica_changes;
 pub mod rights;

@@ -30,6 +30,8 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 const BARRIERS_QUEUED: usize = 16;
+/// Events taken between two looks at what else there is to do.
+const EVENTS_AT_ONCE: usize = 256;
 
 pub struct Run {
     pub(super) context: SourceContext,
@@ -39,7 +41,7 @@ pub struct Run {
     pub(super) tables: Tables,
     pub(super) xids: watch::Receiver<XidReading>,
     pub(super) backfills: Backfills,
-    assembler: Assembler,
+    pub(super) assembler: Assembler,
     /// Ends with the run.
     cancel: CancellationToken,
     tasks: Tasks,
@@ -218,7 +220,7 @@ impl Run {
             } = wal;
             let step = async {
                 tokio::select! {
-                    Some(received) = events.recv() => self.take(received).await?,
+                    Some(received) = events.recv() => self.take_waiting(received, events, every).await?,
                     () = tokio::time::sleep_until(due), if owes => {}
                     _ = refresh.tick() => self.refresh().await,
                     _ = map_watch.changed() => {
@@ -254,10 +256,35 @@ impl Run {
         }
     }
 
+    /// Takes an event and those that wait behind it, until it is time to tell the
+    /// nodes: looking at everything else for each row would cost more than the row.
+    async fn take_waiting(
+        &mut self,
+        first: Received,
+        events: &mut mpsc::Receiver<Received>,
+        every: Duration,
+    ) -> Result<(), RunEnd> {
+        self.take(first).await?;
+        for _ in 1..EVENTS_AT_ONCE {
+            let owes = self.complete > self.told.end;
+            if owes && self.told.at.elapsed() >= every {
+                break;
+            }
+            match events.try_recv() {
+                Ok(received) => self.take(received).await?,
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
     async fn take(&mut self, received: Received) -> Result<(), RunEnd> {
         match received.event {
             WalEvent::Data { at, payload } => {
-                let transaction = self.assembler.take(at, payload)?;
+                let transaction = match self.prepare(at, &payload).await? {
+                    true => None,
+                    false => self.assembler.take(at, payload)?,
+                };
                 if let Some(transaction) = transaction {
                     let end = transaction.end_lsn;
                     self.progress.routes(end);
