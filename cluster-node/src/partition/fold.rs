@@ -119,3 +119,49 @@ fn fold(replica: &Replica) -> usize {
         0
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::testing::{TestNode, batch, upsert};
+    use cluster_core::folding::BEHIND_CHANGES;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn p8_folding_gives_way_while_much_waits_and_then_takes_up_what_it_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let t = TestNode::start(dir.path()).await;
+        let folders = Folders {
+            replicas: t.node.replicas.clone(),
+            metrics: t.node.metrics.clone(),
+            pace: Mutex::default(),
+            tail_rows_max: 100_000,
+        };
+        let rows = |from: u32, count: u32| {
+            let rows = from..from + count;
+            rows.map(|n| upsert(n, [n as f32, 0.0])).collect()
+        };
+        t.apply(batch(0, 10, rows(0, 600))).await;
+        assert_eq!(folders.fold_slice(), FOLD_ROWS, "nothing waits");
+        let replica = t.replica();
+        // The writer has the batch in hand and cannot apply it.
+        let held = replica.commit_lock.lock();
+        let large = batch(10, 20, rows(1_000, BEHIND_CHANGES as u32));
+        let queued = replica.apply(large, t.gaps.clone(), None);
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(queued).unwrap();
+        });
+        assert_eq!(folders.fold_slice(), 0, "what waits has the cores");
+        drop(held);
+        t.idle().await;
+        let tail = || t.replica().live().index().tail_len();
+        let full = 600 - FOLD_ROWS + BEHIND_CHANGES;
+        assert_eq!(tail(), full);
+        while folders.fold_slice() == 0 {
+            tokio::time::sleep(IDLE).await;
+        }
+        while folders.fold_slice() > 0 {}
+        assert_eq!(tail(), 0);
+        t.stop().await;
+    }
+}

@@ -1,6 +1,6 @@
 //! One source: attempts at following it, one after the other, until the lease
 //! ends. In reading order: what must be so before ([`preflight`], [`breaks`]), one run
-//! ([`run`]), what a transaction does ([`commit`], [`key_change`]), who comes to
+//! ([`run`]), what a transaction does (`prepare`, [`commit`], [`key_change`]), who comes to
 //! serve and who is left behind ([`replica_changes`], [`slot_limit`]), what the slot costs the
 //! server ([`slot_watch`], [`slot_trace`]), and the parties: Postgres (how it is reached, [`postgres`], [`sql`]; what the role may
 //! do, [`rights`], [`facts`]; [`xmin`], [`publication`], [`detachment`]), the coordinators
