@@ -19,8 +19,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// What a change costs on the wire and in memory beyond key and vector.
-const CHANGE_OVERHEAD_BYTES: usize = 96;
+/// What a queued change costs in memory beyond key and vector: itself, and the headers
+/// of two shared pieces of memory.
+const CHANGE_OVERHEAD_BYTES: usize = 224;
 
 /// A collection that is fed.
 #[derive(Clone, Debug)]
