@@ -35,6 +35,7 @@ fn p2_p4_p10_transactions_of_every_size_arrive_whole_and_in_order() -> Result<()
     )?;
     aborted_subtransactions(&cluster)?;
     interleaved(&cluster)?;
+    what_waits_for_the_commit(&cluster)?;
     one_large_among_small(&cluster)?;
     cluster.finish()
 }
@@ -116,6 +117,39 @@ fn interleaved(cluster: &Cluster) -> Result<()> {
     session.batch_execute(strong())?;
     items.assert_every_row_once(&mut session)?;
     items.assert_equals_exact(&mut session, 10)
+}
+
+/// Rows that are understood as they come, then what needs the commit (keys that change, a
+/// new index, TRUNCATE), then rows again: each does what it does where it stands.
+fn what_waits_for_the_commit(cluster: &Cluster) -> Result<()> {
+    let mut session = cluster.session()?;
+    // Vectors out of line: where a key changes, the stream does not repeat them.
+    let moved = Items::indexed(&mut session, "moved", 60, 600)?;
+    let late = Items::create(&mut session, "late", 40, 16)?;
+    let cut = Items::indexed(&mut session, "cut", 30, 8)?;
+    session.batch_execute(
+        "BEGIN;
+         INSERT INTO cut SELECT id + 1000, label, embedding FROM cut;
+         INSERT INTO late SELECT id + 1000, label, embedding FROM late;
+         INSERT INTO moved SELECT id + 1000, label, embedding + embedding FROM moved;
+         DELETE FROM moved WHERE id BETWEEN 1 AND 5;
+         UPDATE moved SET id = id + 5000 WHERE id BETWEEN 1001 AND 1020;
+         UPDATE moved SET label = 7 WHERE id BETWEEN 1021 AND 1040;
+         CREATE INDEX late_embedding_idx ON late USING ruhnsw (embedding vector_l2_ops);
+         INSERT INTO late SELECT id + 2000, label, embedding + embedding FROM late;
+         TRUNCATE cut;
+         INSERT INTO cut VALUES (1, 0, '[1,2,3,4,5,6,7,8]'), (2, 0, '[2,2,3,4,5,6,7,8]');
+         DELETE FROM moved WHERE id BETWEEN 6001 AND 6003;
+         INSERT INTO moved SELECT id + 9000, label, embedding FROM moved WHERE id < 30;
+         COMMIT",
+    )?;
+    session.wait_for(&late.index(), false)?;
+    session.batch_execute(strong())?;
+    for items in [&moved, &late, &cut] {
+        items.assert_every_row_once(&mut session)?;
+    }
+    moved.assert_equals_exact(&mut session, 10)?;
+    late.assert_equals_exact(&mut session, 10)
 }
 
 /// One large transaction between small ones: those before it are found before, those
