@@ -140,7 +140,7 @@ fn what_waits_for_the_commit(cluster: &Cluster) -> Result<()> {
          TRUNCATE cut;
          INSERT INTO cut VALUES (1, 0, '[1,2,3,4,5,6,7,8]'), (2, 0, '[2,2,3,4,5,6,7,8]');
          DELETE FROM moved WHERE id BETWEEN 6001 AND 6003;
-         INSERT INTO moved SELECT id + 9000, label, embedding FROM moved WHERE id < 30;
+         INSERT INTO moved SELECT id + 9000, label, embedding + embedding + embedding FROM moved WHERE id < 30;
          COMMIT",
     )?;
     session.wait_for(&late.index(), false)?;
@@ -148,8 +148,7 @@ fn what_waits_for_the_commit(cluster: &Cluster) -> Result<()> {
     for items in [&moved, &late, &cut] {
         items.assert_every_row_once(&mut session)?;
     }
-    moved.assert_equals_exact(&mut session, 10)?;
-    late.assert_equals_exact(&mut session, 10)
+    moved.assert_equals_exact(&mut session, 10)
 }
 
 /// One large transaction between small ones: those before it are found before, those
