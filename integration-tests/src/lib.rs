@@ -11,6 +11,7 @@ mod direct_search;
 mod heap;
 mod held;
 pub mod histories;
+pub mod history;
 mod items;
 mod load;
 mod map_log;

@@ -153,6 +153,7 @@ impl Snapshot {
             membership,
         };
         self.seen = parse(row.try_get("snapshot").map_err(error)?)?;
+        self.seen.membership = Some(membership);
         Ok(())
     }
 
@@ -189,7 +190,11 @@ fn parse(text: &str) -> anyhow::Result<BackfillSnapshot> {
     let running = running.split(',').filter(|xid| !xid.is_empty());
     let mut running = running.map(str::parse).collect::<Result<Vec<u64>, _>>()?;
     running.sort_unstable();
-    Ok(BackfillSnapshot { xmax, running })
+    Ok(BackfillSnapshot {
+        xmax,
+        running,
+        membership: None,
+    })
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ async fn stream(
     let polling = poll_server(
         context.clone(),
         reading,
-        (slot_name.clone(), publication.clone()),
+        slot_name.clone(),
         xid_sender,
         progress.clone(),
     );
@@ -405,7 +405,7 @@ fn show_positions(context: &SourceContext, progress: &Progress) {
 async fn poll_server(
     context: SourceContext,
     client: Client,
-    (slot_name, publication): (String, String),
+    slot_name: String,
     xids: watch::Sender<XidReading>,
     progress: Arc<Progress>,
 ) {
@@ -416,7 +416,7 @@ async fn poll_server(
             xids.send_replace(XidReading::take(&client).await?);
             slot.look(&client).await?;
             show_positions(&context, &progress);
-            publication::check(&context, &client, &publication).await
+            publication::check(&context, &client).await
         };
         let polled = tokio::time::timeout(
             Duration::from_millis(context.config.call_timeout_ms),
