@@ -66,14 +66,14 @@ impl Followed<'_> {
         }
         let name = &self.source.slot_name;
         let Some(found) = read_slot(self.sql, name).await? else {
-            return broken(format!("slot {name} is gone"));
+            return broken(gone(name, server, known));
         };
         if !found.is_ours {
             return broken(format!("slot {name} belongs to another database or plugin"));
         }
         release(self.sql, name, found).await?;
         let Some(slot) = read_slot(self.sql, name).await? else {
-            return broken(format!("slot {name} is gone"));
+            return broken(gone(name, server, known));
         };
         if slot.wal_status.as_deref() == Some("lost") {
             return broken(format!(
@@ -269,6 +269,17 @@ fn other_server(server: &Server, known: &Slot) -> Option<String> {
             found.0, found.1, expected.0, expected.1
         )
     })
+}
+
+/// A promoted standby and a backup of before the slot have none of its name.
+fn gone(slot_name: &str, server: &Server, known: &Slot) -> String {
+    let (from, to) = (known.timeline, server.system.timeline);
+    match from == to {
+        true => format!("slot {slot_name} is gone"),
+        false => {
+            format!("slot {slot_name} is gone: the server went from timeline {from} to {to}")
+        }
+    }
 }
 
 /// A server whose WAL ends below what a replica has of it was put back: an older copy of
