@@ -72,6 +72,11 @@ pub struct Config {
     /// Creating a slot waits for running transactions at most this long.
     pub slot_lock_timeout_ms: u64,
     pub backfill_chunk_rows: usize,
+    /// A source that sends nothing for so long while its slot retains
+    /// `heartbeat_wal_bytes` gets a record of ours that the slot can move by, and
+    /// another one each time it is quiet for so long again. 0: never.
+    pub heartbeat_every_ms: u64,
+    pub heartbeat_wal_bytes: u64,
     pub backfill_chunk_bytes: usize,
     pub backfill_in_flight_bytes: usize,
     /// A snapshot of a backfill is held no longer, so that the server can clean up
@@ -128,6 +133,8 @@ impl Default for Config {
             backfill_in_flight_bytes: 8 << 20,
             backfill_snapshot_seconds_max: 300,
             backfill_bytes_per_second_max: 100 << 20,
+            heartbeat_every_ms: 10_000,
+            heartbeat_wal_bytes: 16 << 20,
             backfills_max: 2,
             retry_min_ms: 200,
             retry_max_ms: 15_000,

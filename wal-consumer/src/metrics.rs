@@ -40,6 +40,7 @@ pub struct Metrics {
     hold_limit: Family<OfSource, Gauge>,
     dangers: Family<OfReason, Gauge>,
     slot_advanced: Family<OfSource, Counter>,
+    heartbeats: Family<OfReason, Counter>,
 }
 
 impl Metrics {
@@ -141,6 +142,20 @@ impl Metrics {
             "Times that the slot was found advanced by the server, past slot_hold_limit",
             self.slot_advanced.clone(),
         );
+        registry.register(
+            "heartbeats",
+            "Records written into a quiet source's WAL so that its slot can move, by what became of them",
+            self.heartbeats.clone(),
+        );
+    }
+
+    /// `outcome`: `written`, `received` through the stream, or `failed`.
+    pub fn heartbeat(&self, source: SourceId, outcome: &'static str) {
+        let label = OfReason {
+            source: source.0,
+            reason: outcome,
+        };
+        self.heartbeats.get_or_create(&label).inc();
     }
 
     /// What the slot costs the server, and what may become of it.

@@ -116,8 +116,8 @@ impl Assembler {
         match payload.first() {
             Some(b'B') => self.begin(at, payload).map(|()| None),
             Some(b'C') => self.commit(at, payload).map(Some),
-            // Between transactions only non-transactional logical messages.
-            Some(b'M') if self.open.is_none() => Ok(None),
+            // Logical messages, of a transaction or not, hold no rows.
+            Some(b'M') => Ok(None),
             _ => self.push(at, payload).map(|()| None),
         }
     }

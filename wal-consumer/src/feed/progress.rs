@@ -229,6 +229,11 @@ impl Progress {
         let reached = self.feedback.reached().max(routed);
         self.following.end_of(reached.max(self.following.flushed))
     }
+    /// Where the newest transaction of the source that this run has met ends.
+    pub fn transaction_end(&self) -> Lsn {
+        Lsn(self.routing.load(Ordering::Acquire))
+    }
+
 
     /// A node reported something: wake who waits for it.
     pub fn wake(&self) {

@@ -13,6 +13,7 @@ pub mod coordination;
 pub mod definitions;
 pub mod detachment;
 pub mod facts;
+pub mod heartbeat;
 pub mod key_change;
 pub mod orders;
 pub mod postgres;

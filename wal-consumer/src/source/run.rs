@@ -7,7 +7,7 @@ use super::preflight::{self, Prepared};
 use super::replica_changes::ReplicaChanges;
 use super::slot_watch::SlotWatch;
 use super::xmin::XidReading;
-use super::{Reported, SourceContext, coordination, publication, sql};
+use super::{Reported, SourceContext, coordination, heartbeat, publication, sql};
 use crate::backfill::{Backfills, Barrier};
 use crate::feed::node::NodeFeed;
 use crate::feed::progress::{Progress, RunEnd};
@@ -113,6 +113,8 @@ async fn stream(
         progress.clone(),
     );
     spawn_until(cancel, tasks, polling);
+    let beating = heartbeat::keep(context.clone(), postgres.clone(), progress.clone());
+    spawn_until(cancel, tasks, beating);
 
     let mut run = Run {
         context: context.clone(),
@@ -258,6 +260,9 @@ impl Run {
         match received.event {
             WalEvent::Data { at, payload } => {
                 let transaction = self.assembler.take(at, payload)?;
+                if !self.assembler.is_within_transaction() && heartbeat::is_message(&payload) {
+                    self.pass_message(at, &payload);
+                }
                 if let Some(transaction) = transaction {
                     let end = transaction.end_lsn;
                     self.progress.routes(end);
@@ -281,6 +286,16 @@ impl Run {
     }
 
     /// Sends what is buffered, then "nothing else".
+    /// Between two transactions a message says what a keepalive does: what had been
+    /// committed before it was written has been sent.
+    fn pass_message(&mut self, at: Lsn, payload: &[u8]) {
+        self.complete = self.complete.max(at);
+        if heartbeat::is_ours(payload) {
+            let (source, metrics) = (self.context.source, &self.context.metrics);
+            metrics.heartbeat(source, "received");
+        }
+    }
+
     async fn tell(&mut self) {
         let end = self.complete;
         self.router.flush(end).await;
