@@ -186,7 +186,21 @@ impl<'a> Attempt<'a> {
         self.snapshots += 1;
         let (slot, id) = (&self.shared.slot_name, self.id.0);
         let name = format!("{slot}_b{id}_{}_{}", self.backfill.0, self.snapshots);
-        Ok(Snapshot::take(self.shared, &name, &self.spec, table).await?)
+        let tell_wait = |waits_for| self.tell_wait(waits_for);
+        Ok(Snapshot::take(self.shared, &name, &self.spec, table, tell_wait).await?)
+    }
+
+    /// What the next snapshot waits for, beside how far the copy is.
+    fn tell_wait(&self, waits_for: String) {
+        let unmoved = || BackfillStanding {
+            backfill: self.backfill,
+            rows_estimated: self.rows_estimated,
+            ..BackfillStanding::default()
+        };
+        self.shared.context.standing.update(|s| {
+            let standing = s.backfills.entry(self.id).or_insert_with(unmoved);
+            standing.waits_for = waits_for;
+        });
     }
 
     /// Rows whose value neither the stream nor a range's snapshot told: read again
@@ -234,6 +248,7 @@ impl<'a> Attempt<'a> {
             blocks_copied: mark.map_or(0, |mark| mark.next_block.0),
             blocks_total: self.blocks_total,
             snapshots: mark.map_or(0, |mark| mark.snapshots),
+            waits_for: String::new(),
         };
         self.shared.context.standing.update(|s| {
             s.backfills.insert(self.id, standing);

@@ -13,8 +13,9 @@
 use super::Shared;
 use super::table::{Table, TableError};
 use crate::replication::connection::Connection;
-use crate::replication::slot::{self, Lifetime};
+use crate::replication::slot::Lifetime;
 use crate::source::preflight::begin_at_snapshot;
+use crate::source::slot_wait;
 use crate::source::sql::{self, Session};
 use anyhow::Context;
 use cluster_core::backfill::{BlockNumber, TableFile};
@@ -72,12 +73,15 @@ impl Snapshot {
         slot_name: &str,
         spec: &CollectionSpec,
         table: &Table,
+        tell_wait: impl Fn(String),
     ) -> Result<Self, TableError> {
         let config = &shared.context.config;
         let lock_timeout = config.slot_lock_timeout_ms;
         let options = format!("-c lock_timeout={lock_timeout}");
         let mut connection = Connection::connect(&shared.postgres, &options).await?;
-        let created = slot::create(&mut connection, slot_name, Lifetime::Temporary).await?;
+        let wanted = (slot_name, Lifetime::Temporary);
+        let created =
+            slot_wait::create(&shared.postgres, &mut connection, wanted, tell_wait).await?;
         let until = Instant::now() + Duration::from_secs(config.backfill_snapshot_seconds_max);
         let session = sql::open(&shared.postgres).await?;
         begin_at_snapshot(&session.client, &created.snapshot).await?;

@@ -11,7 +11,9 @@
 
 use super::postgres::Postgres;
 use super::preflight::{Asked, Server, bring_definitions, read_slot, release};
-use super::{SourceContext, coordination, definitions, detachment, rights, slot_trace, sql};
+use super::{
+    SourceContext, coordination, definitions, detachment, rights, slot_trace, slot_wait, sql,
+};
 use crate::feed::progress::RunEnd;
 use crate::replication::connection::Connection;
 use crate::replication::slot::{self, Lifetime};
@@ -204,7 +206,9 @@ impl NewSlot {
         let options = format!("-c lock_timeout={}", context.config.slot_lock_timeout_ms);
         let mut connection = Connection::connect(postgres, &options).await?;
         detachment::check_before_slot(&mut connection, &source.slot_name).await?;
-        let created = slot::create(&mut connection, name, Lifetime::Permanent).await?;
+        let tell = |waits_for| context.standing.update(|s| s.slot_waits_for = waits_for);
+        let created =
+            slot_wait::create(postgres, &mut connection, (name, Lifetime::Permanent), tell).await?;
         let reading = sql::connect(postgres).await?;
         begin_at_snapshot(&reading, &created.snapshot).await?;
         let specs = definitions::read_all(&reading, source.id).await?;

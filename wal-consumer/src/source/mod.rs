@@ -2,7 +2,7 @@
 //! ends. In reading order: what must be so before ([`preflight`], [`breaks`]), one run
 //! ([`run`]), what a transaction does ([`commit`], [`key_change`]), who comes to
 //! serve and who is left behind ([`replica_changes`], [`slot_limit`]), what the slot costs the
-//! server ([`slot_watch`], [`slot_trace`]), and the parties: Postgres (how it is reached, [`postgres`], [`sql`]; what the role may
+//! server ([`slot_watch`], [`slot_trace`]), what its creation waits for ([`slot_wait`]) and what moves it in a quiet database ([`heartbeat`]), and the parties: Postgres (how it is reached, [`postgres`], [`sql`]; what the role may
 //! do, [`rights`], [`facts`]; [`xmin`], [`publication`], [`detachment`]), the coordinators
 //! ([`coordination`]) and who gives them orders ([`orders`]), the table that lists the
 //! collections ([`definitions`]).
@@ -24,6 +24,7 @@ pub mod rights;
 pub mod run;
 pub mod slot_limit;
 pub mod slot_trace;
+pub mod slot_wait;
 pub mod slot_watch;
 pub mod sql;
 pub mod xmin;
@@ -86,13 +87,15 @@ pub struct StandingState {
     /// In force; 0: none.
     pub slot_hold_limit_bytes: u64,
     pub slot_warnings: Vec<String>,
+    /// What the making of the source's own slot waits for; empty: nothing.
+    pub slot_waits_for: String,
     /// The server that is streamed from right now.
     pub streams_from: Option<ServerStart>,
     pub backfills: BTreeMap<CollectionId, BackfillStanding>,
 }
 
 /// How far a backfill is, those before it of the same collection included.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct BackfillStanding {
     pub backfill: BackfillId,
     pub rows_estimated: u64,
@@ -100,6 +103,8 @@ pub struct BackfillStanding {
     pub blocks_copied: u32,
     pub blocks_total: u32,
     pub snapshots: u32,
+    /// What its next snapshot waits for; empty: nothing.
+    pub waits_for: String,
 }
 
 impl Standing {
@@ -130,7 +135,12 @@ impl Standing {
                 blocks_copied: u64::from(standing.blocks_copied),
                 blocks_total: u64::from(standing.blocks_total),
                 snapshots: u64::from(standing.snapshots),
+                waits_for: standing.waits_for.clone(),
             });
+        let mut slot_warnings = state.slot_warnings;
+        if !state.slot_waits_for.is_empty() {
+            slot_warnings.push(format!("a new slot {}", state.slot_waits_for));
+        }
         v1::SourceProgress {
             source_id: source.0,
             received_lsn: state.received.0,
@@ -142,7 +152,7 @@ impl Standing {
             wal_status: state.wal_status,
             backfills: backfills.collect(),
             slot_hold_limit_bytes: state.slot_hold_limit_bytes,
-            slot_warnings: state.slot_warnings,
+            slot_warnings,
             streams_from_server_start: state.streams_from.map(|start| start.0),
         }
     }
@@ -186,6 +196,10 @@ pub async fn follow(context: SourceContext) {
             tracing::info!(source = %context.source, "the operator's orders for the source have changed");
             continue;
         };
+        if !matches!(end, Some(RunEnd::Restart { .. })) {
+            // Who tries again waits again.
+            context.standing.update(|s| s.slot_waits_for.clear());
+        }
         let is_problem = matches!(end, RunEnd::Problem(_) | RunEnd::Undecodable { .. });
         let unread_at = match &end {
             RunEnd::Undecodable { at, .. } => Some(*at),
