@@ -2,8 +2,8 @@
 //! and within the consumer's memory.
 #![allow(clippy::unwrap_used)]
 
-use anyhow::{Result, ensure};
-use integration_tests::{Cluster, Items, Shape};
+use anyhow::{Context, Result, ensure};
+use integration_tests::{Cluster, Items, Session, Shape};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -226,4 +226,102 @@ fn in_order(cluster: &Cluster, stop: &AtomicBool) -> Result<usize> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(states)
+}
+
+/// Of what a transaction with `NOTES` notes takes, the consumer may keep a part.
+const SPILL_MAX: u64 = 4 * MIB;
+const NOTES: i64 = 150;
+
+#[test]
+fn p2_p10_a_transaction_past_the_spill_limit_stops_its_source_by_name_until_there_is_room()
+-> Result<()> {
+    let consumer = format!(
+        "transaction_memory_bytes = 1048576\ntransaction_spill_bytes_max = {SPILL_MAX}\n\
+         preflight_every_ms = 500\ntransaction_retry_ms_max = 2000"
+    );
+    let settings = [("CONSUMER_SETTINGS", consumer.as_str())];
+    let cluster = Cluster::start_with("spill-limit", Shape::ONE, &settings)?;
+    let mut session = cluster.session()?;
+    let items = Items::indexed(&mut session, "limited", 100, 8)?;
+    session.batch_execute("ALTER TABLE limited ADD COLUMN note text")?;
+    // Within the limit, and spilled.
+    noted(&mut session, 1_001, 40)?;
+    session.batch_execute(strong())?;
+    items.assert_every_row_once(&mut session)?;
+
+    let xid = noted(&mut session, 2_001, NOTES)?;
+    session
+        .batch_execute("INSERT INTO limited SELECT 3001, 0, embedding FROM limited WHERE id = 5")?;
+    let said = wait_for_problem(&cluster, |text| {
+        text.contains("transaction_spill_bytes_max")
+    })?;
+    let limit = SPILL_MAX.to_string();
+    for word in [
+        &format!("transaction {xid},"),
+        &limit,
+        "start the consumer again",
+    ] {
+        ensure!(said.contains(word), "no {word:?} in {said:?}");
+    }
+    // It stays named while it is tried again, and nothing is confirmed.
+    let restarts = || cluster.metric("consumer-1", "ruvector_consumer_restarts_total");
+    let (before, began) = (restarts()?, Instant::now());
+    while restarts()? < before + 4.0 {
+        ensure!(began.elapsed() < Duration::from_secs(60), "not tried again");
+        let now = wait_for_problem(&cluster, |_| true)?;
+        ensure!(
+            now == said,
+            "forgotten, though nothing has changed: {now:?}"
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let rate = (restarts()? - before) / began.elapsed().as_secs_f64();
+    ensure!(rate < 2.0, "{rate} attempts in a second");
+    let at = said
+        .split("commits at ")
+        .nth(1)
+        .and_then(|rest| rest.split(',').next())
+        .context("a position")?;
+    let passed = "SELECT bool_or(confirmed_flush_lsn > $$POSITION$$) FROM pg_replication_slots";
+    ensure!(session.value(&passed.replace("POSITION", at))? == "f");
+    let sql = items.nearest(3, 5);
+    session.batch_execute("SET ruvector.search_timeout_ms = 500")?;
+    ensure!(session.client_error(&sql).as_deref() == Some("RV002"));
+
+    cluster.kill("consumer-1")?;
+    cluster.shell(
+        "sed -i 's/^transaction_spill_bytes_max.*/transaction_spill_bytes_max = 1073741824/' \
+         $RUN_DIR/cluster/config/consumer-1.toml",
+    )?;
+    cluster.restart("consumer-1")?;
+    session.batch_execute("SET ruvector.search_timeout_ms = 60000")?;
+    items.assert_every_row_once(&mut session)?;
+    items.assert_equals_exact(&mut session, 10)?;
+    wait_for_problem(&cluster, str::is_empty)?;
+    cluster.finish()
+}
+
+/// Rows with 64 KiB each beside their vectors, in one transaction; its id.
+fn noted(session: &mut Session, first: i64, rows: i64) -> Result<String> {
+    session.batch_execute("BEGIN")?;
+    session.batch_execute(&format!(
+        "INSERT INTO limited SELECT {first} + i, 0, embedding + embedding, repeat('x', 65536)
+           FROM generate_series(1, {rows}) i JOIN limited l ON l.id = i % 100 + 1"
+    ))?;
+    let xid = session.value("SELECT pg_current_xact_id()::xid")?;
+    session.batch_execute("COMMIT")?;
+    Ok(xid)
+}
+
+fn wait_for_problem(cluster: &Cluster, is_it: impl Fn(&str) -> bool) -> Result<String> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let sources = cluster.ctl("source list")?;
+        let problem = sources[0]["problem"].as_str().unwrap_or_default();
+        if is_it(problem) {
+            return Ok(problem.to_owned());
+        }
+        ensure!(Instant::now() < deadline, "the problem is {problem:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

@@ -1,6 +1,8 @@
 //! Puts a transaction together until its commit. Beyond a limit in memory the
 //! raw messages go to an anonymous temporary file and are streamed back. The file
-//! lies in the consumer's folder: the system's own may be in memory.
+//! lies in the consumer's folder: the system's own may be in memory. It has a limit,
+//! too, and so has the disk: a transaction that is past either is named, and the
+//! file goes with it.
 //!
 //! Ordinals count the surviving row and TRUNCATE messages from 1, over every
 //! table of the publication, before anything is routed or dropped: the same
@@ -16,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 /// What a message in memory costs beyond its payload.
 const MESSAGE_OVERHEAD_BYTES: usize = 64;
+/// Before each message in the file: its position and length.
+const SPILLED_HEADER_BYTES: u64 = 16;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TransactionError {
@@ -23,6 +27,32 @@ pub enum TransactionError {
     Decode(#[from] DecodeError),
     #[error("spilling a transaction to a temporary file: {0}")]
     Spill(#[from] io::Error),
+    #[error(
+        "transaction {xid}, which commits at {at}, is too large: {bytes} bytes of it have come, \
+         and transaction_spill_bytes_max lets {bytes_max} be kept on disk. It is not applied, and \
+         the slot waits before it: raise transaction_spill_bytes_max of the consumer, and start \
+         the consumer again"
+    )]
+    TooLarge {
+        xid: u32,
+        at: Lsn,
+        bytes: u64,
+        bytes_max: u64,
+    },
+    #[error(
+        "the disk of {} is full ({error}): {bytes} bytes of transaction {xid}, which commits at \
+         {at}, had come. It is not applied, and the slot waits before it: make room for the whole \
+         transaction there, or set data_dir of the consumer to a larger disk. It is tried again, \
+         with pauses up to transaction_retry_ms_max",
+        dir.display()
+    )]
+    NoRoom {
+        xid: u32,
+        at: Lsn,
+        bytes: u64,
+        dir: PathBuf,
+        error: io::Error,
+    },
     #[error("{what} at {at}")]
     Protocol { what: &'static str, at: Lsn },
 }
@@ -86,12 +116,14 @@ struct Open {
     memory: VecDeque<(Lsn, Bytes)>,
     memory_bytes: usize,
     spill: Option<BufWriter<File>>,
+    spilled_bytes: u64,
 }
 
 /// Takes the stream's messages; gives whole transactions.
 pub struct Assembler {
     memory_bytes_max: usize,
     spill_dir: PathBuf,
+    spill_bytes_max: u64,
     open: Option<Open>,
 }
 
@@ -100,7 +132,16 @@ impl Assembler {
         Self {
             memory_bytes_max,
             spill_dir: spill_dir.into(),
+            spill_bytes_max: u64::MAX,
             open: None,
+        }
+    }
+
+    /// Of one transaction, no more than this is kept on disk.
+    pub fn spill_at_most(self, spill_bytes_max: u64) -> Self {
+        Self {
+            spill_bytes_max,
+            ..self
         }
     }
 
@@ -142,6 +183,7 @@ impl Assembler {
             memory: VecDeque::new(),
             memory_bytes: 0,
             spill: None,
+            spilled_bytes: 0,
         });
         Ok(())
     }
@@ -159,7 +201,7 @@ impl Assembler {
         open.memory_bytes += payload.len() + MESSAGE_OVERHEAD_BYTES;
         open.memory.push_back((at, payload));
         if open.memory_bytes > self.memory_bytes_max {
-            open.spill(&self.spill_dir)?;
+            open.spill(&self.spill_dir, self.spill_bytes_max)?;
         }
         Ok(())
     }
@@ -189,15 +231,12 @@ impl Assembler {
             });
         }
         if open.spill.is_some() {
-            open.spill(&self.spill_dir)?;
+            open.spill(&self.spill_dir, self.spill_bytes_max)?;
         }
-        let spilled = match open.spill {
+        let spilled = match open.spill.take() {
             Some(writer) => {
-                let mut file = writer
-                    .into_inner()
-                    .map_err(io::IntoInnerError::into_error)?;
-                file.rewind()?;
-                Some(BufReader::with_capacity(1 << 20, file))
+                let written = read_back(writer);
+                Some(written.map_err(|error| open.disk_error(&self.spill_dir, error))?)
             }
             None => None,
         };
@@ -214,8 +253,23 @@ impl Assembler {
 }
 
 impl Open {
-    /// Moves what is in memory behind what is in the file.
-    fn spill(&mut self, dir: &Path) -> io::Result<()> {
+    /// Moves what is in memory behind what is in the file, if that may hold it.
+    fn spill(&mut self, dir: &Path, bytes_max: u64) -> Result<(), TransactionError> {
+        let sizes = self.memory.iter().map(|(_, payload)| payload.len() as u64);
+        self.spilled_bytes += sizes.map(|size| size + SPILLED_HEADER_BYTES).sum::<u64>();
+        if self.spilled_bytes > bytes_max {
+            return Err(TransactionError::TooLarge {
+                xid: self.xid,
+                at: self.final_lsn,
+                bytes: self.spilled_bytes,
+                bytes_max,
+            });
+        }
+        let written = self.write_memory(dir);
+        written.map_err(|error| self.disk_error(dir, error))
+    }
+
+    fn write_memory(&mut self, dir: &Path) -> io::Result<()> {
         let writer = match &mut self.spill {
             Some(writer) => writer,
             None => {
@@ -231,10 +285,32 @@ impl Open {
         self.memory_bytes = 0;
         Ok(())
     }
+
+    /// A full disk is for an operator; whatever else is worth another try.
+    fn disk_error(&self, dir: &Path, error: io::Error) -> TransactionError {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => TransactionError::NoRoom {
+                xid: self.xid,
+                at: self.final_lsn,
+                bytes: self.spilled_bytes,
+                dir: dir.to_owned(),
+                error,
+            },
+            _ => TransactionError::Spill(error),
+        }
+    }
+}
+
+fn read_back(writer: BufWriter<File>) -> io::Result<BufReader<File>> {
+    let mut file = writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
+    file.rewind()?;
+    Ok(BufReader::with_capacity(1 << 20, file))
 }
 
 fn read_spilled(file: &mut BufReader<File>) -> io::Result<Option<(Lsn, Bytes)>> {
-    let mut header = [0u8; 16];
+    let mut header = [0u8; SPILLED_HEADER_BYTES as usize];
     match file.read_exact(&mut header) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         other => other?,
@@ -306,6 +382,93 @@ mod tests {
         assert_eq!(collect(0, 100), in_memory);
         let ordinals: Vec<_> = in_memory.iter().filter_map(|m| m.0).collect();
         assert_eq!(ordinals, (1..=100).collect::<Vec<_>>());
+    }
+
+    /// A spilled `insert` and its header.
+    const INSERT_BYTES: u64 = 17 + SPILLED_HEADER_BYTES;
+
+    #[test]
+    fn p10_a_transaction_past_the_limit_on_disk_is_named_and_one_at_it_comes_through() {
+        let within = |inserts: u64| {
+            let assembler = Assembler::new(0, std::env::temp_dir());
+            let mut assembler = assembler.spill_at_most(10 * INSERT_BYTES);
+            assembler.take(Lsn(1), begin(7, 90))?;
+            for value in 0..inserts {
+                assembler.take(Lsn(2), insert(value as u32))?;
+            }
+            assembler.take(Lsn(90), commit(90, 99))
+        };
+        assert!(within(10).unwrap().is_some());
+        let error = within(11).unwrap_err();
+        let said = error.to_string();
+        let bytes = (11 * INSERT_BYTES).to_string();
+        for word in [
+            "transaction 7,",
+            "0/5A",
+            &bytes,
+            "transaction_spill_bytes_max",
+        ] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+        let TransactionError::TooLarge { at, .. } = error else {
+            panic!("{said}");
+        };
+        assert_eq!(at, Lsn(90), "where it commits: nothing behind is read");
+    }
+
+    #[test]
+    fn p10_the_limit_is_of_one_transaction_not_of_all() {
+        let mut assembler = Assembler::new(0, std::env::temp_dir()).spill_at_most(3 * INSERT_BYTES);
+        for xid in 1..10 {
+            assembler.take(Lsn(1), begin(xid, 90)).unwrap();
+            for value in 0..3 {
+                assembler.take(Lsn(2), insert(value)).unwrap();
+            }
+            assert!(assembler.take(Lsn(90), commit(90, 99)).unwrap().is_some());
+        }
+    }
+
+    #[test]
+    fn p10_a_full_disk_is_named_and_other_trouble_is_tried_again() {
+        let mut assembler = Assembler::new(1 << 20, "/data/consumer");
+        assembler.take(Lsn(1), begin(7, 90)).unwrap();
+        let open = assembler.open.take().unwrap();
+        for full in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let said = open.disk_error(&assembler.spill_dir, full.into());
+            assert!(matches!(
+                &said,
+                TransactionError::NoRoom { at: Lsn(90), .. }
+            ));
+            let said = said.to_string();
+            for word in ["/data/consumer", "transaction 7,", "make room"] {
+                assert!(said.contains(word), "{word}: {said}");
+            }
+        }
+        let broken = open.disk_error(&assembler.spill_dir, io::ErrorKind::BrokenPipe.into());
+        assert!(matches!(broken, TransactionError::Spill(_)));
+        // And a folder that is not there is found when it is needed.
+        let mut assembler = Assembler::new(0, "/nowhere/at/all");
+        assembler.take(Lsn(1), begin(7, 90)).unwrap();
+        let error = assembler.take(Lsn(2), insert(1)).unwrap_err();
+        assert!(matches!(error, TransactionError::Spill(_)), "{error}");
+    }
+
+    #[test]
+    fn p2_logical_messages_hold_no_rows_and_change_no_ordinal() {
+        let message = || Bytes::from_static(b"M\0\0\0\0\0\0\0\0\x07audit\0\0\0\0\0");
+        let mut assembler = Assembler::new(1 << 20, std::env::temp_dir());
+        assert!(assembler.take(Lsn(1), message()).unwrap().is_none());
+        assembler.take(Lsn(1), begin(7, 90)).unwrap();
+        for value in 0..2 {
+            assembler.take(Lsn(2), message()).unwrap();
+            assembler.take(Lsn(2), insert(value)).unwrap();
+        }
+        let mut transaction = assembler.take(Lsn(90), commit(90, 99)).unwrap().unwrap();
+        let mut ordinals = Vec::new();
+        while let Some((ordinal, _)) = transaction.next_message().unwrap() {
+            ordinals.push(ordinal);
+        }
+        assert_eq!(ordinals, [Some(1), Some(2)]);
     }
 
     #[test]

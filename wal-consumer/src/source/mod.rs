@@ -176,6 +176,10 @@ impl Reported {
 pub async fn follow(context: SourceContext) {
     let mut backoff = Backoff::new(&context.config);
     let mut preflight = Backoff::new(&context.config).up_to_ms(context.config.preflight_every_ms);
+    let mut no_room = Backoff::new(&context.config).between_ms(
+        context.config.preflight_every_ms,
+        context.config.transaction_retry_ms_max,
+    );
     let mut reported = None;
     loop {
         let began = Instant::now();
@@ -192,17 +196,18 @@ pub async fn follow(context: SourceContext) {
             s.backfills.clear();
             s.streams_from = None;
         });
-        let Some(end) = end else {
-            tracing::info!(source = %context.source, "the operator's orders for the source have changed");
-            continue;
-        };
         if !matches!(end, Some(RunEnd::Restart { .. })) {
             // Who tries again waits again.
             context.standing.update(|s| s.slot_waits_for.clear());
         }
+        let Some(end) = end else {
+            tracing::info!(source = %context.source, "the operator's orders for the source have changed");
+            continue;
+        };
         let is_problem = matches!(end, RunEnd::Problem(_) | RunEnd::Undecodable { .. });
+        let has_no_room = matches!(end, RunEnd::NoRoom { .. });
         let unread_at = match &end {
-            RunEnd::Undecodable { at, .. } => Some(*at),
+            RunEnd::Undecodable { at, .. } | RunEnd::NoRoom { at, .. } => Some(*at),
             _ => None,
         };
         match end {
@@ -218,7 +223,9 @@ pub async fn follow(context: SourceContext) {
                     tracing::warn!(source = %context.source, %collection, %end, "collection is not failed yet");
                 }
             }
-            RunEnd::Problem(problem) | RunEnd::Undecodable { problem, .. } => {
+            RunEnd::Problem(problem)
+            | RunEnd::Undecodable { problem, .. }
+            | RunEnd::NoRoom { problem, .. } => {
                 context.metrics.restarted(context.source, "problem");
                 let is_known = |r: &Reported| r.problem == problem && r.unread_at == unread_at;
                 if !reported.as_ref().is_some_and(is_known) {
@@ -235,10 +242,19 @@ pub async fn follow(context: SourceContext) {
         if began.elapsed() > SETTLED_AFTER {
             backoff.reset();
         }
-        let pause = if is_problem {
-            preflight.pause()
-        } else {
-            backoff.pause()
+        if !has_no_room {
+            no_room.reset();
+        }
+        let pause = async {
+            match (has_no_room, is_problem) {
+                // No order of the operator's waits for so long.
+                (true, _) => tokio::select! {
+                    () = no_room.pause() => {}
+                    () = orders.change(&context) => {}
+                },
+                (false, true) => preflight.pause().await,
+                (false, false) => backoff.pause().await,
+            }
         };
         if context.cancel.run_until_cancelled(pause).await.is_none() {
             return;

@@ -127,7 +127,8 @@ async fn stream(
         assembler: Assembler::new(
             context.config.transaction_memory_bytes,
             &context.config.data_dir,
-        ),
+        )
+        .spill_at_most(context.config.transaction_spill_bytes_max),
         cancel: cancel.clone(),
         tasks: tasks.clone(),
         complete: following.start,
@@ -259,10 +260,10 @@ impl Run {
     async fn take(&mut self, received: Received) -> Result<(), RunEnd> {
         match received.event {
             WalEvent::Data { at, payload } => {
-                let transaction = self.assembler.take(at, payload)?;
                 if !self.assembler.is_within_transaction() && heartbeat::is_message(&payload) {
                     self.pass_message(at, &payload);
                 }
+                let transaction = self.assembler.take(at, payload)?;
                 if let Some(transaction) = transaction {
                     let end = transaction.end_lsn;
                     self.progress.routes(end);
@@ -285,7 +286,6 @@ impl Run {
         Ok(())
     }
 
-    /// Sends what is buffered, then "nothing else".
     /// Between two transactions a message says what a keepalive does: what had been
     /// committed before it was written has been sent.
     fn pass_message(&mut self, at: Lsn, payload: &[u8]) {
@@ -296,6 +296,7 @@ impl Run {
         }
     }
 
+    /// Sends what is buffered, then "nothing else".
     async fn tell(&mut self) {
         let end = self.complete;
         self.router.flush(end).await;
