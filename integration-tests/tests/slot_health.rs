@@ -117,9 +117,13 @@ fn a_heartbeat_that_fails_ends_nothing(
     let restarts = || cluster.metric("consumer-1", "ruvector_consumer_restarts_total");
     let failed = "ruvector_consumer_heartbeats_total{source=\"1\",reason=\"failed\"}";
     let before = restarts()?;
-    session.batch_execute(
-        "ALTER FUNCTION pg_logical_emit_message(boolean, text, text) RENAME TO hidden_emit",
-    )?;
+    let rename = |from: &str, to: &str| {
+        ["text", "bytea"].map(|content| {
+            format!("ALTER FUNCTION {from}(boolean, text, {content}) RENAME TO {to};")
+        })
+    };
+    let (shown, hidden) = ("pg_logical_emit_message", "hidden_emit");
+    session.batch_execute(&rename(shown, hidden).concat())?;
     let mut busy = Session::open(&cluster.dsn_of("busy"))?;
     wait_until("a heartbeat fails", Duration::from_secs(60), || {
         busy.batch_execute(
@@ -130,9 +134,7 @@ fn a_heartbeat_that_fails_ends_nothing(
     items.insert(session, 501..511)?;
     items.assert_every_row_once(session)?;
     assert_eq!(restarts()?, before, "the run went on");
-    session.batch_execute(
-        "ALTER FUNCTION hidden_emit(boolean, text, text) RENAME TO pg_logical_emit_message",
-    )?;
+    session.batch_execute(&rename(hidden, shown).concat())?;
     wait_until("little is retained", Duration::from_secs(40), || {
         session.batch_execute("CHECKPOINT")?;
         Ok(session.retained_wal_bytes()? < 20 * MIB)
