@@ -297,7 +297,6 @@ fn p2_p10_a_transaction_past_the_spill_limit_stops_its_source_by_name_until_ther
     cluster.restart("consumer-1")?;
     session.batch_execute("SET ruvector.search_timeout_ms = 60000")?;
     items.assert_every_row_once(&mut session)?;
-    items.assert_equals_exact(&mut session, 10)?;
     wait_for_problem(&cluster, str::is_empty)?;
     cluster.finish()
 }
