@@ -25,6 +25,8 @@ pub struct Metrics {
     rows: Family<OfSource, Counter>,
     transactions: Family<OfSource, Counter>,
     restarts: Family<OfReason, Counter>,
+    queued: Family<OfSource, Gauge>,
+    queued_for_learners: Family<OfSource, Gauge>,
     learners: Family<OfSource, Gauge>,
     counted: Family<OfSource, Gauge>,
     promotions: Family<OfSource, Counter>,
@@ -91,6 +93,7 @@ impl Metrics {
             "Replicas that the slot passed at slot_hold_limit, with no peer to copy from",
             metrics.marked_stale.clone(),
         );
+        metrics.register_queues(registry);
         registry.register(
             "received_lsn",
             "Received up to here",
@@ -118,6 +121,30 @@ impl Metrics {
         );
         metrics.register_slot(registry);
         metrics
+    }
+
+    fn register_queues(&self, registry: &mut Registry) {
+        registry.register(
+            "queued_bytes",
+            "Changes on their way to nodes, not yet durable there",
+            self.queued.clone(),
+        );
+        registry.register(
+            "queued_for_learners_bytes",
+            "The same for replicas that are still learning",
+            self.queued_for_learners.clone(),
+        );
+    }
+
+    /// What waits for nodes, and beyond for learners.
+    pub fn queued(&self, source: SourceId, bytes: usize, for_learners: usize) {
+        let label = OfSource { source: source.0 };
+        let set = |family: &Family<OfSource, Gauge>, bytes: usize| {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            family.get_or_create(&label).set(bytes);
+        };
+        set(&self.queued, bytes);
+        set(&self.queued_for_learners, for_learners);
     }
 
     fn register_slot(&self, registry: &mut Registry) {

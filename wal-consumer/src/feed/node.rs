@@ -324,6 +324,12 @@ impl NodeFeed {
         self.state.lock().learners.len()
     }
 
+    /// What waits for required replicas, and what for learners.
+    pub fn queued_bytes(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.queue.bytes(), state.queue.learner_bytes())
+    }
+
     pub fn applied(&self, id: PartitionId) -> WalPosition {
         self.state
             .lock()
