@@ -93,7 +93,8 @@ impl DirectSearch {
         Ok(Self::of_collection(map, id, source, query))
     }
 
-    fn of_collection(
+    /// Of a collection that the map has, whichever index names it.
+    pub fn of_collection(
         map: PartitionMap,
         collection: CollectionId,
         source: SourceId,
