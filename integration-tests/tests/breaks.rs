@@ -487,6 +487,11 @@ fn assert_stale(cluster: &Cluster, items: &Items) -> Result<()> {
         items.index()
     ))?;
     ensure!(told.contains("old data, flagged"), "{told}");
+    let standing = session.value(&format!(
+        "SELECT state || ': ' || reason FROM ruvector_replication_status WHERE index = '{}'::regclass",
+        items.index()
+    ))?;
+    ensure!(standing.starts_with("stale: "), "{standing}");
     let sources = cluster.ctl("source list")?.to_string();
     ensure!(sources.contains("old data, flagged"), "{sources}");
     Ok(())
