@@ -4,6 +4,7 @@
 
 use anyhow::{Result, ensure};
 use integration_tests::{Cluster, Items, Session};
+use std::time::Duration;
 
 const DIMENSIONS: usize = 8;
 
@@ -67,6 +68,15 @@ fn p1_p2_what_was_prepared_is_found_once_it_is_committed_by_whoever_waits_for_th
         items.assert_equals_exact(asker, 10)?;
         items.assert_every_row_once(asker)?;
     }
+    // A slot is made only when older transactions have ended: what is built waits.
+    let built = Items::create(&mut third, "built_meanwhile", 50, DIMENSIONS)?;
+    third.batch_execute(
+        "CREATE INDEX built_meanwhile_embedding_idx ON built_meanwhile USING ruhnsw (embedding vector_l2_ops)",
+    )?;
+    std::thread::sleep(Duration::from_secs(2));
+    let state = "SELECT state FROM ruvector_index_status('built_meanwhile_embedding_idx')";
+    let state = third.value(state)?;
+    ensure!(state != "ready", "built under an open transaction");
     // Another one that commits later, and before it.
     items.insert(&mut other, 2_001..2_002)?;
     ensure!(other.ids(&items.nearest(2_001, 1))? == [2_001]);
@@ -79,6 +89,7 @@ fn p1_p2_what_was_prepared_is_found_once_it_is_committed_by_whoever_waits_for_th
         items.assert_equals_exact(asker, 10)?;
         items.assert_every_row_once(asker)?;
     }
+    built.assert_followed(&mut third)?;
     // A token of that session covers it too.
     let token = other.value("SELECT ruvector_session_token()")?;
     session.batch_execute(&format!("SET ruvector.session_token = '{token}'"))?;
