@@ -509,6 +509,11 @@ fn a_detached_source_stays_detached(cluster: &Cluster, sources: &mut Vec<Source>
     within(Duration::from_secs(20), "shown as detached", || {
         Ok(listed(cluster, "s3")?["state"] == "detached")
     })?;
+    let standing = "SELECT state || ': ' || reason FROM ruvector_replication_status";
+    session.batch_execute("RESET ROLE")?;
+    within(Duration::from_secs(10), "told inside as well", || {
+        Ok(session.value(standing)?.starts_with("not followed: "))
+    })?;
     let problem = listed(cluster, "s3")?["problem"].to_string();
     ensure!(problem.contains("s3_owner"), "{problem}");
     // Longer than a server is left alone between two looks.
@@ -519,7 +524,6 @@ fn a_detached_source_stays_detached(cluster: &Cluster, sources: &mut Vec<Source>
     cluster.ctl("source remove s3")?;
     // It can be followed anew, as a source that is new.
     cluster.ctl(&format!("source add {dsn} --name s3"))?;
-    session.batch_execute("RESET ROLE")?;
     session.wait_for("items_embedding_idx", false)?;
     ensure!(session.value("SELECT ruvector_detach_source()")? == "1");
     drop(session);
