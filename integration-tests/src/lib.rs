@@ -24,6 +24,7 @@ mod settled;
 mod slot;
 mod sql;
 mod standby;
+mod verified;
 mod wire;
 
 pub use cluster::{Cluster, Shape};
@@ -42,4 +43,5 @@ pub use server::Server;
 pub use settled::{assert_whole, wait_until_settled};
 pub use sql::{Explained, Session};
 pub use standby::Standby;
+pub use verified::{Difference, Verified};
 pub use wire::{Leader, Wire};

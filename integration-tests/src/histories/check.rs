@@ -257,10 +257,14 @@ pub struct Tally {
     pub excused: usize,
     pub checks: usize,
     pub cursors: usize,
+    /// Replicas, with the heap, beside everything else.
+    pub compared: usize,
     /// That checks returned.
     pub rows: usize,
     pub nearest_wanted: usize,
     pub nearest_found: usize,
+    /// Until the last session and the last crash were done; the rest is settling.
+    pub played_ms: usize,
     /// That the cluster has answered by now, since Postgres started last.
     pub searches: u64,
 }
@@ -273,9 +277,11 @@ impl Tally {
         self.excused += other.excused;
         self.checks += other.checks;
         self.cursors += other.cursors;
+        self.compared += other.compared;
         self.rows += other.rows;
         self.nearest_wanted += other.nearest_wanted;
         self.nearest_found += other.nearest_found;
+        self.played_ms += other.played_ms;
         self.searches = self.searches.max(other.searches);
     }
 

@@ -1,8 +1,8 @@
 //! Random histories against a real Postgres and real processes, with crashes.
 //!
 //! In reading order: the tables ([`shape`]), what sessions do to them ([`script`],
-//! from the words of [`statement`]), and when processes die, all drawn from one seed
-//! before anything runs; who does it ([`session`], [`crash`]); what is asked in
+//! from the words of [`statement`]), when processes die and replicas move, all drawn from one
+//! seed before anything runs; who does it ([`session`], [`crash`], [`moves`]); what is asked in
 //! between ([`check`]) and at the end ([`settle`]); which errors a user would have met
 //! without us, or may meet while something is down ([`verdict`]); and the file that
 //! tells what happened ([`record`]).
@@ -17,6 +17,7 @@
 
 mod check;
 mod crash;
+mod moves;
 mod record;
 mod script;
 mod session;
@@ -31,18 +32,34 @@ use crash::Outage;
 use record::Record;
 use script::Script;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use check::Tally;
 
-/// Everything is there twice, so that one node may be missing.
+/// Everything is there twice, so that one node may be missing, and a third one is where
+/// a replica may move to.
 const SHAPE: Shape = Shape {
-    nodes: 2,
+    nodes: 3,
     coordinators: 1,
     replicas: 2,
 };
-/// A consumer that was killed is waited out for as long as its lease lasts.
-const LEASES: &str = "leases.ttl_ms = 3000\nleases.renew_every_ms = 750";
+/// A consumer that was killed is waited out for as long as its lease lasts. Few
+/// partitions, for each costs time and their number proves nothing.
+const COORDINATOR: &str =
+    "leases.ttl_ms = 3000\nleases.renew_every_ms = 750\npartitions_per_node = 1";
+/// Backfills go slowly and in small pieces, so that deletions and TRUNCATE come between
+/// snapshot and copy; a node that was away learns anew what it lacks.
+const CONSUMER: &str = "backfill_chunk_rows = 5\nbackfill_bytes_per_second_max = 1048576\n\
+                        demote_after_ms = 1000";
+/// What a consumer says only if a slot was confirmed beyond what a replica had, or a
+/// history broke. Whatever dies here, neither may happen: that a replica is mended
+/// afterwards does not make it right.
+const LOST: [&str; 4] = [
+    "a replica lacks what the slot no longer has",
+    "no replica has what the slot no longer has",
+    "the slot has passed every replica",
+    "the source's history broke",
+];
 /// The age of a row that a search missed is read from its commit.
 const POSTGRES: &str = "track_commit_timestamp = on\ndeadlock_timeout = 200ms";
 const POSTGRES_COMES_BACK_WITHIN: Duration = Duration::from_secs(60);
@@ -64,7 +81,11 @@ pub struct Failure {
 
 impl Stage {
     pub fn open(name: &str) -> Result<Self> {
-        let settings = [("COORDINATOR_SETTINGS", LEASES), ("PG_SETTINGS", POSTGRES)];
+        let settings = [
+            ("COORDINATOR_SETTINGS", COORDINATOR),
+            ("CONSUMER_SETTINGS", CONSUMER),
+            ("PG_SETTINGS", POSTGRES),
+        ];
         let cluster = Cluster::start_with(name, SHAPE, &settings)?;
         let mut session = cluster.session()?;
         session.batch_execute(statement::FUNCTIONS)?;
@@ -96,6 +117,7 @@ impl Stage {
     }
 
     fn play_into(&self, seed: u64, path: &Path) -> Result<Tally> {
+        let began = Instant::now();
         let script = Script::of_seed(seed);
         let record = Record::create(path, &script)?;
         let outage = Outage::default();
@@ -112,6 +134,7 @@ impl Stage {
                     session::play(&self.cluster, number, transactions, record, outage)
                 }));
             }
+            scope.spawn(|| moves::run(&self.wire, &script.moves, &record));
             let crashes = crash::run(&self.cluster, &script.crashes, &record, &outage);
             let mut problem = None;
             for session in playing {
@@ -122,11 +145,13 @@ impl Stage {
             }
             problem.map_or(crashes, Err)
         })?;
+        tally.played_ms = began.elapsed().as_millis() as usize;
         tally.searches = settle::searches(&self.cluster)?;
         let settled = settle::check(&self.cluster, &self.wire, &script, &record);
         settled.context("once everything was quiet")?;
         tally.assert_found_enough()?;
         self.assert_nobody_panicked()?;
+        self.assert_no_slot_went_too_far()?;
         let mut session = self.cluster.session()?;
         session.batch_execute(&script.cleanup)?;
         Ok(tally)
@@ -139,6 +164,15 @@ impl Stage {
              \"$RUN_DIR\"/logs/*.log \"$RUN_DIR\"/cluster/postgres/log/postgres.log || true",
         )?;
         anyhow::ensure!(found.trim().is_empty(), "a process panicked: see {found}");
+        Ok(())
+    }
+
+    fn assert_no_slot_went_too_far(&self) -> Result<()> {
+        let texts: String = LOST.iter().map(|text| format!(" -e \"{text}\"")).collect();
+        let found = self.cluster.shell(&format!(
+            "grep -h -m 3{texts} \"$RUN_DIR\"/logs/consumer-1.log || true"
+        ))?;
+        anyhow::ensure!(found.trim().is_empty(), "the consumer says: {found}");
         Ok(())
     }
 

@@ -9,11 +9,13 @@ use super::statement::Statement;
 use super::verdict::{self, Kind, Verdict};
 use crate::cluster::Cluster;
 use crate::sql::Session;
+use crate::verified::{Difference, Verified};
 use anyhow::{Context, Result, anyhow};
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 const RECONNECTS_WITHIN: Duration = Duration::from_secs(60);
+const WAITS_S_MAX: u32 = 2;
 /// `bounded` and `strong` searches wait while a consumer's lease runs out.
 const SETTINGS: &str = "SET lock_timeout = '2s'; SET statement_timeout = '30s'; \
      SET ruvector.search_timeout_ms = 15000";
@@ -161,6 +163,11 @@ impl Player<'_> {
             Step::Check(check) => self.check(check),
             Step::Open(check) => self.open(check),
             Step::Fetch(rows) => self.fetch(&rows.to_string()),
+            Step::Compare(index) => self.compare(index),
+            Step::Wait(index) => self.run(
+                Kind::Wait,
+                &format!("SELECT ruvector_wait_for_index('{index}', {WAITS_S_MAX}, false)"),
+            ),
             Step::Pause { ms } => {
                 std::thread::sleep(Duration::from_millis(*ms));
                 Ok(())
@@ -246,6 +253,27 @@ impl Player<'_> {
         self.tally.add(&judged.map_err(Trouble::Wrong)?);
         self.tally.cursors += 1;
         self.run(Kind::Change, "CLOSE held")
+    }
+
+    /// P2, P3: no replica that serves differs from the heap, at whatever moment.
+    fn compare(&mut self, index: &str) -> Result<(), Trouble> {
+        let sql = format!("ruvector_verify({index})");
+        let replicas = self.attempt(Kind::Check, &sql, |client| Verified::all(client, index))?;
+        let mut wrong = replicas.iter();
+        // One that was left behind is compared, and lacks what it lacks.
+        let wrong = wrong.find(|one| one.state == "serving" && one.differences.unwrap_or(0) > 0);
+        let Some(wrong) = wrong else {
+            let compared = replicas.iter().filter(|one| one.problem.is_none());
+            self.tally.compared += compared.count();
+            return Ok(());
+        };
+        let sql = format!("ruvector_verify_differences({index})");
+        let named = self.attempt(Kind::Check, &sql, |client| Difference::all(client, index))?;
+        let is_there =
+            |key: &&Difference| (key.partition, key.node) == (wrong.partition, wrong.node);
+        let named: Vec<_> = named.iter().filter(is_there).collect();
+        let problem = anyhow!("a replica of {index} differs: {wrong:?}; these keys now: {named:?}");
+        Err(Trouble::Wrong(problem))
     }
 
     fn attempt<T>(

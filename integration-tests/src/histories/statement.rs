@@ -195,7 +195,7 @@ pub fn definition(rng: &mut SmallRng, table: &Table) -> String {
                       UPDATE {name} SET label = label + 1; \
                       ALTER TABLE {name} RENAME COLUMN vectors TO embedding"
         ),
-        6 => format!("DROP INDEX IF EXISTS {}.{}", table.schema, table.index()),
+        6 => format!("DROP INDEX IF EXISTS {}", table.full_index()),
         7 => table.create_index("IF NOT EXISTS"),
         _ if table.identity == Identity::Index => {
             format!("ALTER TABLE {name} ALTER COLUMN note TYPE varchar")
@@ -212,7 +212,7 @@ pub fn definition(rng: &mut SmallRng, table: &Table) -> String {
 /// Commands of maintenance, which stand alone, each a transaction of its own or more.
 pub fn maintenance(rng: &mut SmallRng, table: &Table) -> Vec<String> {
     let name = table.full_name();
-    let index = format!("{}.{}", table.schema, table.index());
+    let index = table.full_index();
     let leaves = table.leaves();
     let leaf = leaves[rng.random_range(0..leaves.len())].clone();
     let concurrently = if table.is_partitioned {
