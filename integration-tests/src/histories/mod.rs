@@ -51,6 +51,8 @@ const COORDINATOR: &str =
 /// snapshot and copy; a node that was away learns anew what it lacks.
 const CONSUMER: &str = "backfill_chunk_rows = 5\nbackfill_bytes_per_second_max = 1048576\n\
                         demote_after_ms = 1000";
+/// A partition's copy to a learner takes a moment, so that its log has something to apply.
+const NODE: &str = "copy_bytes_per_second_max = 131072";
 /// What a consumer says only if a slot was confirmed beyond what a replica had, or a
 /// history broke. Whatever dies here, neither may happen: that a replica is mended
 /// afterwards does not make it right.
@@ -84,6 +86,7 @@ impl Stage {
         let settings = [
             ("COORDINATOR_SETTINGS", COORDINATOR),
             ("CONSUMER_SETTINGS", CONSUMER),
+            ("NODE_SETTINGS", NODE),
             ("PG_SETTINGS", POSTGRES),
         ];
         let cluster = Cluster::start_with(name, SHAPE, &settings)?;

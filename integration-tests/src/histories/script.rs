@@ -28,7 +28,7 @@ const PROCESSES: [&str; 6] = [
     "coordinator-1",
     "postgres",
 ];
-const MOVES_MAX: usize = 4;
+const MOVES_MAX: usize = 8;
 /// Of the session that compares replicas with tables.
 const COMPARISONS: std::ops::RangeInclusive<usize> = 5..=10;
 

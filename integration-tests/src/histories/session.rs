@@ -191,12 +191,19 @@ impl Player<'_> {
     }
 
     fn copy(&mut self, sql: &str, lines: &str) -> Result<(), Trouble> {
-        self.attempt(Kind::Change, sql, |client| {
+        let mut has_begun = false;
+        let copied = self.attempt(Kind::Change, sql, |client| {
             let mut copy = client.copy_in(sql)?;
+            has_begun = true;
             // What fails here fails in `finish`, which knows why.
             let _ = copy.write_all(lines.as_bytes());
             copy.finish().map(drop)
-        })
+        });
+        match copied {
+            // The client then takes the end of this statement for the next one's.
+            Err(Trouble::Aborted) if !has_begun => Err(Trouble::CutOff),
+            copied => copied,
+        }
     }
 
     fn check(&mut self, check: &Check) -> Result<(), Trouble> {

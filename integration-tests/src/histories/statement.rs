@@ -135,7 +135,18 @@ pub fn change(rng: &mut SmallRng, table: &Table) -> Statement {
             } else {
                 leaves[rng.random_range(0..leaves.len())].clone()
             };
-            format!("TRUNCATE {which}")
+            // What comes behind it in its transaction stays.
+            let behind = if rng.random() {
+                let of = format!("unnest({})", numbers(rng));
+                let vector = vector(rng, table);
+                format!(
+                    "; {} ON CONFLICT DO NOTHING",
+                    insert_of(rng, table, &of, &vector)
+                )
+            } else {
+                String::new()
+            };
+            format!("TRUNCATE {which}{behind}")
         }
         90..95 => return copy(rng, table),
         _ => reborn(rng, table),
