@@ -36,6 +36,12 @@ impl Verified {
         rows.iter().map(of_row).collect()
     }
 
+    /// It answers searches, and some key differs for sure. One that was left behind is
+    /// compared as it stands, and lacks what it lacks.
+    pub fn serves_a_difference(&self) -> bool {
+        self.state == "serving" && self.differences.unwrap_or(0) > 0
+    }
+
     /// It serves, was compared to its end, and holds exactly the table's rows. Only
     /// where nobody writes: beside a writer the two numbers of rows mean nothing.
     pub fn is_equal(&self) -> bool {

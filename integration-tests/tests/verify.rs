@@ -377,6 +377,33 @@ fn p2_p3_a_replica_that_is_another_is_named_with_exactly_its_keys() -> Result<()
     cluster.finish()
 }
 
+/// What the stream tells of a row before its table leaves the publication, and never tells the
+/// end of: all of it in the transaction that makes the index.
+#[test]
+fn p3_a_row_that_went_while_its_table_was_not_published_is_no_zombie() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let mut session = cluster.session()?;
+    let items = Items::indexed(&mut session, "verified_gap", 200, DIMENSIONS)?;
+    let publication = session
+        .value("SELECT pubname FROM pg_publication_tables WHERE tablename = 'verified_gap'")?;
+    session.batch_execute(&format!(
+        "BEGIN;
+         CREATE INDEX verified_gap_second ON verified_gap USING ruhnsw (embedding vector_l2_ops);
+         INSERT INTO verified_gap VALUES (7001, 0, '{}'), (7002, 0, '{}');
+         ALTER PUBLICATION {publication} DROP TABLE verified_gap;
+         DELETE FROM verified_gap WHERE id = 7001;
+         DROP INDEX {};
+         COMMIT",
+        vector(1),
+        vector(2),
+        items.index()
+    ))?;
+    session.wait_for("verified_gap_second", false)?;
+    let named = differences(&mut session, "verified_gap_second")?;
+    ensure!(named.is_empty(), "{named:?}");
+    assert_equal(&mut session, "verified_gap_second", 2)
+}
+
 /// CREATE INDEX CONCURRENTLY commits the index's entry before it builds, and leaves it there
 /// when it is cut off.
 #[test]

@@ -48,12 +48,12 @@ impl Consistency {
 
     /// Whether an answer may not lack a row of the snapshot.
     fn demands(self, row: &Held, asker: &Asker) -> bool {
-        let is_own = row.writer == asker.writer;
         match (self, row.committed_ms) {
-            // Not committed, and seen: of this transaction.
-            (_, None) => is_own || self != Self::Eventual,
             (Self::Strong, _) => true,
-            (Self::Session, _) => is_own,
+            (Self::Session, _) => row.writer.abs() == asker.writer,
+            // Not committed, and seen: of this transaction. What it left alone of a row is
+            // as old as it was.
+            (_, None) => row.writer == asker.writer,
             (Self::Bounded, Some(at)) => at + MAX_LAG_MS + COMMIT_TAKES_MS_MAX < asker.asked_ms,
             (Self::Eventual, _) => false,
         }
@@ -133,6 +133,7 @@ impl Check {
 #[derive(Clone, Debug)]
 struct Held {
     distance: f64,
+    /// Who wrote its vector or key; negative once somebody has changed the rest of the row.
     writer: i32,
     committed_ms: Option<u64>,
 }
@@ -357,6 +358,8 @@ mod tests {
         assert_eq!(own, [false, false, true, true]);
         let uncommitted = [Eventual, Bounded, Session, Strong].map(|c| missing(7, None, c));
         assert_eq!(uncommitted, [true; 4]);
+        let left_alone = [Eventual, Bounded, Session, Strong].map(|c| missing(-7, None, c));
+        assert_eq!(left_alone, [false, false, true, true]);
     }
 
     #[test]

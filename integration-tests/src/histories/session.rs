@@ -266,20 +266,16 @@ impl Player<'_> {
     fn compare(&mut self, index: &str) -> Result<(), Trouble> {
         let sql = format!("ruvector_verify({index})");
         let replicas = self.attempt(Kind::Check, &sql, |client| Verified::all(client, index))?;
-        let mut wrong = replicas.iter();
-        // One that was left behind is compared, and lacks what it lacks.
-        let wrong = wrong.find(|one| one.state == "serving" && one.differences.unwrap_or(0) > 0);
-        let Some(wrong) = wrong else {
+        let wrong = replicas.iter().filter(|one| one.serves_a_difference());
+        let wrong: Vec<_> = wrong.collect();
+        if wrong.is_empty() {
             let compared = replicas.iter().filter(|one| one.problem.is_none());
             self.tally.compared += compared.count();
             return Ok(());
-        };
+        }
         let sql = format!("ruvector_verify_differences({index})");
         let named = self.attempt(Kind::Check, &sql, |client| Difference::all(client, index))?;
-        let is_there =
-            |key: &&Difference| (key.partition, key.node) == (wrong.partition, wrong.node);
-        let named: Vec<_> = named.iter().filter(is_there).collect();
-        let problem = anyhow!("a replica of {index} differs: {wrong:?}; these keys now: {named:?}");
+        let problem = anyhow!("replicas of {index} differ: {wrong:?}; these keys now: {named:?}");
         Err(Trouble::Wrong(problem))
     }
 

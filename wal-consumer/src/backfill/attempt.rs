@@ -10,7 +10,10 @@
 //! stamp on every replica, and no column is pending there: until then an UPDATE
 //! that leaves a row's vector alone may meet a replica that does not know it.
 //!
-//! A [reconcile](super::reconcile) is the same over what replicas hold, with a sweep.
+//! A table may have left the publication, and come back, between the collection's creation
+//! and the copy: what was removed then the stream told of before, and never told the end.
+//! So each copy ends with a sweep of the rows that no snapshot saw and nothing has
+//! changed since. A [reconcile](super::reconcile) is the same over what replicas hold.
 
 use super::Shared;
 use super::chunks::Chunks;
@@ -140,18 +143,19 @@ impl<'a> Attempt<'a> {
         let copied = self.copy_table(marks).await?;
         let mut seen = copied.seen;
         let mut had_pending = false;
+        // Behind the stream: what it has told of since is not swept.
+        self.settle().await?;
         if let Some(reconcile) = &self.reconcile {
-            // Behind the stream: what it has told of since is not swept.
-            self.settle().await?;
             reconcile.check(self.shared)?;
-            // Who left the publication meanwhile may have moved rows unseen.
-            let Published { membership, .. } = table::publish(self.shared, &self.spec).await?;
-            if membership != copied.mark.file.membership {
-                return Err(Outcome::Retry(anyhow::anyhow!(LEFT_PUBLICATION)));
-            }
-            let below = copied.mark.first_stamp;
-            self.chunks.sweep_everywhere(below).await?;
         }
+        // Who left the publication meanwhile may have moved rows unseen.
+        let Published { membership, .. } = table::publish(self.shared, &self.spec).await?;
+        if membership != copied.mark.file.membership {
+            return Err(Outcome::Retry(anyhow::anyhow!(LEFT_PUBLICATION)));
+        }
+        self.chunks
+            .sweep_everywhere(copied.mark.first_stamp)
+            .await?;
         loop {
             self.settle().await?;
             let pending = self.chunks.list_pending().await?;
