@@ -72,17 +72,13 @@ pub fn run(cluster: &Cluster, crashes: &[Crash], record: &Record, outage: &Outag
     let processes: BTreeSet<_> = crashes.iter().map(|crash| crash.process).collect();
     std::thread::scope(|scope| {
         let of_process = |process| {
-            let own = crashes.iter().filter(move |crash| crash.process == process);
-            scope.spawn(move || {
-                own.map(|crash| one(cluster, crash, began, record, outage))
-                    .collect()
-            })
+            let mut own = crashes.iter().filter(move |crash| crash.process == process);
+            scope
+                .spawn(move || own.try_for_each(|crash| one(cluster, crash, began, record, outage)))
         };
         let running: Vec<_> = processes.into_iter().map(of_process).collect();
-        let ended = running.into_iter();
-        ended
-            .map(|thread| thread.join().expect("a crash does not panic"))
-            .collect()
+        let mut ended = running.into_iter();
+        ended.try_for_each(|thread| thread.join().expect("a crash does not panic"))
     })
 }
 
