@@ -12,7 +12,8 @@ use crate::worker::{self, IndexStatus, ViewState};
 use pgrx::{IntoDatum, pg_sys};
 use std::ffi::c_int;
 
-const NOT_BUILT: &str = "the index is not built: CREATE INDEX CONCURRENTLY is at work, or was cut off";
+const NOT_BUILT: &str =
+    "the index is not built: CREATE INDEX CONCURRENTLY is at work, or was cut off";
 
 /// What can be said without the network.
 pub struct Local {
