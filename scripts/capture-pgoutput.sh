@@ -4,7 +4,8 @@
 # is made and thrown away; Debian's Postgres 15 with the extension installed is needed
 # (make build). Afterwards: UPDATE_GOLDEN=1 cargo test -p fuzz, and read the difference.
 #
-#   v1-binary, v1-text   protocol 1, which is what the consumer asks for, and as text
+#   v2-binary            protocol 2 in binary, unstreamed: what the consumer asks for
+#   v1-binary, v1-text   protocol 1, in binary and as text
 #   v2-streaming         a transaction that is sent before its commit
 #   v3-two-phase         prepared transactions
 #   copy-binary          COPY … TO STDOUT (FORMAT binary), in hex
@@ -81,6 +82,7 @@ capture() {
   sql -F ' ' -c "SELECT lsn, encode(data, 'hex') FROM pg_logical_slot_peek_binary_changes('$slot', NULL, NULL, \
     'publication_names', 'captured'$options) LIMIT $rows" >"$OUT/$name.txt"
 }
+capture v2-binary plain 100 proto_version 2 binary true messages true
 capture v1-binary plain 100 proto_version 1 binary true messages true
 capture v1-text plain 100 proto_version 1 messages true
 # Whatever is below 64 kB is sent as ever; of the streamed rows a few will do.

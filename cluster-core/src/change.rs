@@ -15,6 +15,12 @@ pub enum VectorColumn {
     Unchanged,
 }
 
+/// Whether no component is NaN or infinite: such a vector is none. Looks at all of
+/// them, for that is quicker than to stop at the first.
+pub fn is_finite(vector: &[f32]) -> bool {
+    vector.iter().fold(true, |all, x| all & x.is_finite())
+}
+
 /// One typed change. Graph and text changes will be further variants.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {

@@ -71,6 +71,11 @@ pub struct BackfillSnapshot {
     pub xmax: FullXid,
     /// Transactions below `xmax` that it takes for running, ascending.
     pub running: Vec<FullXid>,
+    /// OID of the row in `pg_publication_rel` by which the table was published when it
+    /// was read; under another one changes are missing. `None`: not noted yet, as by
+    /// 0.1.0.
+    #[serde(default)]
+    pub membership: Option<u32>,
 }
 
 impl BackfillSnapshot {
@@ -165,6 +170,7 @@ mod tests {
         let backfill = BackfillSnapshot {
             xmax: 100,
             running: vec![90],
+            membership: None,
         };
         assert!(backfill.covers(100, []));
         assert!(backfill.covers(120, [90, 110]));

@@ -5,9 +5,9 @@
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
 //! [`apply`], [`backfill`], [`reconcile`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`], [`slot_health`],
-//! [`history`]), who may speak ([`lease`]), which server is followed ([`server_copy`]) by whom
+//! [`heartbeat`], [`history`]), who may speak ([`lease`]), which server is followed ([`server_copy`]) by whom
 //! ([`assignment`], [`checklist`]), where partitions live ([`ring`], [`placement`], [`rebalance`],
-//! [`control`]), how a search is put together ([`scan`]) and gets its turn ([`fair_queue`]), how
+//! [`control`]), how a search is put together ([`scan`]) and gets its turn ([`fair_queue`]), when folding waits ([`folding`]), how
 //! much of the log it must include ([`freshness`]), for whom it is answered ([`server`]), and whether a
 //! replica holds what the heap holds ([`verify`]).
 
@@ -21,7 +21,9 @@ pub mod confirm;
 pub mod control;
 pub mod demotion;
 pub mod fair_queue;
+pub mod folding;
 pub mod freshness;
+pub mod heartbeat;
 pub mod history;
 pub mod ids;
 pub mod invariants;

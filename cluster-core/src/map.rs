@@ -173,6 +173,30 @@ pub struct Slot {
     pub timeline: u32,
     /// Where the slot became consistent: nothing before it is in the stream.
     pub consistent_point: Lsn,
+    /// What it is read through. `None` until a consumer noted it: those of 0.1.0 did not.
+    #[serde(default)]
+    pub publication: Option<PublicationId>,
+}
+
+/// A publication as the server numbers it: made again under its name it is another one,
+/// and what was changed in between is missing in the stream, or ends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicationId {
+    /// OID of its row in `pg_publication`.
+    pub publication: u32,
+    /// OID of the row in `pg_publication_rel` by which it has `ruvector.collections`.
+    pub definitions: u32,
+}
+
+impl Slot {
+    /// Whether `told` is the same slot, and says no less of it.
+    pub fn is_told_by(&self, told: &Slot) -> bool {
+        let known = Slot {
+            publication: self.publication.or(told.publication),
+            ..self.clone()
+        };
+        known == *told
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

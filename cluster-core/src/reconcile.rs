@@ -17,7 +17,8 @@
 //! stream has told of it at a position above the first stamp, and was applied
 //! before the sweep. Why it leaves no other row: a row that is not in the table was
 //! removed in the gap, so that nothing has told of it above X, or after it, so that
-//! the stream has removed it, or never was one.
+//! the stream has removed it, or never was one. A first backfill sweeps by the same
+//! argument: what the stream told of before the first stamp and no snapshot saw is gone.
 
 use crate::apply::RowState;
 use crate::backfill::{self, BackfillMark, TableFile};

@@ -57,30 +57,39 @@ impl RowKey {
         if key.0.is_empty() {
             return Err(BadRowKey::Empty);
         }
-        key.columns()?;
+        let mut rest = &key.0[..];
+        while !rest.is_empty() {
+            rest = key.split_column(rest)?.1;
+        }
         Ok(key)
     }
 
     /// The column values, in attribute-number order.
     pub fn columns(&self) -> Result<Vec<&[u8]>, BadRowKey> {
         let mut columns = Vec::new();
-        let mut rest: &[u8] = &self.0;
+        let mut rest = &self.0[..];
         while !rest.is_empty() {
-            let cut = || BadRowKey::Truncated(self.0.len());
-            let (len, tail) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
-            let len = u32::from_be_bytes(*len) as usize;
-            if len > tail.len() {
-                return Err(cut());
-            }
-            let (column, tail) = tail.split_at(len);
+            let (column, tail) = self.split_column(rest)?;
             columns.push(column);
             rest = tail;
         }
         Ok(columns)
     }
 
+    /// The first column of the key's rest, and what follows.
+    fn split_column<'a>(&self, rest: &'a [u8]) -> Result<(&'a [u8], &'a [u8]), BadRowKey> {
+        let cut = || BadRowKey::Truncated(self.0.len());
+        let (len, tail) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
+        let len = u32::from_be_bytes(*len) as usize;
+        tail.split_at_checked(len).ok_or_else(cut)
+    }
+
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    pub fn into_bytes(self) -> Box<[u8]> {
+        self.0
     }
 
     /// Places the row: XXH3-64, seed 0, over the canonical bytes.

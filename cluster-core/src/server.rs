@@ -88,6 +88,7 @@ mod tests {
                 database_oid: 5,
                 timeline: 1,
                 consistent_point: Lsn(1),
+                publication: None,
             }),
             server_start: start.map(ServerStart),
             slot_name: "slot".into(),

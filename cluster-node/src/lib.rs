@@ -137,7 +137,7 @@ pub fn spawn_workers(node: &Arc<Node>, stop: &CancellationToken) -> std::io::Res
     fold::spawn(
         node.replicas.clone(),
         node.metrics.clone(),
-        apply.fold_threads,
+        apply,
         stop.clone(),
     )?;
     let every = Duration::from_millis(apply.durable_every_ms.max(1));

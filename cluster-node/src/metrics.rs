@@ -20,6 +20,8 @@ pub struct Metrics {
     /// Milliseconds that apply waited for a full tail to be folded.
     pub tail_wait_ms: Counter,
     pub folded_rows: Counter,
+    /// Milliseconds that folders left the cores to apply, all threads together.
+    pub fold_gave_way_ms: Counter,
     pub fsync_seconds: Histogram,
     pub searches: Counter,
     pub search_seconds: Histogram,
@@ -51,6 +53,7 @@ impl Default for Metrics {
             backfill_rows: Counter::default(),
             tail_wait_ms: Counter::default(),
             folded_rows: Counter::default(),
+            fold_gave_way_ms: Counter::default(),
             fsync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             searches: Counter::default(),
             search_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
@@ -92,6 +95,7 @@ impl Metrics {
         r.register("backfill_rows", "Backfill rows merged", self.backfill_rows.clone());
         r.register("tail_wait_milliseconds", "Time that apply waited for folding", self.tail_wait_ms.clone());
         r.register("folded_rows", "Rows moved from the tail into the graph", self.folded_rows.clone());
+        r.register("fold_gave_way_milliseconds", "Time that folding left to apply, all threads together", self.fold_gave_way_ms.clone());
         r.register("fsync_seconds", "Synced commits to the node's database", self.fsync_seconds.clone());
         r.register("searches", "Search requests", self.searches.clone());
         r.register("search_seconds", "Search requests, waiting included", self.search_seconds.clone());

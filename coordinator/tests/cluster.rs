@@ -246,6 +246,7 @@ async fn a_collection_is_placed_once_there_are_nodes_and_survives_a_restart() {
         snapshot: Some(v1::BackfillSnapshot {
             xmax: 9,
             running: vec![8, 7],
+            membership_oid: None,
         }),
     };
     lead!(client, finish_backfill, finish.clone()).unwrap();

@@ -166,6 +166,7 @@ impl Fixture {
                 partition_id: planned.partition_id,
                 node_id: planned.to_node_id,
                 generation: running.generation,
+                reason: String::new(),
             };
             lead!(self.client, promote_replica, request).unwrap();
         }
@@ -278,6 +279,7 @@ async fn a_demoted_replica_learns_anew_once_its_node_renews() {
         partition_id: partition.partition_id,
         node_id: 2,
         generation: replica.generation,
+        reason: String::new(),
     };
     lead!(fixture.client, demote_replica, request).unwrap();
     let others = [(1, Newest), (3, Newest)];

@@ -4,8 +4,13 @@
 use bytes::Bytes;
 use cluster_core::wal_position::Lsn;
 
-/// Protocol 1 in binary, which is what we ask for, and as text.
-pub const STREAMS: [(&str, &str); 2] = [
+/// Protocol 2 in binary and unstreamed, which is what we ask for; protocol 1, in
+/// binary and as text.
+pub const STREAMS: [(&str, &str); 3] = [
+    (
+        "v2-binary",
+        include_str!("../../wal-consumer/fixtures/streams/v2-binary.txt"),
+    ),
     (
         "v1-binary",
         include_str!("../../wal-consumer/fixtures/streams/v1-binary.txt"),
@@ -15,7 +20,7 @@ pub const STREAMS: [(&str, &str); 2] = [
         include_str!("../../wal-consumer/fixtures/streams/v1-text.txt"),
     ),
 ];
-/// With messages of later versions, which we neither ask for nor take.
+/// With messages that streaming and later versions bring, which we neither ask for nor take.
 pub const FOREIGN: [(&str, &str); 2] = [
     (
         "v2-streaming",

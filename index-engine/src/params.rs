@@ -70,13 +70,16 @@ impl IndexParams {
                 got: vector.len(),
             });
         }
-        match vector.iter().position(|x| !x.is_finite()) {
-            Some(position) => Err(IndexError::NotFinite {
-                position,
-                value: vector[position],
-            }),
-            None => Ok(()),
+        // All of them first: quicker than to stop at one, which hardly ever comes.
+        if vector.iter().fold(true, |all, x| all & x.is_finite()) {
+            return Ok(());
         }
+        let position = vector.iter().position(|x| !x.is_finite());
+        let position = position.expect("one of them is not finite");
+        Err(IndexError::NotFinite {
+            position,
+            value: vector[position],
+        })
     }
 }
 

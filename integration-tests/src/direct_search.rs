@@ -93,7 +93,8 @@ impl DirectSearch {
         Ok(Self::of_collection(map, id, source, query))
     }
 
-    fn of_collection(
+    /// Of a collection that the map has, whichever index names it.
+    pub fn of_collection(
         map: PartitionMap,
         collection: CollectionId,
         source: SourceId,
@@ -269,21 +270,39 @@ pub fn assert_replicas_hold(
     min_lsn: u64,
     heap: &BTreeMap<Vec<u8>, f64>,
 ) -> Result<()> {
-    assert_replicas_agree(wire, search, min_lsn, heap.len())?;
+    let mut total = 0;
     for partition in &search.partitions {
+        let id = partition.id;
+        let mut first: Option<BTreeSet<Vec<u8>>> = None;
         for replica in partition.in_state(ReplicaState::Serving) {
-            for (key, distance) in rows_of(wire, search, partition.id, replica, min_lsn)? {
-                let want = heap
-                    .get(&key)
-                    .with_context(|| format!("zombie {key:02x?}"))?;
+            let node = replica.node;
+            let rows = rows_of(wire, search, id, replica, min_lsn)
+                .with_context(|| format!("{id} on {node}"))?;
+            for (key, distance) in &rows {
+                let want = heap.get(key);
+                let want = want.with_context(|| format!("zombie {key:02x?} in {id} on {node}"))?;
                 ensure!(
                     (distance - want).abs() <= 1e-4 * want.abs().max(1.0),
-                    "{key:02x?} lies at {distance} on {}, at {want} in the heap",
-                    replica.node
+                    "{key:02x?} lies at {distance} in {id} on {node}, at {want} in the heap"
                 );
             }
+            let keys: BTreeSet<_> = rows.into_keys().collect();
+            match &first {
+                None => first = Some(keys),
+                Some(other) => ensure!(
+                    *other == keys,
+                    "{id} on {node} has other keys than its peer: {:02x?}",
+                    other.symmetric_difference(&keys).collect::<Vec<_>>()
+                ),
+            }
         }
+        total += first.map_or(0, |keys| keys.len());
     }
+    ensure!(
+        total == heap.len(),
+        "the replicas hold {total} rows of {}",
+        heap.len()
+    );
     Ok(())
 }
 

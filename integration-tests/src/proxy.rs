@@ -23,6 +23,7 @@ struct Fault {
     mark: &'static [u8],
     is_on: AtomicBool,
     spoiled: AtomicUsize,
+    passed_bytes: AtomicUsize,
 }
 
 impl Proxy {
@@ -34,6 +35,7 @@ impl Proxy {
             mark,
             is_on: AtomicBool::new(false),
             spoiled: AtomicUsize::new(0),
+            passed_bytes: AtomicUsize::new(0),
         });
         let of_listener = fault.clone();
         std::thread::spawn(move || {
@@ -60,6 +62,11 @@ impl Proxy {
     /// Messages that did not arrive as they were sent.
     pub fn spoiled(&self) -> usize {
         self.fault.spoiled.load(Ordering::SeqCst)
+    }
+
+    /// What the server has said past it.
+    pub fn passed_bytes(&self) -> usize {
+        self.fault.passed_bytes.load(Ordering::SeqCst)
     }
 }
 
@@ -96,6 +103,7 @@ fn pass_frames(mut server: &TcpStream, mut client: &TcpStream, fault: &Fault) ->
             fault.spoiled.fetch_add(1, Ordering::SeqCst);
         }
         client.write_all(&frame)?;
+        fault.passed_bytes.fetch_add(frame.len(), Ordering::SeqCst);
     }
 }
 

@@ -21,6 +21,9 @@ const TWO: Shape = Shape {
     coordinators: 1,
     replicas: 2,
 };
+const PACE_BYTES: u64 = 1 << 20;
+/// Of each of two tables, filled within ten seconds at that pace.
+const PACED_ROWS: i64 = 2_200;
 /// As slow as may be.
 const SLOW: &str = "backfill_bytes_per_second_max = 1048576\ndemote_after_ms = 120000";
 const SHORT_SNAPSHOTS: &str = "backfill_snapshot_seconds_max = 1";
@@ -299,6 +302,49 @@ fn wait_for_first_range(cluster: &Cluster, session: &mut Session, items: &Items)
     Ok(())
 }
 
+/// `ruvector_index_status()`, `ruvector_replication_status` and `ctl lag` tell of a
+/// backfill that is under way, and of its numbers as `ctl collections` does.
+fn assert_told(
+    cluster: &Cluster,
+    session: &mut Session,
+    items: &Items,
+    before: Standing,
+) -> Result<()> {
+    let index = items.index();
+    let is_amid = session.value(&format!(
+        "SELECT state = 'building' AND backfill_rows_copied >= {rows} AND backfill_rows_estimated >= 1000
+            AND backfill_blocks_copied >= {blocks} AND backfill_blocks_copied < backfill_blocks_total
+            AND backfill_blocks_total >= 100 AND backfill_snapshots >= {snapshots}
+          FROM ruvector_index_status('{index}')",
+        rows = before.rows,
+        blocks = before.blocks,
+        snapshots = before.snapshots,
+    ))?;
+    let told = session.value(&format!(
+        "SELECT s::text FROM ruvector_index_status('{index}') s"
+    ))?;
+    ensure!(is_amid == "t", "{told}, after {before:?}");
+    let state =
+        format!("SELECT state FROM ruvector_replication_status WHERE index = '{index}'::regclass");
+    ensure!(session.value(&state)? == "building");
+    let lag = cluster.ctl("lag")?;
+    let backfills = lag[0]["progress"]["backfills"].as_array();
+    let backfill = backfills
+        .into_iter()
+        .flatten()
+        .find(|b| b["index"] == index.as_str())
+        .with_context(|| format!("{index} is not in {lag}"))?;
+    let number = |name: &str| backfill[name].as_u64().unwrap_or(0);
+    ensure!(
+        number("rows_copied") >= before.rows
+            && number("blocks_copied") >= before.blocks
+            && number("blocks_total") > number("blocks_copied")
+            && number("snapshots") >= before.snapshots,
+        "{backfill}, after {before:?}"
+    );
+    Ok(())
+}
+
 fn wait_for_snapshot(session: &mut Session) -> Result<()> {
     let deadline = Instant::now() + READY_WITHIN;
     while oldest_snapshot_seconds(session)? < 0.1 {
@@ -319,7 +365,8 @@ fn p11_whoever_waits_in_mid_backfill_gets_the_table_and_rewritten_ranges_begin_a
     let items = table(&mut session, "rewritten", ROWS)?;
     create_index(&mut session, &items)?;
     let writer = Writer::start(&cluster, &items)?;
-    wait_for(&cluster, &items, "well begun", |s| s.blocks >= 60)?;
+    let begun = wait_for(&cluster, &items, "well begun", |s| s.blocks >= 60)?;
+    assert_told(&cluster, &mut session, &items, begun)?;
     let mut get_through = |sql: &str| -> Result<()> {
         let began = Instant::now();
         session.batch_execute(sql).with_context(|| sql.to_owned())?;
@@ -344,13 +391,14 @@ fn p11_whoever_waits_in_mid_backfill_gets_the_table_and_rewritten_ranges_begin_a
 }
 
 #[test]
-fn two_tables_are_filled_at_once_and_share_the_pace() -> Result<()> {
+fn p11_two_tables_are_filled_at_once_and_share_the_pace() -> Result<()> {
     let cluster = cluster("backfill-two", SHORT_SNAPSHOTS)?;
     let mut session = cluster.session()?;
     let tables = [
-        table(&mut session, "first", 2_000)?,
-        table(&mut session, "second", 2_000)?,
+        table(&mut session, "first", PACED_ROWS)?,
+        table(&mut session, "second", PACED_ROWS)?,
     ];
+    let began = Instant::now();
     for items in &tables {
         create_index(&mut session, items)?;
     }
@@ -374,6 +422,15 @@ fn two_tables_are_filled_at_once_and_share_the_pace() -> Result<()> {
     for items in &tables {
         wait_for(&cluster, items, "ready", |s| s.is_ready)?;
     }
+    let took = began.elapsed();
+    // Less what the writers took away before it was read.
+    let bytes = 2 * PACED_ROWS as usize * DIMENSIONS * 4 * 9 / 10;
+    let least = Duration::from_secs_f64(bytes as f64 / PACE_BYTES as f64);
+    println!("both are ready after {took:?}; at one source's pace in {least:?} at least");
+    ensure!(
+        took >= least,
+        "two tables at one source's pace take {least:?} at least, and took {took:?}"
+    );
     for writer in writers {
         writer.finish()?;
     }

@@ -6,13 +6,17 @@
 use anyhow::{Context, Result, ensure};
 use cluster_core::apply::{StoredRow, StoredVector};
 use cluster_core::ids::Incarnation;
-use cluster_core::map::{PartitionMap, ReplicaState, Source};
+use cluster_core::map::{PartitionMap, ReplicaState};
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_node::storage::{Storage, StorageConfig, WriteSet};
+use integration_tests::history::{
+    MENDED_WITHIN, change, is_whole, slot_name, source, wait_for_map, wait_until_broken,
+    wait_until_left, wait_until_mended,
+};
 use integration_tests::{
     Cluster, DirectSearch, Items, Session, Shape, Standby, Wire, assert_replicas_agree,
-    clustered_vector, literal,
+    clustered_vector,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,7 +34,6 @@ const CONSUMER: &str = "retry_max_ms = 1000\npreflight_every_ms = 500";
 /// Slow enough to be looked at.
 const SLOW: &str = "retry_max_ms = 1000\npreflight_every_ms = 500\n\
                     backfill_bytes_per_second_max = 1048576\ndemote_after_ms = 120000";
-const MENDED_WITHIN: Duration = Duration::from_secs(60);
 
 fn cluster(name: &str, consumer: &str) -> Result<(Cluster, Wire)> {
     let settings = [
@@ -41,115 +44,6 @@ fn cluster(name: &str, consumer: &str) -> Result<(Cluster, Wire)> {
     let wire = cluster.wire()?;
     wire.wait_for_nodes(2)?;
     Ok((cluster, wire))
-}
-
-fn source(map: &PartitionMap) -> Result<&Source> {
-    map.sources.values().next().context("a source")
-}
-
-fn is_whole(map: &PartitionMap) -> bool {
-    let replicas = map.partitions.values().flat_map(|p| &p.replicas);
-    let mut states = replicas.map(|replica| replica.state);
-    states.all(|state| state == ReplicaState::Serving)
-        && map.collections.values().all(|c| c.reconcile.is_none())
-}
-
-fn wait_for_map(
-    wire: &Wire,
-    what: &str,
-    is_such: impl Fn(&PartitionMap) -> bool,
-) -> Result<PartitionMap> {
-    let deadline = Instant::now() + MENDED_WITHIN;
-    loop {
-        let map = wire.map()?;
-        if is_such(&map) {
-            return Ok(map);
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "not {what}: {:?} {:?}",
-            map.sources.values(),
-            map.collections.values()
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Until the history has broken so many times, and all is well again. `resting`: a table
-/// that nobody writes to, which answers as the heap does at every moment meanwhile.
-fn wait_until_mended(
-    cluster: &Cluster,
-    wire: &Wire,
-    incarnation: u64,
-    resting: Option<&Items>,
-) -> Result<PartitionMap> {
-    let mut session = cluster.session()?;
-    session.batch_execute("SET ruvector.on_unavailable = exact")?;
-    let began = Instant::now();
-    let map = loop {
-        if let Some(items) = resting {
-            let nearest = items.nearest(1_000_007, 10);
-            let (got, want) = (session.ids(&nearest)?, session.exact_ids(&nearest)?);
-            ensure!(
-                got == want,
-                "while it is mended: got {got:?}, want {want:?}"
-            );
-        }
-        let map = wire.map()?;
-        if source(&map)?.incarnation.0 >= incarnation && is_whole(&map) {
-            break map;
-        }
-        ensure!(
-            began.elapsed() < MENDED_WITHIN,
-            "not mended: {:?} {:?} {:?}",
-            map.sources.values(),
-            map.collections.values(),
-            map.partitions.values()
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    };
-    println!(
-        "incarnation {incarnation} is whole after {:?}",
-        began.elapsed()
-    );
-    let found = source(&map)?.incarnation.0;
-    ensure!(
-        found == incarnation,
-        "incarnation {found}, not {incarnation}"
-    );
-    Ok(map)
-}
-
-/// Waits for a break, while its index is still stale, and answers the reason.
-fn wait_until_broken(wire: &Wire, incarnation: u64) -> Result<String> {
-    let map = wait_for_map(wire, "broken", |map| {
-        let source = map.sources.values().next();
-        source.is_some_and(|s| s.incarnation.0 >= incarnation)
-    })?;
-    let mut collections = map.collections.values();
-    let reconcile = collections.find_map(|c| c.reconcile.clone());
-    Ok(reconcile.context("nothing is to be reconciled")?.reason)
-}
-
-/// Every kind of change, to rows of its own for each `round`.
-fn change(session: &mut Session, items: &Items, round: i64) -> Result<()> {
-    let (name, low) = (&items.name, round * 100);
-    let vector = |n| literal(&clustered_vector(n, items.dimensions));
-    session.batch_execute(&format!(
-        "DELETE FROM {name} WHERE id > {low} AND id <= {low} + 20;
-         UPDATE {name} SET embedding = '{}' WHERE id > {low} + 20 AND id <= {low} + 40;
-         UPDATE {name} SET label = label + 1 WHERE id > {low} + 40 AND id <= {low} + 60;
-         UPDATE {name} SET id = id + 1000000 WHERE id > {low} + 60 AND id <= {low} + 70;
-         UPDATE {name} SET embedding = NULL WHERE id > {low} + 70 AND id <= {low} + 80;
-         INSERT INTO {name} SELECT 2000000 + {low} + i, 0, '{}' FROM generate_series(1, 20) i",
-        vector(5_000 + round),
-        vector(6_000 + round),
-    ))?;
-    Ok(())
-}
-
-fn slot_name(wire: &Wire) -> Result<String> {
-    Ok(source(&wire.map()?)?.slot_name.clone())
 }
 
 /// A table of vectors that lie out of line, and its index.
@@ -175,6 +69,8 @@ fn p2_p3_a_slot_or_publication_that_is_gone_or_taken_breaks_the_history_and_is_m
     cluster.restart("consumer-1")?;
     let reason = wait_until_broken(&wire, 2)?;
     ensure!(reason.contains("is gone"), "{reason}");
+    let second = slot_name(&wire)?;
+    ensure!(second == format!("{slot}_i2"), "{second}");
     assert_stale(&cluster, &items)?;
     change(&mut session, &items, 3)?;
     wait_until_mended(&cluster, &wire, 2, Some(&items))?;
@@ -182,9 +78,11 @@ fn p2_p3_a_slot_or_publication_that_is_gone_or_taken_breaks_the_history_and_is_m
 
     // Somebody else's slot has its name: it stays whose it is.
     cluster.kill("consumer-1")?;
-    wait_until_left(&mut session, &slot)?;
+    wait_until_left(&mut session, &second)?;
     session.batch_execute(&format!(
-        "{drop_slot}; SELECT pg_create_physical_replication_slot('{slot}')"
+        "SELECT pg_drop_replication_slot('{second}');
+         SELECT pg_create_physical_replication_slot('{second}');
+         SELECT pg_create_physical_replication_slot('{slot}')"
     ))?;
     change(&mut session, &items, 4)?;
     cluster.restart("consumer-1")?;
@@ -195,8 +93,10 @@ fn p2_p3_a_slot_or_publication_that_is_gone_or_taken_breaks_the_history_and_is_m
     let own = slot_name(&wire)?;
     ensure!(own == format!("{slot}_i3"), "{own}");
     let kinds = "SELECT string_agg(slot_type, ',' ORDER BY slot_type) FROM pg_replication_slots WHERE NOT temporary";
-    ensure!(session.value(kinds)? == "logical,physical");
-    session.batch_execute(&drop_slot)?;
+    ensure!(session.value(kinds)? == "logical,physical,physical");
+    session.batch_execute(&format!(
+        "{drop_slot}; SELECT pg_drop_replication_slot('{second}')"
+    ))?;
 
     // Under the consumer's eyes, with the consumer and a node dying meanwhile.
     session.batch_execute("DROP PUBLICATION ruvector")?;
@@ -311,21 +211,6 @@ fn spoil(cluster: &Cluster, wire: &Wire, items: &Items) -> Result<()> {
         set.put_row(partition, &key(id), &row);
     }
     Ok(storage.commit(set)?)
-}
-
-/// Waits until no walsender holds the slot of a consumer that was killed.
-fn wait_until_left(session: &mut Session, slot: &str) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let active =
-        format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active");
-    while session.value(&active)? != "0" {
-        ensure!(Instant::now() < deadline, "the slot stays active");
-        session.batch_execute(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active",
-        )?;
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }
 
 /// The server stops, its files are changed by lines of bash, and it starts again.
@@ -487,6 +372,11 @@ fn assert_stale(cluster: &Cluster, items: &Items) -> Result<()> {
         items.index()
     ))?;
     ensure!(told.contains("old data, flagged"), "{told}");
+    let standing = session.value(&format!(
+        "SELECT state || ': ' || reason FROM ruvector_replication_status WHERE index = '{}'::regclass",
+        items.index()
+    ))?;
+    ensure!(standing.starts_with("stale: "), "{standing}");
     let sources = cluster.ctl("source list")?.to_string();
     ensure!(sources.contains("old data, flagged"), "{sources}");
     Ok(())

@@ -343,6 +343,11 @@ fn a_table_taken_out_of_the_publication_fails_its_index_by_name_and_reindex_buil
         let status = session.value(status)?;
         Ok(status.starts_with("failed") && status.contains("publication"))
     })?;
+    let standing = "SELECT state || ': ' || reason FROM ruvector_replication_status WHERE index = 'unpublished_embedding_idx'::regclass";
+    wait_until("failed in the view too", || {
+        let standing = session.value(standing)?;
+        Ok(standing.starts_with("failed: ") && standing.contains("publication"))
+    })?;
     let sql = items.nearest(5, 10);
     assert_eq!(session.ids(&sql)?, session.exact_ids(&sql)?);
     session.batch_execute("REINDEX INDEX unpublished_embedding_idx")?;

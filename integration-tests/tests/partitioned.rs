@@ -162,6 +162,50 @@ fn p2_a_key_that_comes_after_the_index_has_every_partition_followed() -> Result<
 }
 
 #[test]
+fn p2_partitions_of_partitions_are_followed() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    create(&mut session, "parts_deep", ", PRIMARY KEY (id, part)")?;
+    session.batch_execute(
+        "DROP TABLE parts_deep_1;
+         CREATE TABLE parts_deep_1 PARTITION OF parts_deep FOR VALUES IN (1) PARTITION BY RANGE (id);
+         CREATE TABLE parts_deep_1_low PARTITION OF parts_deep_1 FOR VALUES FROM (0) TO (500);
+         CREATE TABLE parts_deep_1_high PARTITION OF parts_deep_1 FOR VALUES FROM (500) TO (100000);
+         INSERT INTO parts_deep SELECT id + 300 * (id % 3), 1, embedding + embedding FROM parts_deep",
+    )?;
+    index(&mut session, "parts_deep")?;
+    let leaves = "SELECT count(*) FROM ruvector.collections WHERE table_name LIKE 'parts_deep%'";
+    assert_eq!(session.value(leaves)?, "4");
+    // Within the inner one, out of it and into it.
+    session.batch_execute(
+        "UPDATE parts_deep SET id = id + 700 WHERE part = 1 AND id % 5 = 0 AND id < 300;
+         UPDATE parts_deep SET part = 0, id = id + 10000 WHERE part = 1 AND id % 5 = 1;
+         UPDATE parts_deep SET part = 1, id = id + 20000 WHERE part = 2 AND id % 2 = 0;
+         DELETE FROM parts_deep WHERE id % 13 = 0",
+    )?;
+    assert_followed(&mut session, "parts_deep")?;
+    session.batch_execute(
+        "TRUNCATE parts_deep_1_low;
+         CREATE TABLE parts_deep_1_top PARTITION OF parts_deep_1 FOR VALUES FROM (100000) TO (200000);
+         INSERT INTO parts_deep SELECT id + 100000, 1, embedding - embedding - embedding FROM parts_deep_0 WHERE id < 200",
+    )?;
+    assert_followed(&mut session, "parts_deep")?;
+    session.batch_execute("ALTER TABLE parts_deep_1 DETACH PARTITION parts_deep_1_high")?;
+    assert_followed(&mut session, "parts_deep")?;
+    session.batch_execute("ALTER TABLE parts_deep DETACH PARTITION parts_deep_1")?;
+    assert_followed(&mut session, "parts_deep")?;
+    session.batch_execute(
+        "ALTER TABLE parts_deep_1 ATTACH PARTITION parts_deep_1_high FOR VALUES FROM (500) TO (100000);
+         ALTER TABLE parts_deep ATTACH PARTITION parts_deep_1 FOR VALUES IN (1);
+         UPDATE parts_deep SET embedding = embedding + embedding + embedding WHERE part = 1 AND id % 2 = 0",
+    )?;
+    assert_followed(&mut session, "parts_deep")?;
+    session.batch_execute("TRUNCATE parts_deep_1")?;
+    assert_followed(&mut session, "parts_deep")?;
+    session.batch_execute("DROP TABLE parts_deep_1")?;
+    assert_followed(&mut session, "parts_deep")
+}
+
+#[test]
 fn the_status_of_a_partitioned_index_names_where_to_look() -> Result<()> {
     let mut session = Cluster::shared()?.session()?;
     create(&mut session, "parts_status", ", PRIMARY KEY (id, part)")?;

@@ -26,6 +26,13 @@ fn p11_alter_table_keeps_the_index_whatever_it_changes() -> Result<()> {
     let mut session = Cluster::shared()?.session()?;
     let items = Items::indexed(&mut session, "altered", 400, 8)?;
     session.batch_execute("DROP SCHEMA IF EXISTS elsewhere CASCADE; CREATE SCHEMA elsewhere")?;
+    session.batch_execute(
+        "CREATE ACCESS METHOD heap_again TYPE TABLE HANDLER heap_tableam_handler;
+         CREATE TABLE altered_kind(label bigint, embedding vector(8));
+         CREATE TABLE altered_labels(label bigint PRIMARY KEY); INSERT INTO altered_labels SELECT generate_series(0, 9)",
+    )?;
+    session.batch_execute("SET allow_in_place_tablespaces = on")?;
+    session.batch_execute("CREATE TABLESPACE beside LOCATION ''")?;
     for statement in [
         "ALTER TABLE altered ADD COLUMN note text",
         "ALTER TABLE altered ADD COLUMN constant text DEFAULT 'x' NOT NULL",
@@ -50,6 +57,25 @@ fn p11_alter_table_keeps_the_index_whatever_it_changes() -> Result<()> {
         "ALTER TABLE altered ALTER COLUMN embedding SET STATISTICS 10",
         "ALTER TABLE altered ALTER COLUMN embedding TYPE vector(8)",
         "ALTER TABLE altered ALTER COLUMN embedding TYPE vector(8) USING embedding + embedding",
+        "ALTER TABLE altered ALTER COLUMN renamed SET COMPRESSION pglz",
+        "ALTER TABLE altered SET ACCESS METHOD heap",
+        "ALTER TABLE altered SET ACCESS METHOD heap_again",
+        "ALTER TABLE altered SET TABLESPACE beside",
+        "ALTER INDEX altered_embedding_idx SET TABLESPACE beside",
+        "ALTER INDEX altered_embedding_idx SET TABLESPACE pg_default",
+        "ALTER TABLE altered SET TABLESPACE pg_default, SET ACCESS METHOD heap",
+        "ALTER TABLE altered ADD CONSTRAINT labelled FOREIGN KEY (label) REFERENCES altered_labels NOT VALID",
+        "ALTER TABLE altered VALIDATE CONSTRAINT labelled",
+        "ALTER TABLE altered RENAME CONSTRAINT labelled TO has_label",
+        "ALTER TABLE altered ALTER CONSTRAINT has_label DEFERRABLE INITIALLY DEFERRED",
+        "ALTER TABLE altered DROP CONSTRAINT has_label",
+        "ALTER TABLE altered RENAME CONSTRAINT altered_pkey TO altered_key;
+         ALTER TABLE altered RENAME CONSTRAINT altered_key TO altered_pkey",
+        "CREATE TABLE altered_notes(item bigint REFERENCES altered ON DELETE CASCADE);
+         INSERT INTO altered_notes SELECT id FROM altered",
+        "DROP TABLE altered_notes",
+        "ALTER TABLE altered INHERIT altered_kind",
+        "ALTER TABLE altered NO INHERIT altered_kind",
         "ALTER TABLE altered ADD CHECK (id > 0)",
         "ALTER TABLE altered SET (fillfactor = 80, autovacuum_enabled = off)",
         "ALTER TABLE altered CLUSTER ON altered_pkey",
@@ -75,7 +101,132 @@ fn p11_alter_table_keeps_the_index_whatever_it_changes() -> Result<()> {
                 .with_context(|| statement.to_owned())?;
         }
     }
+    session.batch_execute(
+        "DROP TABLE altered, altered_kind, altered_labels; DROP ACCESS METHOD heap_again",
+    )?;
+    Ok(session.batch_execute("DROP TABLESPACE beside")?)
+}
+
+#[test]
+fn p11_a_typed_table_is_followed_as_any_other() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    let items = Items::indexed(&mut session, "typed", 200, 8)?;
+    session.batch_execute(
+        "DROP TYPE IF EXISTS item CASCADE; CREATE TYPE item AS (id bigint, label int, embedding vector(8))",
+    )?;
+    for statement in [
+        "ALTER TABLE typed OF item",
+        "ALTER TYPE item ADD ATTRIBUTE note text CASCADE",
+        "ALTER TYPE item DROP ATTRIBUTE note CASCADE",
+        "ALTER TABLE typed NOT OF",
+    ] {
+        amid_writes(&mut session, "typed", statement)?;
+        items
+            .assert_followed(&mut session)
+            .with_context(|| statement.to_owned())?;
+    }
+    session.batch_execute(
+        "DROP TABLE typed; CREATE TABLE typed OF item (PRIMARY KEY (id));
+         INSERT INTO typed SELECT n, n % 10, ARRAY[n, n % 7, 1, 1, 1, 1, 1, n % 3]::real[]::vector FROM generate_series(1, 100) n",
+    )?;
+    items.create_index(&mut session, "vector_l2_ops")?;
+    items.assert_followed(&mut session)?;
+    // A type's columns are its tables' columns.
+    amid_writes(
+        &mut session,
+        "typed",
+        "ALTER TYPE item RENAME ATTRIBUTE embedding TO e CASCADE; ALTER TYPE item RENAME ATTRIBUTE e TO embedding CASCADE",
+    )?;
+    items.assert_followed(&mut session)?;
+    Ok(session.batch_execute("DROP TYPE item CASCADE")?)
+}
+
+#[test]
+fn p11_a_table_with_heirs_is_answered_with_their_rows() -> Result<()> {
+    let mut session = Cluster::shared()?.session()?;
+    session.batch_execute("DROP TABLE IF EXISTS heir, bequeathed CASCADE")?;
+    let items = Items::indexed(&mut session, "bequeathed", 150, 8)?;
+    session.batch_execute(
+        "CREATE TABLE heir(PRIMARY KEY (id)) INHERITS (bequeathed);
+         INSERT INTO heir SELECT id + 1000, label, embedding + embedding FROM ONLY bequeathed",
+    )?;
+    // Heirs have no index by themselves: theirs are scanned and sorted.
+    let as_the_heap = |session: &mut Session| -> Result<()> {
+        for (probe, limit) in [(1, 10), (2, 40), (3, 1_000)] {
+            let sql = items.nearest(1_000_000 + probe, limit);
+            let (got, want) = (session.ids(&sql)?, session.exact_ids(&sql)?);
+            ensure!(got == want, "got {got:?}, want {want:?}");
+        }
+        Ok(())
+    };
+    as_the_heap(&mut session)?;
+    session.batch_execute(
+        "CREATE INDEX heir_embedding_idx ON heir USING ruhnsw (embedding vector_l2_ops)",
+    )?;
+    session.wait_for("heir_embedding_idx", false)?;
+    amid_writes(
+        &mut session,
+        "bequeathed",
+        "ALTER TABLE bequeathed ADD COLUMN note text",
+    )?;
+    as_the_heap(&mut session)?;
+    let merged = session.explain(&items.nearest(3, 10))?.text;
+    ensure!(
+        merged.contains("Merge Append") && !merged.contains("Seq Scan"),
+        "{merged}"
+    );
+    // The parent alone, and the heir alone.
+    let alone = items
+        .nearest(5, 20)
+        .replace("FROM bequeathed", "FROM ONLY bequeathed");
+    ensure!(session.ids(&alone)? == session.exact_ids(&alone)?);
+    session.explain(&alone)?.assert_answered_by_the_cluster()?;
+    for statement in [
+        "ALTER TABLE heir NO INHERIT bequeathed",
+        "ALTER TABLE heir INHERIT bequeathed",
+        "TRUNCATE ONLY bequeathed",
+        "TRUNCATE bequeathed",
+    ] {
+        amid_writes(&mut session, "bequeathed", statement)?;
+        as_the_heap(&mut session)?;
+        let heir = Items {
+            name: "heir".to_owned(),
+            ..items.clone()
+        };
+        heir.assert_followed(&mut session)
+            .with_context(|| statement.to_owned())?;
+    }
     Ok(())
+}
+
+#[test]
+fn p11_a_schema_and_a_database_are_reindexed_whole() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let mut session = cluster.session()?;
+    session.batch_execute("DROP SCHEMA IF EXISTS whole CASCADE; CREATE SCHEMA whole")?;
+    session.batch_execute("SET search_path = whole, public")?;
+    let items = Items::create(&mut session, "whole.one", 200, 8)?;
+    session.batch_execute(
+        "CREATE INDEX one_embedding_idx ON one USING ruhnsw (embedding vector_l2_ops)",
+    )?;
+    let items = Items {
+        name: "one".to_owned(),
+        ..items
+    };
+    items.assert_followed(&mut session)?;
+    let database = session.value("SELECT current_database()")?;
+    for statement in [
+        "REINDEX SCHEMA whole".to_owned(),
+        "REINDEX SCHEMA CONCURRENTLY whole".to_owned(),
+        format!("REINDEX DATABASE {database}"),
+        format!("REINDEX SYSTEM {database}"),
+    ] {
+        amid_writes(&mut session, "one", &statement)?;
+        items
+            .assert_followed(&mut session)
+            .with_context(|| statement.clone())?;
+    }
+    Ok(session.batch_execute("DROP SCHEMA whole CASCADE")?)
 }
 
 #[test]

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Result, ensure};
+use cluster_core::ids::Incarnation;
 use integration_tests::{Cluster, Items, Session, Shape};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
@@ -24,42 +26,119 @@ fn lag(cluster: &Cluster) -> Result<serde_json::Value> {
 
 #[test]
 fn p11_a_quiet_database_holds_no_wal_and_a_slot_near_its_limit_is_told_of() -> Result<()> {
-    let cluster = Cluster::start("slot-health", Shape::ONE)?;
+    // No checkpoint but the test's own: what moves the slot is what moves it for hours
+    // on a server that seldom has one.
+    let settings = "checkpoint_timeout = 1h\nmax_wal_size = 16GB\nfsync = off";
+    let consumer = "heartbeat_every_ms = 2000\nheartbeat_wal_bytes = 1048576";
+    let cluster = Cluster::start_with(
+        "slot-health",
+        Shape::ONE,
+        &[("PG_SETTINGS", settings), ("CONSUMER_SETTINGS", consumer)],
+    )?;
     let mut session = cluster.session()?;
     let items = Items::indexed(&mut session, "watched", 200, 8)?;
     quiet_database_on_a_busy_server(&cluster, &mut session)?;
+    a_heartbeat_that_fails_ends_nothing(&cluster, &mut session, &items)?;
     near_the_limit(&cluster, &mut session, &items)?;
     cluster.finish()
 }
 
-/// Nothing is written in the followed database, and much in another one: the slot
-/// decodes it all, and its WAL is free again without any heartbeat of ours.
+/// Nothing is written in the followed database, and another one is written to without
+/// end: both positions of the slot follow, by heartbeats and by the records of running
+/// transactions that the server's background writer makes every 15 s.
 fn quiet_database_on_a_busy_server(cluster: &Cluster, session: &mut Session) -> Result<()> {
     session.batch_execute("CREATE DATABASE busy")?;
     let mut busy = Session::open(&cluster.dsn_of("busy"))?;
     busy.batch_execute("CREATE TABLE filler(id bigint, body text)")?;
-    // Nothing of the followed database's own since here.
-    let restart = "SELECT (restart_lsn - '0/0')::int8 FROM pg_replication_slots \
-                   WHERE slot_name LIKE 'ruvector%' AND NOT temporary";
-    let mut stood: u64 = busy.value(restart)?.parse()?;
+    let mut looking = Session::open(&cluster.dsn_of("busy"))?;
+    let checkpoints = "SELECT checkpoints_timed + checkpoints_req FROM pg_stat_bgwriter";
+    let had = looking.value(checkpoints)?;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result<()> {
+        let writer = scope.spawn(|| -> Result<()> {
+            while !stop.load(Ordering::Relaxed) {
+                busy.batch_execute(
+                    "INSERT INTO filler SELECT i, repeat('x', 1000) FROM generate_series(1, 1000) i",
+                )?;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            Ok(())
+        });
+        let followed = follows_the_log(&mut looking);
+        stop.store(true, Ordering::Relaxed);
+        writer.join().expect("no panic")?;
+        followed
+    })?;
+    let now = looking.value(checkpoints)?;
+    ensure!(now == had, "{now} checkpoints after {had}");
+    let line = |outcome| {
+        format!("ruvector_consumer_heartbeats_total{{source=\"1\",reason=\"{outcome}\"}}")
+    };
+    for outcome in ["written", "received"] {
+        let heartbeats = cluster.metric_line("consumer-1", &line(outcome))?;
+        ensure!(heartbeats >= 3.0, "{heartbeats} heartbeats {outcome}");
+    }
+    Ok(())
+}
+
+/// Three times: what the log held when it was looked at is let go of. What the slot
+/// retains is then never more than what is written in twice that time.
+fn follows_the_log(looking: &mut Session) -> Result<()> {
+    let slot = |what: &str| {
+        format!(
+            "SELECT ({what} - '0/0')::int8 FROM pg_replication_slots \
+             WHERE slot_name LIKE 'ruvector%' AND NOT temporary"
+        )
+    };
+    let began: u64 = looking.value(&slot("restart_lsn"))?.parse()?;
+    let mut stood = began;
     for _ in 0..3 {
-        busy.batch_execute(
-            "INSERT INTO filler SELECT i, repeat('x', 1000) FROM generate_series(1, 20000) i",
-        )?;
-        let wrote: u64 = busy
+        let wrote: u64 = looking
             .value("SELECT (pg_current_wal_lsn() - '0/0')::int8")?
             .parse()?;
-        ensure!(wrote > stood + 20 * MIB, "{wrote} after {stood}");
-        // The server can let go of WAL only at a record of running transactions: its
-        // background writer makes one every 15 s, a checkpoint at once.
-        busy.batch_execute("CHECKPOINT")?;
-        wait_until("the quiet slot moves", Duration::from_secs(40), || {
-            Ok(busy.value(restart)?.parse::<u64>()? >= wrote)
+        wait_until("the quiet slot moves", Duration::from_secs(90), || {
+            let restart: u64 = looking.value(&slot("restart_lsn"))?.parse()?;
+            let confirmed: u64 = looking.value(&slot("confirmed_flush_lsn"))?.parse()?;
+            stood = restart;
+            Ok(restart >= wrote && confirmed >= wrote)
         })?;
-        stood = wrote;
     }
-    ensure!(busy.retained_wal_bytes()? < 20 * MIB);
+    ensure!(stood > began + 8 * MIB, "{stood} after {began}");
     Ok(())
+}
+
+/// A role without the right, or a server that has become a standby: told, counted, and
+/// the source goes on.
+fn a_heartbeat_that_fails_ends_nothing(
+    cluster: &Cluster,
+    session: &mut Session,
+    items: &Items,
+) -> Result<()> {
+    let restarts = || cluster.metric("consumer-1", "ruvector_consumer_restarts_total");
+    let failed = "ruvector_consumer_heartbeats_total{source=\"1\",reason=\"failed\"}";
+    let before = restarts()?;
+    let rename = |from: &str, to: &str| {
+        ["text", "bytea"].map(|content| {
+            format!("ALTER FUNCTION {from}(boolean, text, {content}) RENAME TO {to};")
+        })
+    };
+    let (shown, hidden) = ("pg_logical_emit_message", "hidden_emit");
+    session.batch_execute(&rename(shown, hidden).concat())?;
+    let mut busy = Session::open(&cluster.dsn_of("busy"))?;
+    wait_until("a heartbeat fails", Duration::from_secs(60), || {
+        busy.batch_execute(
+            "INSERT INTO filler SELECT i, repeat('x', 1000) FROM generate_series(1, 1000) i",
+        )?;
+        Ok(cluster.metric_line("consumer-1", failed).unwrap_or(0.0) >= 2.0)
+    })?;
+    items.insert(session, 501..511)?;
+    items.assert_every_row_once(session)?;
+    assert_eq!(restarts()?, before, "the run went on");
+    session.batch_execute(&rename(hidden, shown).concat())?;
+    wait_until("little is retained", Duration::from_secs(40), || {
+        session.batch_execute("CHECKPOINT")?;
+        Ok(session.retained_wal_bytes()? < 20 * MIB)
+    })
 }
 
 fn near_the_limit(cluster: &Cluster, session: &mut Session, items: &Items) -> Result<()> {
@@ -122,7 +201,7 @@ fn near_the_limit(cluster: &Cluster, session: &mut Session, items: &Items) -> Re
 fn p11_with_the_cluster_gone_past_the_limit_the_wal_is_bounded_and_scans_too() -> Result<()> {
     let settings = "ruvector.slot_hold_limit = 32MB\nmax_wal_size = 64MB\nmin_wal_size = 32MB\n\
                     max_slot_wal_keep_size = -1\nfsync = off";
-    let consumer = "slot_hold_limit_bytes = 50331648";
+    let consumer = "slot_hold_limit_bytes = 50331648\nbackfill_bytes_per_second_max = 1048576";
     let cluster = Cluster::start_with(
         "slot-gone",
         Shape::ONE,
@@ -186,6 +265,7 @@ fn p11_with_the_cluster_gone_past_the_limit_the_wal_is_bounded_and_scans_too() -
     for process in ["node-1", "consumer-1"] {
         cluster.restart(process)?;
     }
+    the_break_is_told(&cluster, &items)?;
     wait_until("the break is seen", Duration::from_secs(40), || {
         let advanced = "ruvector_consumer_slot_advanced_by_server_total";
         Ok(cluster.metric("consumer-1", advanced)? >= 1.0)
@@ -202,6 +282,41 @@ fn p11_with_the_cluster_gone_past_the_limit_the_wal_is_bounded_and_scans_too() -
         items.assert_followed(&mut session)?;
     }
     cluster.finish()
+}
+
+/// The source has another incarnation, and until the index is reconciled it is stale
+/// for a reason that says what happened. Looked at often: that may not last long.
+fn the_break_is_told(cluster: &Cluster, items: &Items) -> Result<()> {
+    let wire = cluster.wire()?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let reason = loop {
+        let map = wire.map()?;
+        let source = map.sources.values().next().unwrap();
+        let mut collections = map.collections.values();
+        let index = collections.find(|c| c.spec.table_name == items.name);
+        if let Some(reconcile) = index.and_then(|c| c.reconcile.as_ref()) {
+            assert_eq!(source.incarnation, Incarnation(2));
+            break reconcile.reason.clone();
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "nothing is to be reconciled: {source:?} {index:?}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    for word in [
+        "the server advanced slot ruvector_",
+        "past slot_hold_limit",
+        "changes may be missing",
+        "old data, flagged",
+    ] {
+        ensure!(reason.contains(word), "no {word:?} in {reason:?}");
+    }
+    wait_until("the index is mended", Duration::from_secs(60), || {
+        let map = wire.map()?;
+        let mut collections = map.collections.values();
+        Ok(collections.all(|c| c.reconcile.is_none() && map.stale_partitions(c.id) == 0))
+    })
 }
 
 /// The server was started again and its consumer is gone: however long that lasts, the
@@ -234,5 +349,63 @@ fn bounded_scans(cluster: &Cluster, session: &mut Session, items: &Items) -> Res
         "nobody is waited for"
     );
     session.batch_execute("SET enable_seqscan = off")?;
+    no_more_scans_at_once_than_the_limit(cluster, session, items)
+}
+
+/// Past `exact_scan_max_concurrent` a scan ends with `RV003`, by name, and the others go on.
+fn no_more_scans_at_once_than_the_limit(
+    cluster: &Cluster,
+    session: &mut Session,
+    items: &Items,
+) -> Result<()> {
+    let limit =
+        |value: &str| format!("ALTER SYSTEM SET ruvector.exact_scan_max_concurrent = {value}");
+    let reload = |session: &mut Session, statement: &str, value: &str| -> Result<()> {
+        session.batch_execute(statement)?;
+        session.batch_execute("SELECT pg_reload_conf()")?;
+        wait_until("the setting is in force", Duration::from_secs(10), || {
+            Ok(session.value("SHOW ruvector.exact_scan_max_concurrent")? == value)
+        })
+    };
+    let sql = items.nearest(3, 10);
+    session.batch_execute("SET ruvector.exact_scan_max_rows = 100000")?;
+    reload(session, &limit("0"), "0")?;
+    let (state, said) = session.failure(&sql)?;
+    assert_eq!(state, "RV003");
+    ensure!(said.contains("enough exact scans are running"), "{said}");
+
+    // Long enough to meet each other.
+    items.insert(session, 100_001..110_001)?;
+    reload(session, &limit("1"), "1")?;
+    let (done, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    std::thread::scope(|scope| -> Result<()> {
+        let scan = || -> Result<()> {
+            let mut session = cluster.session()?;
+            session.batch_execute("SET ruvector.on_unavailable = exact")?;
+            while refused.load(Ordering::Relaxed) == 0 || done.load(Ordering::Relaxed) == 0 {
+                ensure!(Instant::now() < deadline, "scans never met");
+                let counted = match session.client_error(&sql).as_deref() {
+                    None => &done,
+                    Some("RV003") => &refused,
+                    Some(other) => anyhow::bail!("{other}"),
+                };
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        let scans: Vec<_> = (0..4).map(|_| scope.spawn(scan)).collect();
+        for scan in scans {
+            scan.join().expect("no panic")?;
+        }
+        Ok(())
+    })?;
+    reload(
+        session,
+        "ALTER SYSTEM RESET ruvector.exact_scan_max_concurrent",
+        "2",
+    )?;
+    // None is held on to by whom it was refused.
+    assert_eq!(session.ids(&sql)?, session.exact_ids(&sql)?);
     Ok(())
 }

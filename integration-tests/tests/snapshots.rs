@@ -2,8 +2,9 @@
 //! does not see, and none missing that it sees although it has ended since.
 #![allow(clippy::unwrap_used)]
 
-use anyhow::Result;
-use integration_tests::{Cluster, Items, clustered_vector, literal};
+use anyhow::{Result, ensure};
+use integration_tests::{Cluster, Items, Session, Standby, clustered_vector, literal};
+use std::time::{Duration, Instant};
 
 #[test]
 fn p1_rows_deleted_and_updated_by_others_stay_in_an_older_snapshot() -> Result<()> {
@@ -96,6 +97,127 @@ fn p1_a_snapshot_older_than_the_backfill_is_scanned_exactly() -> Result<()> {
         "the snapshot from before the DELETE sees all rows"
     );
     Ok(())
+}
+
+/// Former versions that the nodes keep, all together.
+fn kept(cluster: &Cluster) -> Result<f64> {
+    let mut sum = 0.0;
+    for node in cluster.node_processes()? {
+        sum += cluster.metric(&node, "ruvector_node_former_versions")?;
+    }
+    Ok(sum)
+}
+
+fn wait_until_kept(cluster: &Cluster, what: &str, is_so: impl Fn(f64) -> bool) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_so(kept(cluster)?) {
+        let kept = kept(cluster)?;
+        ensure!(Instant::now() < deadline, "not {what}: {kept} are kept");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// While `holder` needs them, no version that has ended is dropped; then all are.
+fn assert_kept_while_held(
+    cluster: &Cluster,
+    items: &Items,
+    release: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    const ENDED: f64 = 60.0;
+    let mut writer = cluster.session()?;
+    writer.batch_execute(&format!(
+        "DELETE FROM {table} WHERE id <= 30; UPDATE {table} SET embedding = embedding + embedding WHERE id BETWEEN 31 AND 60",
+        table = items.name
+    ))?;
+    // Each is on both nodes.
+    wait_until_kept(cluster, "kept", |kept| kept >= 2.0 * ENDED)?;
+    // Longer than nodes and consumer let pass between two looks, and what comes after
+    // goes by.
+    let until = Instant::now() + Duration::from_secs(4);
+    let mut id = 5_000;
+    while Instant::now() < until {
+        items.insert(&mut writer, id..id + 1)?;
+        writer.batch_execute(&format!("DELETE FROM {} WHERE id = {id}", items.name))?;
+        id += 1;
+        let kept = kept(cluster)?;
+        ensure!(kept >= 2.0 * ENDED, "{kept} are kept, of {ENDED} twice");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    release()?;
+    wait_until_kept(cluster, "dropped", |kept| kept == 0.0)
+}
+
+/// Nothing older holds anything.
+fn nothing_kept(cluster: &Cluster, session: &mut Session, name: &str) -> Result<Items> {
+    let items = Items::indexed(session, name, 200, 8)?;
+    wait_until_kept(cluster, "none", |kept| kept == 0.0)?;
+    Ok(items)
+}
+
+#[test]
+fn p1_former_versions_are_kept_for_an_open_snapshot_and_dropped_after() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let mut reader = cluster.session()?;
+    let items = nothing_kept(&cluster, &mut reader, "kept_open")?;
+    let all = "SELECT id FROM kept_open ORDER BY embedding <-> '[0,0,0,0,0,0,0,0]'";
+    reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ")?;
+    let before = reader.ids(all)?;
+    assert_kept_while_held(&cluster, &items, || {
+        ensure!(reader.ids(all)? == before, "the snapshot sees what it saw");
+        reader.explain(all)?.assert_answered_by_the_cluster()?;
+        Ok(reader.batch_execute("COMMIT")?)
+    })
+}
+
+#[test]
+fn p1_former_versions_are_kept_while_a_prepared_transaction_may_need_them() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let mut session = cluster.session()?;
+    let items = nothing_kept(&cluster, &mut session, "kept_prepared")?;
+    session.batch_execute(
+        "BEGIN; INSERT INTO kept_prepared VALUES (900, 0, NULL); PREPARE TRANSACTION 'keeps'",
+    )?;
+    let held = assert_kept_while_held(&cluster, &items, || {
+        Ok(session.batch_execute("COMMIT PREPARED 'keeps'")?)
+    });
+    if held.is_err() {
+        // It would hold the next test's, too.
+        let _ = cluster
+            .session()?
+            .batch_execute("ROLLBACK PREPARED 'keeps'");
+    }
+    held
+}
+
+#[test]
+fn p1_former_versions_are_kept_for_a_standby_that_reports_its_snapshots() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let mut session = cluster.session()?;
+    let items = nothing_kept(&cluster, &mut session, "kept_standby")?;
+    let standby = Standby::of(&cluster)?;
+    let mut reader = standby.session()?;
+    for setting in [
+        "hot_standby_feedback = on",
+        "wal_receiver_status_interval = '1s'",
+    ] {
+        reader.batch_execute(&format!("ALTER SYSTEM SET {setting}"))?;
+    }
+    reader.batch_execute("SELECT pg_reload_conf()")?;
+    let count = "SELECT count(*) FROM kept_standby";
+    reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ")?;
+    ensure!(reader.ids(count)? == [200]);
+    let reported = "SELECT count(*) FROM pg_stat_replication WHERE backend_xmin IS NOT NULL";
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while session.value(reported)? == "0" {
+        ensure!(Instant::now() < deadline, "the standby reports no snapshot");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_kept_while_held(&cluster, &items, || {
+        ensure!(reader.ids(count)? == [200]);
+        Ok(reader.batch_execute("COMMIT")?)
+    })?;
+    standby.stop()
 }
 
 fn join(ids: &[i64]) -> String {

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Cluster, Items, Server, Session, Shape, clustered_vector, literal};
+use integration_tests::{Cluster, Items, Proxy, Server, Session, Shape, clustered_vector, literal};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -166,6 +166,7 @@ fn p2_p9_eight_sources_and_two_consumers_whatever_stops() -> Result<()> {
     a_stopped_server_delays_nobody_else(&cluster, &second, &mut sources)?;
     a_killed_consumers_sources_go_on_elsewhere(&cluster, &mut sources)?;
     a_paused_source_waits_and_catches_up(&cluster, &mut sources)?;
+    a_server_is_followed_at_another_address(&cluster, &mut sources)?;
     a_removed_source_leaves_nothing(&cluster, &mut sources)?;
     a_detached_source_stays_detached(&cluster, &mut sources)?;
     slowest_write(&mut sources, "")?;
@@ -432,6 +433,45 @@ fn a_paused_source_waits_and_catches_up(cluster: &Cluster, sources: &mut [Source
     source.assert_exact()
 }
 
+/// The same server, past a line of its own: no break, and nothing is copied.
+fn a_server_is_followed_at_another_address(
+    cluster: &Cluster,
+    sources: &mut [Source],
+) -> Result<()> {
+    let source = find(sources, "s4");
+    let incarnation = |cluster: &Cluster| -> Result<u64> {
+        let map = cluster.wire()?.map()?;
+        let found = map.sources.values().find(|s| s.name == "s4");
+        Ok(found.context("s4 is not in the map")?.incarnation.0)
+    };
+    let before = incarnation(cluster)?;
+    let (_, place) = source.dsn.rsplit_once('@').context("a DSN with a user")?;
+    let (server, _) = place.split_once('/').context("a DSN with a database")?;
+    let proxy = Proxy::to(server.parse()?, b"nothing is spoiled")?;
+    let elsewhere = source
+        .dsn
+        .replace(server, &format!("127.0.0.1:{}", proxy.port()));
+    // Another database is not the same source.
+    let other = elsewhere.replace("/s4", "/s5");
+    let refused = cluster.ctl(&format!("source set-dsn s4 {other}"));
+    ensure!(refused.is_err(), "set-dsn to another database");
+    cluster.ctl(&format!("source set-dsn s4 {elsewhere}"))?;
+    within(Duration::from_secs(20), "streamed past the proxy", || {
+        Ok(proxy.passed_bytes() > 0 && listed(cluster, "s4")?["state"] == "followed")
+    })?;
+    let passed = proxy.passed_bytes();
+    source.write()?;
+    source.assert_exact()?;
+    ensure!(
+        proxy.passed_bytes() > passed,
+        "what was written did not come that way"
+    );
+    ensure!(incarnation(cluster)? == before, "that was no break");
+    cluster.ctl(&format!("source set-dsn s4 {}", source.dsn))?;
+    source.write()?;
+    source.assert_exact()
+}
+
 fn a_removed_source_leaves_nothing(cluster: &Cluster, sources: &mut Vec<Source>) -> Result<()> {
     let id = listed(cluster, "s2")?["id"].as_u64().unwrap();
     cluster.ctl("source remove s2")?;
@@ -469,6 +509,11 @@ fn a_detached_source_stays_detached(cluster: &Cluster, sources: &mut Vec<Source>
     within(Duration::from_secs(20), "shown as detached", || {
         Ok(listed(cluster, "s3")?["state"] == "detached")
     })?;
+    let standing = "SELECT state || ': ' || reason FROM ruvector_replication_status";
+    session.batch_execute("RESET ROLE")?;
+    within(Duration::from_secs(10), "told inside as well", || {
+        Ok(session.value(standing)?.starts_with("not followed: "))
+    })?;
     let problem = listed(cluster, "s3")?["problem"].to_string();
     ensure!(problem.contains("s3_owner"), "{problem}");
     // Longer than a server is left alone between two looks.
@@ -479,7 +524,6 @@ fn a_detached_source_stays_detached(cluster: &Cluster, sources: &mut Vec<Source>
     cluster.ctl("source remove s3")?;
     // It can be followed anew, as a source that is new.
     cluster.ctl(&format!("source add {dsn} --name s3"))?;
-    session.batch_execute("RESET ROLE")?;
     session.wait_for("items_embedding_idx", false)?;
     ensure!(session.value("SELECT ruvector_detach_source()")? == "1");
     drop(session);

@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 use cluster_core::ids::PartitionId;
 use cluster_core::row_key::RowKey;
 use integration_tests::{
-    Cluster, Items, ReplicaDisk, Session, Shape, clustered_vector, literal, wait_until_served,
+    Cluster, Difference, Items, ReplicaDisk, Session, Shape, Verified, clustered_vector, literal,
+    wait_until_served,
 };
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,47 +17,13 @@ use std::time::{Duration, Instant};
 
 const DIMENSIONS: usize = 16;
 
-/// One replica, as `ruvector_verify` has it.
-#[derive(Debug)]
-struct Verified {
-    partition: i64,
-    node: i64,
-    state: String,
-    heap_rows: i64,
-    replica_rows: Option<i64>,
-    differences: Option<i64>,
-    undetermined: Option<i64>,
-    problem: Option<String>,
-}
-
 fn verify(session: &mut Session, index: &str) -> Result<Vec<Verified>> {
-    let sql = format!(
-        "SELECT partition, node, state, heap_rows, replica_rows, differences, undetermined, problem
-           FROM ruvector_verify('{index}')"
-    );
-    let rows = session.query(&sql, &[]).context(sql)?;
-    let verified = rows.iter().map(|row| Verified {
-        partition: row.get(0),
-        node: row.get(1),
-        state: row.get(2),
-        heap_rows: row.get(3),
-        replica_rows: row.get(4),
-        differences: row.get(5),
-        undetermined: row.get(6),
-        problem: row.get(7),
-    });
-    Ok(verified.collect())
+    Verified::all(session, index).with_context(|| format!("ruvector_verify('{index}')"))
 }
 
-/// Partition, node, key and kind of what differs.
-fn differences(session: &mut Session, index: &str) -> Result<BTreeSet<(i64, i64, String, String)>> {
-    let sql =
-        format!("SELECT partition, node, key, kind FROM ruvector_verify_differences('{index}')");
-    let rows = session.query(&sql, &[]).context(sql)?;
-    let all = rows
-        .iter()
-        .map(|row| (row.get(0), row.get(1), row.get(2), row.get(3)));
-    Ok(all.collect())
+fn differences(session: &mut Session, index: &str) -> Result<BTreeSet<Difference>> {
+    let named = Difference::all(session, index);
+    named.with_context(|| format!("ruvector_verify_differences('{index}')"))
 }
 
 /// Every replica was compared to its end and holds exactly the heap's rows.
@@ -64,16 +31,7 @@ fn assert_equal(session: &mut Session, index: &str, replicas: usize) -> Result<(
     let verified = verify(session, index)?;
     ensure!(verified.len() >= replicas, "{verified:?}");
     for replica in &verified {
-        let counts = (replica.differences, replica.undetermined);
-        ensure!(counts == (Some(0), Some(0)), "{index}: {replica:?}");
-        ensure!(
-            replica.replica_rows == Some(replica.heap_rows),
-            "{index}: {replica:?}"
-        );
-        ensure!(
-            replica.state == "serving" && replica.problem.is_none(),
-            "{replica:?}"
-        );
+        ensure!(replica.is_equal(), "{index}: {replica:?}");
     }
     Ok(())
 }
@@ -179,7 +137,7 @@ fn p2_p3_a_busy_table_differs_in_nothing_and_at_rest_every_key_is_judged() -> Re
             ensure!(replica.differences == Some(0), "{replica:?}");
         }
         let named = differences(&mut session, &index)?;
-        let false_ones: Vec<_> = named.iter().filter(|d| d.3 != "undetermined").collect();
+        let false_ones: Vec<_> = named.iter().filter(|d| d.kind != "undetermined").collect();
         ensure!(false_ones.is_empty(), "{false_ones:?}");
         rounds += 1;
     }
@@ -244,7 +202,10 @@ fn p2_p3_a_commit_that_the_server_does_not_show_yet_is_no_difference() -> Result
     );
     let named =
         beside_a_hidden_commit(&cluster, &statement, |session| differences(session, &index))?;
-    let keys: BTreeSet<_> = named.iter().map(|d| (d.2.as_str(), d.3.as_str())).collect();
+    let keys: BTreeSet<_> = named
+        .iter()
+        .map(|d| (d.key.as_str(), d.kind.as_str()))
+        .collect();
     let expected = ["1", "2", "9999"].map(|key| (key, "undetermined"));
     ensure!(
         keys == BTreeSet::from(expected) && named.len() == 6,
@@ -339,12 +300,12 @@ fn p2_p3_a_replica_that_is_another_is_named_with_exactly_its_keys() -> Result<()
     let mut expect = |id: i64, kind: &str| {
         let partition = map.partition_for(collection, key(id).placement_hash());
         let partition = partition.context("a partition")?.id;
-        expected.insert((
-            partition.0 as i64,
-            node.0 as i64,
-            id.to_string(),
-            kind.to_owned(),
-        ));
+        expected.insert(Difference {
+            partition: partition.0 as i64,
+            node: node.0 as i64,
+            key: id.to_string(),
+            kind: kind.to_owned(),
+        });
         Ok::<_, anyhow::Error>(partition)
     };
     expect(17, "missing")?;
@@ -366,8 +327,7 @@ fn p2_p3_a_replica_that_is_another_is_named_with_exactly_its_keys() -> Result<()
     );
     for replica in verify(&mut session, &index)? {
         let differs = replica.differences.context("a count")?;
-        let here =
-            |d: &&(i64, i64, String, String)| d.0 == replica.partition && d.1 == replica.node;
+        let here = |d: &&Difference| d.partition == replica.partition && d.node == replica.node;
         let own = expected.iter().filter(here).count() as i64;
         ensure!(
             differs == own && replica.undetermined == Some(0),
@@ -379,7 +339,7 @@ fn p2_p3_a_replica_that_is_another_is_named_with_exactly_its_keys() -> Result<()
     // A row that is written again is whole again.
     session
         .batch_execute("UPDATE damaged SET embedding = embedding + embedding WHERE id = 1234")?;
-    expected.retain(|difference| difference.2 != "1234");
+    expected.retain(|difference| difference.key != "1234");
     let found = differences(&mut session, &index)?;
     ensure!(
         found == expected,
@@ -415,6 +375,81 @@ fn p2_p3_a_replica_that_is_another_is_named_with_exactly_its_keys() -> Result<()
     }
     drop(session);
     cluster.finish()
+}
+
+/// What the stream tells of a row before its table leaves the publication, and never tells the
+/// end of: all of it in the transaction that makes the index.
+#[test]
+fn p3_a_row_that_went_while_its_table_was_not_published_is_no_zombie() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let mut session = cluster.session()?;
+    let items = Items::indexed(&mut session, "verified_gap", 200, DIMENSIONS)?;
+    let publication = session
+        .value("SELECT pubname FROM pg_publication_tables WHERE tablename = 'verified_gap'")?;
+    session.batch_execute(&format!(
+        "BEGIN;
+         CREATE INDEX verified_gap_second ON verified_gap USING ruhnsw (embedding vector_l2_ops);
+         INSERT INTO verified_gap VALUES (7001, 0, '{}'), (7002, 0, '{}');
+         ALTER PUBLICATION {publication} DROP TABLE verified_gap;
+         DELETE FROM verified_gap WHERE id = 7001;
+         DROP INDEX {};
+         COMMIT",
+        vector(1),
+        vector(2),
+        items.index()
+    ))?;
+    session.wait_for("verified_gap_second", false)?;
+    let named = differences(&mut session, "verified_gap_second")?;
+    ensure!(named.is_empty(), "{named:?}");
+    assert_equal(&mut session, "verified_gap_second", 2)
+}
+
+/// CREATE INDEX CONCURRENTLY commits the index's entry before it builds, and leaves it there
+/// when it is cut off.
+#[test]
+fn p11_an_index_that_is_not_built_yet_is_named_as_such_and_not_taken_for_corrupt() -> Result<()> {
+    let cluster = Cluster::shared()?;
+    let mut session = cluster.session()?;
+    session.batch_execute(
+        "DROP TABLE IF EXISTS verified_late;
+         CREATE TABLE verified_late(id bigint PRIMARY KEY, embedding vector(3));
+         INSERT INTO verified_late SELECT i, ARRAY[i, 1, 2]::real[]::vector FROM generate_series(1, 50) i",
+    )?;
+    let mut writer = cluster.session()?;
+    writer.batch_execute("BEGIN; INSERT INTO verified_late VALUES (1000, '[1,2,3]')")?;
+    let mut builder = cluster.session()?;
+    let building = std::thread::spawn(move || {
+        builder.batch_execute(
+            "CREATE INDEX CONCURRENTLY verified_late_idx ON verified_late USING ruhnsw (embedding vector_l2_ops)",
+        )
+    });
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let entry = "SELECT count(*) FROM pg_class WHERE relname = 'verified_late_idx'";
+    while session.value(entry)? != "1" {
+        ensure!(Instant::now() < deadline, "no index");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let status = "SELECT state || ': ' || reason FROM ruvector_index_status('verified_late_idx')";
+    let status = session.value(status)?;
+    ensure!(
+        status.starts_with("exact: the index is not built"),
+        "{status}"
+    );
+    for call in [
+        "SELECT ruvector_verify('verified_late_idx')",
+        "SELECT ruvector_wait_for_index('verified_late_idx', 1)",
+        "SELECT ruvector_reconcile('verified_late_idx')",
+    ] {
+        assert_eq!(
+            session.client_error(call).as_deref(),
+            Some("55000"),
+            "{call}"
+        );
+    }
+    writer.batch_execute("COMMIT")?;
+    building.join().expect("the builder panicked")?;
+    session.wait_for("verified_late_idx", false)?;
+    assert_equal(&mut session, "verified_late_idx", 2)
 }
 
 #[test]

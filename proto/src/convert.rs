@@ -4,7 +4,7 @@
 use crate::v1;
 use bytes::Bytes;
 use cluster_core::backfill::{BackfillMark, BlockNumber, TableFile};
-use cluster_core::change::{BackfillRow, Batch, Change, PositionedChange, VectorColumn};
+use cluster_core::change::{BackfillRow, Batch, Change, PositionedChange, VectorColumn, is_finite};
 use cluster_core::collection::{DIMENSIONS_MAX, Metric};
 use cluster_core::ids::*;
 use cluster_core::row_key::{BadRowKey, RowKey};
@@ -40,11 +40,8 @@ pub fn required<T>(field: Option<T>, name: &'static str) -> Result<T, BadMessage
 
 /// Little-endian f32s.
 pub fn vector_to_bytes(vector: &[f32]) -> Bytes {
-    vector
-        .iter()
-        .flat_map(|x| x.to_le_bytes())
-        .collect::<Vec<u8>>()
-        .into()
+    let components: Vec<[u8; 4]> = vector.iter().map(|x| x.to_le_bytes()).collect();
+    components.into_flattened().into()
 }
 
 /// The inverse of [`vector_to_bytes`]; refuses lengths and components that no
@@ -55,7 +52,7 @@ pub fn vector_from_bytes(bytes: &[u8]) -> Result<Box<[f32]>, BadMessage> {
         return Err(BadMessage::VectorLength(bytes.len()));
     }
     let vector: Box<[f32]> = components.iter().map(|c| f32::from_le_bytes(*c)).collect();
-    if vector.iter().all(|x| x.is_finite()) {
+    if is_finite(&vector) {
         Ok(vector)
     } else {
         Err(BadMessage::VectorNotFinite)
@@ -105,22 +102,22 @@ impl TryFrom<v1::Metric> for Metric {
     }
 }
 
-impl From<&PositionedChange> for v1::RowChange {
-    fn from(change: &PositionedChange) -> Self {
+impl From<PositionedChange> for v1::RowChange {
+    fn from(change: PositionedChange) -> Self {
         use v1::row_change::Change as Wire;
         Self {
             position: Some(change.position.into()),
             xid: change.xid,
-            change: Some(match &change.change {
-                Change::Upsert { key, vector } => Wire::Upsert(upsert_to_wire(key, vector)),
-                Change::Delete { key } => Wire::DeleteKey(Bytes::copy_from_slice(key.as_bytes())),
+            change: Some(match change.change {
+                Change::Upsert { key, vector } => Wire::Upsert(upsert_to_wire(key, &vector)),
+                Change::Delete { key } => Wire::DeleteKey(key.into_bytes().into()),
                 Change::Truncate => Wire::Truncate(true),
             }),
         }
     }
 }
 
-fn upsert_to_wire(key: &RowKey, vector: &VectorColumn) -> v1::RowUpsert {
+fn upsert_to_wire(key: RowKey, vector: &VectorColumn) -> v1::RowUpsert {
     use v1::row_upsert::Column;
     let (column, vector) = match vector {
         VectorColumn::Value(vector) => (Column::Value, vector_to_bytes(vector)),
@@ -128,7 +125,7 @@ fn upsert_to_wire(key: &RowKey, vector: &VectorColumn) -> v1::RowUpsert {
         VectorColumn::Unchanged => (Column::Unchanged, Bytes::new()),
     };
     v1::RowUpsert {
-        key: Bytes::copy_from_slice(key.as_bytes()),
+        key: key.into_bytes().into(),
         column: column.into(),
         vector,
     }
@@ -175,7 +172,7 @@ impl From<&Batch> for v1::ApplyBatch {
             generation: batch.generation.0,
             previous: Some(batch.previous.into()),
             to: Some(batch.to.into()),
-            changes: batch.changes.iter().map(Into::into).collect(),
+            changes: batch.changes.iter().cloned().map(Into::into).collect(),
         }
     }
 }

@@ -103,6 +103,8 @@ impl From<&Slot> for v1::Slot {
             database_oid: slot.database_oid,
             timeline: slot.timeline,
             consistent_point_lsn: slot.consistent_point.0,
+            publication_oid: slot.publication.map_or(0, |p| p.publication),
+            definitions_membership_oid: slot.publication.map_or(0, |p| p.definitions),
         }
     }
 }
@@ -114,6 +116,11 @@ impl From<v1::Slot> for Slot {
             database_oid: wire.database_oid,
             timeline: wire.timeline,
             consistent_point: Lsn(wire.consistent_point_lsn),
+            // No object of a server has the OID 0.
+            publication: (wire.publication_oid != 0).then_some(PublicationId {
+                publication: wire.publication_oid,
+                definitions: wire.definitions_membership_oid,
+            }),
         }
     }
 }
@@ -214,6 +221,7 @@ impl From<&BackfillSnapshot> for v1::BackfillSnapshot {
         Self {
             xmax: snapshot.xmax,
             running: snapshot.running.clone(),
+            membership_oid: snapshot.membership,
         }
     }
 }
@@ -225,6 +233,7 @@ impl From<v1::BackfillSnapshot> for BackfillSnapshot {
         BackfillSnapshot {
             xmax: wire.xmax,
             running,
+            membership: wire.membership_oid,
         }
     }
 }

@@ -38,6 +38,7 @@ fn map() -> PartitionMap {
                 snapshot: BackfillSnapshot {
                     xmax: 9,
                     running: vec![7, 8],
+                    membership: Some(7),
                 },
             },
         ),
@@ -101,6 +102,10 @@ fn map() -> PartitionMap {
                     database_oid: 5,
                     timeline: 1,
                     consistent_point: Lsn(99),
+                    publication: Some(PublicationId {
+                        publication: 5,
+                        definitions: 6,
+                    }),
                 }),
                 slot_name: "s".into(),
                 publication_name: "p".into(),

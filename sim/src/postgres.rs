@@ -314,6 +314,7 @@ impl Postgres {
             seen: BackfillSnapshot {
                 xmax: self.next_xid,
                 running,
+                membership: None,
             },
             rows: rows.collect(),
         }

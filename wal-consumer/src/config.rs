@@ -21,6 +21,12 @@ pub struct Config {
     pub credentials_dir: Option<PathBuf>,
     /// A transaction beyond this is spilled to a temporary file in `data_dir`.
     pub transaction_memory_bytes: usize,
+    /// The most of one transaction that such a file may hold. A source with a larger
+    /// one stops before it, and says so.
+    pub transaction_spill_bytes_max: u64,
+    /// A transaction for which there is no room (the limit, or the disk) is read anew
+    /// after pauses that double up to this.
+    pub transaction_retry_ms_max: u64,
     /// Received from the server and not yet decoded, per source.
     pub receive_buffer_bytes: usize,
     /// Sent to nodes and not yet durable there, per source, shared evenly.
@@ -45,7 +51,8 @@ pub struct Config {
     pub status_every_ms: u64,
     /// While a search waits, the server is asked this often where it is.
     pub wanted_every_ms: u64,
-    /// How often the oldest snapshot and the next transaction id are read.
+    /// How often the server is looked at: oldest snapshot, next transaction id, slot,
+    /// publication, and whether a heartbeat is due.
     pub oldest_xmin_every_ms: u64,
     /// A connected node that makes nothing durable for this long with a full
     /// queue is no longer waited for.
@@ -66,6 +73,11 @@ pub struct Config {
     /// peer that goes on is marked stale, answers `eventual` searches only, flagged,
     /// and its index is reconciled with its table. 0: never, the slot goes on waiting.
     pub slot_hold_limit_bytes: u64,
+    /// A source that sends nothing for so long while its slot retains
+    /// `heartbeat_wal_bytes` gets a record of ours that the slot can move by, and
+    /// another one each time it is quiet for so long again. 0: never.
+    pub heartbeat_every_ms: u64,
+    pub heartbeat_wal_bytes: u64,
     /// How often replicas are looked at for promotion and demotion.
     pub replicas_every_ms: u64,
     pub publication_lock_timeout_ms: u64,
@@ -102,6 +114,8 @@ impl Default for Config {
             coordinators: vec!["127.0.0.1:7401".to_owned()],
             credentials_dir: None,
             transaction_memory_bytes: 64 << 20,
+            transaction_spill_bytes_max: 64 << 30,
+            transaction_retry_ms_max: 600_000,
             receive_buffer_bytes: 16 << 20,
             node_queue_bytes: 256 << 20,
             learner_queue_bytes: 128 << 20,
@@ -120,6 +134,8 @@ impl Default for Config {
             demote_after_ms: 10_000,
             demote_lag_bytes: 1 << 30,
             slot_hold_limit_bytes: 64 << 30,
+            heartbeat_every_ms: 10_000,
+            heartbeat_wal_bytes: 16 << 20,
             replicas_every_ms: 500,
             publication_lock_timeout_ms: 2_000,
             slot_lock_timeout_ms: 60_000,
@@ -164,6 +180,10 @@ impl Config {
             return Err(ConfigError::NoCoordinators);
         }
         check_not_zero(&[
+            (
+                "transaction_spill_bytes_max",
+                self.transaction_spill_bytes_max,
+            ),
             ("receive_buffer_bytes", self.receive_buffer_bytes as u64),
             ("node_queue_bytes", self.node_queue_bytes as u64),
             ("learner_queue_bytes", self.learner_queue_bytes as u64),

@@ -25,6 +25,8 @@ pub struct Metrics {
     rows: Family<OfSource, Counter>,
     transactions: Family<OfSource, Counter>,
     restarts: Family<OfReason, Counter>,
+    queued: Family<OfSource, Gauge>,
+    queued_for_learners: Family<OfSource, Gauge>,
     learners: Family<OfSource, Gauge>,
     counted: Family<OfSource, Gauge>,
     promotions: Family<OfSource, Counter>,
@@ -40,6 +42,7 @@ pub struct Metrics {
     hold_limit: Family<OfSource, Gauge>,
     dangers: Family<OfReason, Gauge>,
     slot_advanced: Family<OfSource, Counter>,
+    heartbeats: Family<OfReason, Counter>,
 }
 
 impl Metrics {
@@ -91,6 +94,7 @@ impl Metrics {
             "Replicas that the slot passed at slot_hold_limit, with no peer to copy from",
             metrics.marked_stale.clone(),
         );
+        metrics.register_queues(registry);
         registry.register(
             "received_lsn",
             "Received up to here",
@@ -120,6 +124,30 @@ impl Metrics {
         metrics
     }
 
+    fn register_queues(&self, registry: &mut Registry) {
+        registry.register(
+            "queued_bytes",
+            "Changes on their way to nodes, not yet durable there",
+            self.queued.clone(),
+        );
+        registry.register(
+            "queued_for_learners_bytes",
+            "The same for replicas that are still learning",
+            self.queued_for_learners.clone(),
+        );
+    }
+
+    /// What waits for nodes, and beyond for learners.
+    pub fn queued(&self, source: SourceId, bytes: usize, for_learners: usize) {
+        let label = OfSource { source: source.0 };
+        let set = |family: &Family<OfSource, Gauge>, bytes: usize| {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            family.get_or_create(&label).set(bytes);
+        };
+        set(&self.queued, bytes);
+        set(&self.queued_for_learners, for_learners);
+    }
+
     fn register_slot(&self, registry: &mut Registry) {
         registry.register(
             "safe_wal_bytes",
@@ -141,6 +169,20 @@ impl Metrics {
             "Times that the slot was found advanced by the server, past slot_hold_limit",
             self.slot_advanced.clone(),
         );
+        registry.register(
+            "heartbeats",
+            "Records written into a quiet source's WAL so that its slot can move, by what became of them",
+            self.heartbeats.clone(),
+        );
+    }
+
+    /// `outcome`: `written`, `received` through the stream, or `failed`.
+    pub fn heartbeat(&self, source: SourceId, outcome: &'static str) {
+        let label = OfReason {
+            source: source.0,
+            reason: outcome,
+        };
+        self.heartbeats.get_or_create(&label).inc();
     }
 
     /// What the slot costs the server, and what may become of it.

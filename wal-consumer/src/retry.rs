@@ -26,6 +26,16 @@ impl Backoff {
         Self { max, ..self }
     }
 
+    /// Pauses of another order.
+    pub fn between_ms(self, min_ms: u64, max_ms: u64) -> Self {
+        let min = Duration::from_millis(min_ms.max(1));
+        Self {
+            min,
+            max: Duration::from_millis(max_ms).max(min),
+            next: min,
+        }
+    }
+
     pub fn reset(&mut self) {
         self.next = self.min;
     }

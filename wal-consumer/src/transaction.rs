@@ -1,13 +1,22 @@
-//! Puts a transaction together until its commit. Beyond a limit in memory the
-//! raw messages go to an anonymous temporary file and are streamed back. The file
-//! lies in the consumer's folder: the system's own may be in memory.
+//! Puts a transaction together until its commit.
+//!
+//! It begins with rows that were understood as they came, as long as its messages are
+//! rows and memory allows. From the first message that must wait for the commit on,
+//! everything stays as it came. Beyond a limit in memory such raw messages go to an
+//! anonymous temporary file and are streamed back. The file lies in the consumer's
+//! folder: the system's own may be in memory. It has a limit,
+//! too, and so has the disk: a transaction that is past either is named, and the
+//! file goes with it.
 //!
 //! Ordinals count the surviving row and TRUNCATE messages from 1, over every
 //! table of the publication, before anything is routed or dropped: the same
 //! transaction gets the same ordinals whenever it is replayed.
 
 use crate::replication::pgoutput::{self, DecodeError, Message};
+use crate::rows::RowOp;
 use bytes::Bytes;
+use cluster_core::change::VectorColumn;
+use cluster_core::ids::CollectionId;
 use cluster_core::wal_position::Lsn;
 use std::collections::VecDeque;
 use std::fs::File;
@@ -16,6 +25,10 @@ use std::path::{Path, PathBuf};
 
 /// What a message in memory costs beyond its payload.
 const MESSAGE_OVERHEAD_BYTES: usize = 64;
+/// What a row in memory costs beyond its keys and vector.
+const ROW_OVERHEAD_BYTES: usize = 112;
+/// Before each message in the file: its position and length.
+const SPILLED_HEADER_BYTES: u64 = 16;
 
 #[derive(Debug, thiserror::Error)]
 pub enum TransactionError {
@@ -23,11 +36,62 @@ pub enum TransactionError {
     Decode(#[from] DecodeError),
     #[error("spilling a transaction to a temporary file: {0}")]
     Spill(#[from] io::Error),
+    #[error(
+        "transaction {xid}, which commits at {at}, is too large: {bytes} bytes of it have come, \
+         and transaction_spill_bytes_max lets {bytes_max} be kept on disk. It is not applied, and \
+         the slot waits before it: raise transaction_spill_bytes_max of the consumer, and start \
+         the consumer again"
+    )]
+    TooLarge {
+        xid: u32,
+        at: Lsn,
+        bytes: u64,
+        bytes_max: u64,
+    },
+    #[error(
+        "the disk of {} is full ({error}): {bytes} bytes of transaction {xid}, which commits at \
+         {at}, had come. It is not applied, and the slot waits before it: make room for the whole \
+         transaction there, or set data_dir of the consumer to a larger disk. It is tried again, \
+         with pauses up to transaction_retry_ms_max",
+        dir.display()
+    )]
+    NoRoom {
+        xid: u32,
+        at: Lsn,
+        bytes: u64,
+        dir: PathBuf,
+        error: io::Error,
+    },
     #[error("{what} at {at}")]
     Protocol { what: &'static str, at: Lsn },
 }
 
-/// A committed transaction, whose messages are taken in order.
+/// What a change does to a collection, understood before its position was known.
+#[derive(Debug, PartialEq)]
+pub struct PreparedRow {
+    pub ordinal: u32,
+    pub collection: CollectionId,
+    pub op: RowOp,
+}
+
+impl PreparedRow {
+    fn memory_bytes(&self) -> usize {
+        let vector_bytes = |vector: &VectorColumn| match vector {
+            VectorColumn::Value(value) => value.len() * 4,
+            VectorColumn::Null | VectorColumn::Unchanged => 0,
+        };
+        ROW_OVERHEAD_BYTES
+            + match &self.op {
+                RowOp::Upsert { key, vector } => key.as_bytes().len() + vector_bytes(vector),
+                RowOp::Move { old, new, vector } => {
+                    old.as_bytes().len() + new.as_bytes().len() + vector_bytes(vector)
+                }
+                RowOp::Delete { key } => key.as_bytes().len(),
+            }
+    }
+}
+
+/// A committed transaction: prepared rows, then messages, each taken in order.
 #[derive(Debug)]
 pub struct Transaction {
     pub xid: u32,
@@ -35,14 +99,29 @@ pub struct Transaction {
     pub committed_at_us: i64,
     /// Whether some UPDATE changes a key: then values must be remembered.
     pub has_key_changes: bool,
+    prepared: VecDeque<PreparedRow>,
     memory: VecDeque<(Lsn, Bytes)>,
     spilled: Option<BufReader<File>>,
     next_ordinal: u32,
 }
 
 impl Transaction {
+    /// The next of the rows that it begins with.
+    pub fn next_prepared(&mut self) -> Option<PreparedRow> {
+        self.prepared.pop_front()
+    }
+
+    /// Changes before the one that comes next of the messages.
+    pub fn changes(&self) -> u32 {
+        self.next_ordinal - 1
+    }
+
     /// The next message; with its ordinal when it is a row or TRUNCATE change.
     pub fn next_message(&mut self) -> Result<Option<(Option<u32>, Message)>, TransactionError> {
+        assert!(
+            self.prepared.is_empty(),
+            "prepared rows come before the messages"
+        );
         let Some((at, payload)) = self.next_raw()? else {
             return Ok(None);
         };
@@ -51,15 +130,7 @@ impl Transaction {
         let mut ordinal = None;
         if is_change {
             ordinal = Some(self.next_ordinal);
-            // END stands behind all of a transaction's changes.
-            self.next_ordinal = self
-                .next_ordinal
-                .checked_add(1)
-                .filter(|next| *next < u32::MAX)
-                .ok_or(TransactionError::Protocol {
-                    what: "transaction of 2^32 changes",
-                    at,
-                })?;
+            self.next_ordinal = after(self.next_ordinal, at)?;
         }
         Ok(Some((ordinal, message)))
     }
@@ -75,6 +146,15 @@ impl Transaction {
     }
 }
 
+/// END stands behind all of a transaction's changes.
+fn after(ordinal: u32, at: Lsn) -> Result<u32, TransactionError> {
+    let next = ordinal.checked_add(1).filter(|next| *next < u32::MAX);
+    next.ok_or(TransactionError::Protocol {
+        what: "transaction of 2^32 changes",
+        at,
+    })
+}
+
 fn is_change(payload: &[u8]) -> bool {
     matches!(payload.first(), Some(b'I' | b'U' | b'D' | b'T'))
 }
@@ -83,15 +163,21 @@ struct Open {
     xid: u32,
     final_lsn: Lsn,
     has_key_changes: bool,
+    prepared: VecDeque<PreparedRow>,
+    prepared_bytes: usize,
+    /// Of the change that comes after those that were prepared.
+    next_ordinal: u32,
     memory: VecDeque<(Lsn, Bytes)>,
     memory_bytes: usize,
     spill: Option<BufWriter<File>>,
+    spilled_bytes: u64,
 }
 
 /// Takes the stream's messages; gives whole transactions.
 pub struct Assembler {
     memory_bytes_max: usize,
     spill_dir: PathBuf,
+    spill_bytes_max: u64,
     open: Option<Open>,
 }
 
@@ -100,12 +186,57 @@ impl Assembler {
         Self {
             memory_bytes_max,
             spill_dir: spill_dir.into(),
+            spill_bytes_max: u64::MAX,
             open: None,
+        }
+    }
+
+    /// Of one transaction, no more than this is kept on disk.
+    pub fn spill_at_most(self, spill_bytes_max: u64) -> Self {
+        Self {
+            spill_bytes_max,
+            ..self
         }
     }
 
     pub fn is_within_transaction(&self) -> bool {
         self.open.is_some()
+    }
+
+    /// Whether the next message of the transaction may be handed in as rows: all before
+    /// it were, and there is room.
+    pub fn takes_prepared(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| {
+            let has_messages = !open.memory.is_empty() || open.spill.is_some();
+            !has_messages && open.prepared_bytes < self.memory_bytes_max
+        })
+    }
+
+    /// Takes a row change that has been understood: what it does to each collection of
+    /// its table.
+    pub fn push_prepared(
+        &mut self,
+        at: Lsn,
+        ops: Vec<(CollectionId, RowOp)>,
+    ) -> Result<(), TransactionError> {
+        assert!(
+            self.takes_prepared(),
+            "a prepared row behind raw messages, or over the limit, at {at}"
+        );
+        if let Some(open) = &mut self.open {
+            let ordinal = open.next_ordinal;
+            open.next_ordinal = after(ordinal, at)?;
+            for (collection, op) in ops {
+                let row = PreparedRow {
+                    ordinal,
+                    collection,
+                    op,
+                };
+                open.prepared_bytes += row.memory_bytes();
+                open.prepared.push_back(row);
+            }
+        }
+        Ok(())
     }
 
     pub fn take(
@@ -116,8 +247,8 @@ impl Assembler {
         match payload.first() {
             Some(b'B') => self.begin(at, payload).map(|()| None),
             Some(b'C') => self.commit(at, payload).map(Some),
-            // Between transactions only non-transactional logical messages.
-            Some(b'M') if self.open.is_none() => Ok(None),
+            // Logical messages, of a transaction or not, hold no rows.
+            Some(b'M') => Ok(None),
             _ => self.push(at, payload).map(|()| None),
         }
     }
@@ -139,9 +270,13 @@ impl Assembler {
             xid,
             final_lsn,
             has_key_changes: false,
+            prepared: VecDeque::new(),
+            prepared_bytes: 0,
+            next_ordinal: 1,
             memory: VecDeque::new(),
             memory_bytes: 0,
             spill: None,
+            spilled_bytes: 0,
         });
         Ok(())
     }
@@ -158,8 +293,8 @@ impl Assembler {
             payload.first() == Some(&b'U') && matches!(payload.get(5), Some(b'K' | b'O'));
         open.memory_bytes += payload.len() + MESSAGE_OVERHEAD_BYTES;
         open.memory.push_back((at, payload));
-        if open.memory_bytes > self.memory_bytes_max {
-            open.spill(&self.spill_dir)?;
+        if open.prepared_bytes + open.memory_bytes > self.memory_bytes_max {
+            open.spill(&self.spill_dir, self.spill_bytes_max)?;
         }
         Ok(())
     }
@@ -189,15 +324,12 @@ impl Assembler {
             });
         }
         if open.spill.is_some() {
-            open.spill(&self.spill_dir)?;
+            open.spill(&self.spill_dir, self.spill_bytes_max)?;
         }
-        let spilled = match open.spill {
+        let spilled = match open.spill.take() {
             Some(writer) => {
-                let mut file = writer
-                    .into_inner()
-                    .map_err(io::IntoInnerError::into_error)?;
-                file.rewind()?;
-                Some(BufReader::with_capacity(1 << 20, file))
+                let written = read_back(writer);
+                Some(written.map_err(|error| open.disk_error(&self.spill_dir, error))?)
             }
             None => None,
         };
@@ -206,16 +338,32 @@ impl Assembler {
             end_lsn,
             committed_at_us,
             has_key_changes: open.has_key_changes,
+            prepared: open.prepared,
             memory: open.memory,
             spilled,
-            next_ordinal: 1,
+            next_ordinal: open.next_ordinal,
         })
     }
 }
 
 impl Open {
-    /// Moves what is in memory behind what is in the file.
-    fn spill(&mut self, dir: &Path) -> io::Result<()> {
+    /// Moves what is in memory behind what is in the file, if that may hold it.
+    fn spill(&mut self, dir: &Path, bytes_max: u64) -> Result<(), TransactionError> {
+        let sizes = self.memory.iter().map(|(_, payload)| payload.len() as u64);
+        self.spilled_bytes += sizes.map(|size| size + SPILLED_HEADER_BYTES).sum::<u64>();
+        if self.spilled_bytes > bytes_max {
+            return Err(TransactionError::TooLarge {
+                xid: self.xid,
+                at: self.final_lsn,
+                bytes: self.spilled_bytes,
+                bytes_max,
+            });
+        }
+        let written = self.write_memory(dir);
+        written.map_err(|error| self.disk_error(dir, error))
+    }
+
+    fn write_memory(&mut self, dir: &Path) -> io::Result<()> {
         let writer = match &mut self.spill {
             Some(writer) => writer,
             None => {
@@ -231,10 +379,32 @@ impl Open {
         self.memory_bytes = 0;
         Ok(())
     }
+
+    /// A full disk is for an operator; whatever else is worth another try.
+    fn disk_error(&self, dir: &Path, error: io::Error) -> TransactionError {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => TransactionError::NoRoom {
+                xid: self.xid,
+                at: self.final_lsn,
+                bytes: self.spilled_bytes,
+                dir: dir.to_owned(),
+                error,
+            },
+            _ => TransactionError::Spill(error),
+        }
+    }
+}
+
+fn read_back(writer: BufWriter<File>) -> io::Result<BufReader<File>> {
+    let mut file = writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
+    file.rewind()?;
+    Ok(BufReader::with_capacity(1 << 20, file))
 }
 
 fn read_spilled(file: &mut BufReader<File>) -> io::Result<Option<(Lsn, Bytes)>> {
-    let mut header = [0u8; 16];
+    let mut header = [0u8; SPILLED_HEADER_BYTES as usize];
     match file.read_exact(&mut header) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         other => other?,
@@ -260,6 +430,7 @@ fn read_spilled(file: &mut BufReader<File>) -> io::Result<Option<(Lsn, Bytes)>> 
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use cluster_core::row_key::RowKey;
 
     fn begin(xid: u32, final_lsn: u64) -> Bytes {
         let mut b = vec![b'B'];
@@ -306,6 +477,148 @@ mod tests {
         assert_eq!(collect(0, 100), in_memory);
         let ordinals: Vec<_> = in_memory.iter().filter_map(|m| m.0).collect();
         assert_eq!(ordinals, (1..=100).collect::<Vec<_>>());
+    }
+
+    fn upsert(key: u8) -> Vec<(CollectionId, RowOp)> {
+        let op = RowOp::Upsert {
+            key: RowKey::from_columns([[key].as_slice()]).unwrap(),
+            vector: VectorColumn::Value(vec![1.0; 8].into()),
+        };
+        vec![(CollectionId(1), op)]
+    }
+
+    #[test]
+    fn p4_ordinals_go_on_from_prepared_rows_to_raw_messages() {
+        let mut assembler = Assembler::new(1 << 20, std::env::temp_dir());
+        assert!(!assembler.takes_prepared(), "no transaction is open");
+        assembler.take(Lsn(1), begin(7, 90)).unwrap();
+        assembler.push_prepared(Lsn(2), upsert(1)).unwrap();
+        // Of a table without a collection: it counts all the same.
+        assembler.push_prepared(Lsn(3), Vec::new()).unwrap();
+        assembler.push_prepared(Lsn(4), upsert(3)).unwrap();
+        assembler.take(Lsn(5), insert(4)).unwrap();
+        assert!(!assembler.takes_prepared(), "no row overtakes a message");
+        let mut transaction = assembler.take(Lsn(90), commit(90, 99)).unwrap().unwrap();
+        let prepared: Vec<u32> = std::iter::from_fn(|| transaction.next_prepared())
+            .map(|row| row.ordinal)
+            .collect();
+        assert_eq!(prepared, [1, 3]);
+        assert_eq!(transaction.changes(), 3);
+        let (ordinal, _) = transaction.next_message().unwrap().unwrap();
+        assert_eq!(ordinal, Some(4));
+        assert!(transaction.next_message().unwrap().is_none());
+        assert!(!assembler.takes_prepared(), "the next has not begun");
+    }
+
+    #[test]
+    fn p10_prepared_rows_keep_to_the_limit_and_what_follows_is_spilled() {
+        let mut assembler = Assembler::new(1_000, std::env::temp_dir());
+        assembler.take(Lsn(1), begin(7, 90)).unwrap();
+        let mut prepared = 0;
+        while assembler.takes_prepared() {
+            assembler.push_prepared(Lsn(2), upsert(1)).unwrap();
+            prepared += 1;
+        }
+        assert_eq!(prepared, 7, "149 bytes each");
+        for value in 0..50 {
+            assembler.take(Lsn(3), insert(value)).unwrap();
+            let open = assembler.open.as_ref().unwrap();
+            assert!(open.memory.is_empty(), "beside full memory all is spilled");
+        }
+        let mut transaction = assembler.take(Lsn(90), commit(90, 99)).unwrap().unwrap();
+        while transaction.next_prepared().is_some() {}
+        for ordinal in 8..58 {
+            let next = transaction.next_message().unwrap();
+            assert_eq!(next.unwrap().0, Some(ordinal));
+        }
+        assert!(transaction.next_message().unwrap().is_none());
+    }
+
+    /// A spilled `insert` and its header.
+    const INSERT_BYTES: u64 = 17 + SPILLED_HEADER_BYTES;
+
+    #[test]
+    fn p10_a_transaction_past_the_limit_on_disk_is_named_and_one_at_it_comes_through() {
+        let within = |inserts: u64| {
+            let assembler = Assembler::new(0, std::env::temp_dir());
+            let mut assembler = assembler.spill_at_most(10 * INSERT_BYTES);
+            assembler.take(Lsn(1), begin(7, 90))?;
+            for value in 0..inserts {
+                assembler.take(Lsn(2), insert(value as u32))?;
+            }
+            assembler.take(Lsn(90), commit(90, 99))
+        };
+        assert!(within(10).unwrap().is_some());
+        let error = within(11).unwrap_err();
+        let said = error.to_string();
+        let bytes = (11 * INSERT_BYTES).to_string();
+        for word in [
+            "transaction 7,",
+            "0/5A",
+            &bytes,
+            "transaction_spill_bytes_max",
+        ] {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+        let TransactionError::TooLarge { at, .. } = error else {
+            panic!("{said}");
+        };
+        assert_eq!(at, Lsn(90), "where it commits: nothing behind is read");
+    }
+
+    #[test]
+    fn p10_the_limit_is_of_one_transaction_not_of_all() {
+        let mut assembler = Assembler::new(0, std::env::temp_dir()).spill_at_most(3 * INSERT_BYTES);
+        for xid in 1..10 {
+            assembler.take(Lsn(1), begin(xid, 90)).unwrap();
+            for value in 0..3 {
+                assembler.take(Lsn(2), insert(value)).unwrap();
+            }
+            assert!(assembler.take(Lsn(90), commit(90, 99)).unwrap().is_some());
+        }
+    }
+
+    #[test]
+    fn p10_a_full_disk_is_named_and_other_trouble_is_tried_again() {
+        let mut assembler = Assembler::new(1 << 20, "/data/consumer");
+        assembler.take(Lsn(1), begin(7, 90)).unwrap();
+        let open = assembler.open.take().unwrap();
+        for full in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let said = open.disk_error(&assembler.spill_dir, full.into());
+            assert!(matches!(
+                &said,
+                TransactionError::NoRoom { at: Lsn(90), .. }
+            ));
+            let said = said.to_string();
+            for word in ["/data/consumer", "transaction 7,", "make room"] {
+                assert!(said.contains(word), "{word}: {said}");
+            }
+        }
+        let broken = open.disk_error(&assembler.spill_dir, io::ErrorKind::BrokenPipe.into());
+        assert!(matches!(broken, TransactionError::Spill(_)));
+        // And a folder that is not there is found when it is needed.
+        let mut assembler = Assembler::new(0, "/nowhere/at/all");
+        assembler.take(Lsn(1), begin(7, 90)).unwrap();
+        let error = assembler.take(Lsn(2), insert(1)).unwrap_err();
+        assert!(matches!(error, TransactionError::Spill(_)), "{error}");
+    }
+
+    #[test]
+    fn p2_logical_messages_hold_no_rows_and_change_no_ordinal() {
+        let message = || Bytes::from_static(b"M\0\0\0\0\0\0\0\0\x07audit\0\0\0\0\0");
+        let mut assembler = Assembler::new(1 << 20, std::env::temp_dir());
+        assert!(assembler.take(Lsn(1), message()).unwrap().is_none());
+        assembler.take(Lsn(1), begin(7, 90)).unwrap();
+        for value in 0..2 {
+            assembler.take(Lsn(2), message()).unwrap();
+            assembler.take(Lsn(2), insert(value)).unwrap();
+        }
+        let mut transaction = assembler.take(Lsn(90), commit(90, 99)).unwrap().unwrap();
+        let mut ordinals = Vec::new();
+        while let Some((ordinal, _)) = transaction.next_message().unwrap() {
+            ordinals.push(ordinal);
+        }
+        assert_eq!(ordinals, [Some(1), Some(2)]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! big-endian `f32`s. Impossible vectors stop their collection, with a name.
 
 use bytes::Bytes;
+use cluster_core::change::is_finite;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadVector {
@@ -29,7 +30,7 @@ pub fn decode(bytes: &[u8], dimensions: u32) -> Result<Box<[f32]>, BadVector> {
         });
     }
     let vector: Box<[f32]> = components.iter().map(|c| f32::from_be_bytes(*c)).collect();
-    if vector.iter().all(|x| x.is_finite()) {
+    if is_finite(&vector) {
         Ok(vector)
     } else {
         Err(BadVector::NotFinite)

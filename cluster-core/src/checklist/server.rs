@@ -262,6 +262,7 @@ mod tests {
             database_oid: 5,
             timeline: 1,
             consistent_point: Lsn(1),
+            publication: None,
         };
         let known = SourceId(1);
         map.sources.get_mut(&known).expect("added").slot = Some(slot);

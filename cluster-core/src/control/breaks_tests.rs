@@ -1,12 +1,15 @@
 //! Breaks, reconciles, and what they end: one script per case.
 
 use super::super::tests::{Cluster, TOKEN};
-use super::super::{Command, MoveReason, Response, base_of_slot_name, slot_name_of_incarnation};
+use super::super::{
+    Command, MoveReason, Response, base_of_slot_name, names_of_next_slot, slot_name_of_incarnation,
+};
 use crate::collection::{BackfillSnapshot, CollectionState, Reconcile};
 use crate::ids::*;
 use crate::map::ReplicaState::{self, *};
-use crate::map::Slot;
+use crate::map::{PublicationId, Slot};
 use crate::wal_position::Lsn;
+use std::collections::BTreeMap;
 
 const S: SourceId = SourceId(1);
 const C: CollectionId = CollectionId(1);
@@ -18,6 +21,7 @@ fn slot(timeline: u32, consistent_point: u64) -> Slot {
         database_oid: 5,
         timeline,
         consistent_point: Lsn(consistent_point),
+        publication: None,
     }
 }
 
@@ -34,6 +38,7 @@ fn followed(holders: &[u64]) -> Cluster {
         slot: Some(slot(1, 10)),
         server_start: Some(ServerStart(3)),
         problem: String::new(),
+        memberships: BTreeMap::new(),
     });
     cluster
 }
@@ -61,6 +66,7 @@ fn snapshot(xmax: u64) -> BackfillSnapshot {
     BackfillSnapshot {
         xmax,
         running: Vec::new(),
+        membership: None,
     }
 }
 
@@ -118,6 +124,7 @@ fn mark(cluster: &mut Cluster, node: u64) -> Response {
         partition: P,
         node: NodeId(node),
         generation,
+        reason: String::new(),
     })
 }
 
@@ -176,6 +183,7 @@ fn p5_only_the_current_token_breaks_a_history_and_only_a_report_of_the_same_slot
         slot: Some(slot(2, 10)),
         server_start: None,
         problem: String::new(),
+        memberships: BTreeMap::new(),
     };
     assert!(is_refused(&cluster.apply(report)), "another history");
 }
@@ -241,6 +249,7 @@ fn p3_what_was_being_filled_begins_empty_after_a_break() {
         slot: Some(slot(1, 10)),
         server_start: None,
         problem: String::new(),
+        memberships: BTreeMap::new(),
     });
     begin(&mut cluster);
     let before = [1, 2].map(|node| generation(&cluster, node));
@@ -403,4 +412,98 @@ fn p6_a_slot_that_survives_a_switch_goes_on_in_its_incarnation() {
     assert_eq!(source.slot, Some(slot(2, 10)));
     assert_eq!(source.incarnation, Incarnation(1));
     assert_eq!(states(&cluster), [(1, Serving)]);
+}
+
+#[test]
+fn p2_a_break_never_gives_the_slot_the_name_that_it_is_known_by() {
+    // One that a crash left unrecorded would be taken for the former one.
+    let names = |known: &str, next| names_of_next_slot(known, Incarnation(next));
+    assert_eq!(names("ruvector_a_1", 2), ["ruvector_a_1_i2"]);
+    assert_eq!(
+        names("ruvector_a_1_i2", 3),
+        ["ruvector_a_1", "ruvector_a_1_i3"]
+    );
+    assert_eq!(names("ruvector_a_1_i3", 3), ["ruvector_a_1"]);
+}
+
+#[test]
+fn what_a_slot_is_read_through_is_noted_once() {
+    let mut cluster = Cluster::with_building_collection(3, &[1, 2]);
+    let mut report = |publication| {
+        let publication = Some(publication).filter(|oid| *oid != 0);
+        cluster.apply(Command::ReportSource {
+            source: S,
+            token: TOKEN,
+            slot: Some(Slot {
+                publication: publication.map(|publication| PublicationId {
+                    publication,
+                    definitions: 9,
+                }),
+                ..slot(1, 10)
+            }),
+            server_start: None,
+            problem: String::new(),
+            memberships: BTreeMap::new(),
+        })
+    };
+    assert_eq!(
+        report(0),
+        Response::Done,
+        "by a release that does not note it"
+    );
+    assert_eq!(report(5), Response::Done);
+    assert_eq!(report(5), Response::Done);
+    assert!(is_refused(&report(6)), "another publication is a break");
+    assert!(is_refused(&report(0)), "and so is one that nobody knows");
+}
+
+#[test]
+fn p2_the_membership_that_a_collection_was_filled_under_is_noted_once() {
+    let mut cluster = followed(&[1, 2]);
+    let noted = |cluster: &Cluster| match &cluster.state.map().collections[&C].state {
+        CollectionState::Ready { snapshot } => snapshot.membership,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(noted(&cluster), None);
+    for membership in [7, 8] {
+        cluster.apply(Command::ReportSource {
+            source: S,
+            token: TOKEN,
+            slot: None,
+            server_start: None,
+            problem: String::new(),
+            memberships: BTreeMap::from([(C, membership), (CollectionId(99), 1)]),
+        });
+        assert_eq!(noted(&cluster), Some(7));
+    }
+    // Another membership: every replica lacks rows, and the reason is told.
+    for node in [1, 2] {
+        let generation = generation(&cluster, node);
+        cluster.apply(Command::MarkStale {
+            token: TOKEN,
+            partition: P,
+            node: NodeId(node),
+            generation,
+            reason: "the table left the publication and came back".into(),
+        });
+    }
+    let reconcile = cluster.state.map().collections[&C].reconcile.clone();
+    let reconcile = reconcile.expect("compared with the table");
+    assert_eq!(
+        reconcile.reason,
+        "the table left the publication and came back"
+    );
+    assert_eq!(noted(&cluster), Some(7), "until it is mended");
+    begin(&mut cluster);
+    let backfill = cluster.state.map().collections[&C].last_backfill;
+    cluster.apply(Command::FinishBackfill {
+        token: TOKEN,
+        collection: C,
+        backfill,
+        snapshot: BackfillSnapshot {
+            membership: Some(8),
+            ..snapshot(9)
+        },
+    });
+    assert_eq!(noted(&cluster), Some(8));
 }

@@ -4,6 +4,7 @@ use crate::collection::{BackfillSnapshot, CollectionSpec};
 use crate::ids::*;
 use crate::map::{HashRange, Slot};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoordinatorMember {
@@ -93,6 +94,9 @@ pub enum Command {
         #[serde(default)]
         server_start: Option<ServerStart>,
         problem: String,
+        /// Of complete collections whose membership in the publication is not noted yet.
+        #[serde(default)]
+        memberships: BTreeMap<CollectionId, u32>,
     },
     /// The source's history broke: what the stream says from now on does not follow
     /// from what the replicas hold. The slot is a new one.
@@ -182,12 +186,15 @@ pub enum Command {
         min_required: u32,
     },
     /// At `slot_hold_limit` the slot passes a replica although no peer has what it
-    /// lacks.
+    /// lacks; or its table was not published for a while.
     MarkStale {
         token: ConsumerEpoch,
         partition: PartitionId,
         node: NodeId,
         generation: Generation,
+        /// Empty: the slot has passed it.
+        #[serde(default)]
+        reason: String,
     },
     /// A releasing replica's node has let go, or its lease is over.
     FinishRelease {

@@ -41,5 +41,5 @@ pub use command::{
     Refusal, Reign, Response,
 };
 pub use coordinators::COORDINATORS_MAX;
-pub use sources::{base_of_slot_name, slot_name_of_incarnation};
+pub use sources::{base_of_slot_name, names_of_next_slot, slot_name_of_incarnation};
 pub use state::{ClusterState, ConsumerRecord};

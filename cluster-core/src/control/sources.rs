@@ -2,8 +2,10 @@
 
 use super::command::{Refusal, Response};
 use super::state::*;
+use crate::collection::CollectionState;
 use crate::ids::*;
 use crate::map::{Slot, Source};
+use std::collections::BTreeMap;
 
 /// One publication per database; whole tables only.
 const PUBLICATION_NAME: &str = "ruvector";
@@ -25,7 +27,7 @@ fn slot_name(cluster_id: &str, source: SourceId) -> String {
     format!("ruvector_{prefix}_{}", source.0)
 }
 
-/// A break takes the slot's own name again, or that with the incarnation behind it.
+/// A break gives the slot another name: its first one, or that with the incarnation behind it.
 pub(super) fn check_slot_name(known: &str, new: &str) -> Result<(), Refusal> {
     let base = base_of_slot_name(known);
     let is_ours = new == base || base_of_slot_name(new) == base;
@@ -45,7 +47,17 @@ pub fn base_of_slot_name(name: &str) -> &str {
     }
 }
 
-/// What a slot is called if another one's name is taken by somebody else.
+/// What the slot may be called that a break makes, the best name first. Never as the
+/// former one: a slot that a crash left unrecorded would be taken for it, and what lies
+/// between the two would be missing.
+pub fn names_of_next_slot(known: &str, next: Incarnation) -> Vec<String> {
+    let base = base_of_slot_name(known);
+    let mut names = vec![base.to_owned(), slot_name_of_incarnation(base, next)];
+    names.retain(|name| name != known);
+    names
+}
+
+/// What a slot is called that cannot have the first name.
 pub fn slot_name_of_incarnation(base: &str, incarnation: Incarnation) -> String {
     format!("{base}{SLOT_INCARNATION_INFIX}{}", incarnation.0)
 }
@@ -157,7 +169,7 @@ impl ClusterState {
             .get_mut(&source)
             .expect("the token was checked");
         if let (Some(told), Some(known)) = (&slot, &record.slot)
-            && told != known
+            && !known.is_told_by(told)
         {
             let what = format!(
                 "{source} is known with the slot {known:?}; {told:?} is another history, \
@@ -180,6 +192,27 @@ impl ClusterState {
                 MapChanged::No
             },
         ))
+    }
+
+    /// What collections were filled under that a release filled which did not note it;
+    /// what is noted stays. Whether there was any.
+    pub(super) fn note_memberships(
+        &mut self,
+        source: SourceId,
+        memberships: &BTreeMap<CollectionId, u32>,
+    ) -> bool {
+        let mut is_news = false;
+        for (id, membership) in memberships {
+            let record = self.map.collections.get_mut(id);
+            let record = record.filter(|c| c.spec.source == source);
+            if let Some(CollectionState::Ready { snapshot }) = record.map(|c| &mut c.state)
+                && snapshot.membership.is_none()
+            {
+                snapshot.membership = Some(*membership);
+                is_news = true;
+            }
+        }
+        is_news
     }
 
     /// Only the holder of the current token speaks for a source (P5).

@@ -20,6 +20,7 @@ impl ClusterState {
         token: ConsumerEpoch,
         partition: PartitionId,
         (node, generation): (NodeId, Generation),
+        reason: String,
     ) -> Outcome {
         if let Some(parent) = self.parent_of(partition) {
             self.check_partition_token(token, parent)?;
@@ -53,7 +54,11 @@ impl ClusterState {
             self.map.splits.remove(&partition);
         }
         if needs_reconcile || reconciles.is_some() {
-            self.want_reconcile(collection, passed(partition, node));
+            let reason = match reason.is_empty() {
+                true => passed(partition, node),
+                false => reason,
+            };
+            self.want_reconcile(collection, reason);
         }
         Ok((Response::Done, MapChanged::Yes))
     }

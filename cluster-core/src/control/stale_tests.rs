@@ -27,6 +27,7 @@ fn mark(cluster: &mut Cluster, node: u64) -> Response {
         partition: P,
         node: NodeId(node),
         generation: generation(cluster, node),
+        reason: String::new(),
     })
 }
 
@@ -87,6 +88,7 @@ fn a_replica_of_an_earlier_assignment_is_not_marked() {
         partition: P,
         node: NodeId(1),
         generation: Generation(0),
+        reason: String::new(),
     };
     assert_eq!(cluster.apply(late), Response::Done);
     assert_eq!(states(&cluster), [(1, Serving)]);
@@ -151,6 +153,7 @@ fn a_split_ends_with_a_half_that_holds_the_slot_and_with_its_last_source() {
         partition: low.id,
         node: NodeId(1),
         generation: low.replicas[0].generation,
+        reason: String::new(),
     };
     assert_eq!(cluster.apply(half), Response::Done);
     assert!(cluster.state.map().splits.is_empty());

@@ -175,7 +175,14 @@ impl ClusterState {
                 slot,
                 server_start,
                 problem,
-            } => self.report_source(source, token, slot, server_start, problem),
+                memberships,
+            } => {
+                let (response, changed) =
+                    self.report_source(source, token, slot, server_start, problem)?;
+                let is_noted = self.note_memberships(source, &memberships);
+                let is_news = is_noted || changed == MapChanged::Yes;
+                Ok((response, is_news.into()))
+            }
             Command::BreakHistory {
                 source,
                 token,
@@ -253,7 +260,8 @@ impl ClusterState {
                 partition,
                 node,
                 generation,
-            } => self.mark_stale(token, partition, (node, generation)),
+                reason,
+            } => self.mark_stale(token, partition, (node, generation), reason),
             Command::FinishRelease {
                 partition,
                 node,

@@ -8,7 +8,7 @@ use crate::map::*;
 use crate::placement::{PlacementPolicy, place_collection};
 use crate::wal_position::Lsn;
 use proptest::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Of the consumer in [`Cluster::ready`].
 pub(super) const TOKEN: ConsumerEpoch = ConsumerEpoch(1);
@@ -258,6 +258,7 @@ fn finish(token: u64, collection: u64, backfill: u64) -> Command {
         snapshot: BackfillSnapshot {
             xmax: 100,
             running: vec![90, 80],
+            membership: None,
         },
     }
 }
@@ -421,9 +422,11 @@ fn a_slots_identity_is_told_once() {
             database_oid: 6,
             timeline,
             consistent_point: Lsn(70),
+            publication: None,
         }),
         server_start: None,
         problem: problem.into(),
+        memberships: BTreeMap::new(),
     };
     assert_eq!(cluster.twice(report(1, "")), Response::Done);
     assert!(matches!(
@@ -474,6 +477,7 @@ fn p9_the_start_of_the_server_that_is_streamed_is_the_last_one_told() {
         slot: None,
         server_start,
         problem: String::new(),
+        memberships: BTreeMap::new(),
     };
     let told = |cluster: &Cluster| cluster.map().sources[&SourceId(1)].server_start;
     assert_eq!(told(&cluster), None);
@@ -735,6 +739,7 @@ fn command(cluster: &Cluster, draw: &Draw) -> Command {
             partition: PartitionId(a),
             node: NodeId(c),
             generation: generation(cluster, a, c),
+            reason: String::new(),
         },
         24 if b == 0 => Command::CancelSplit {
             partition: PartitionId(a),

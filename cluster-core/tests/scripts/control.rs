@@ -94,6 +94,7 @@ impl Control {
                 partition,
                 node,
                 generation: replica(self),
+                reason: String::new(),
             },
             "finish_release" => Command::FinishRelease {
                 partition,

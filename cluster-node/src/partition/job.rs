@@ -190,3 +190,27 @@ pub enum Job {
     /// End the writer; what is queued behind is not done.
     Stop { done: oneshot::Sender<()> },
 }
+
+impl Job {
+    /// Of a stream's batch.
+    pub fn changes(&self) -> usize {
+        match self {
+            Job::Apply { batch, .. } => batch.changes.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// Jobs of apply streams that a writer has taken from its queue and not done.
+#[derive(Default)]
+pub struct InHand {
+    pub jobs: usize,
+    pub changes: usize,
+}
+
+impl InHand {
+    pub fn take(&mut self, job: &Job) {
+        self.jobs += 1;
+        self.changes += job.changes();
+    }
+}

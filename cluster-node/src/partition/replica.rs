@@ -1,6 +1,6 @@
 //! A replica as everybody but its writer sees it.
 
-use super::job::{Job, OnHole, StreamGaps};
+use super::job::{InHand, Job, OnHole, StreamGaps};
 use super::learning::{LearnerProgress, Learning};
 use super::live_index::LiveIndex;
 use super::progress::{Progress, Watermarks};
@@ -46,6 +46,8 @@ pub struct Replica {
     pub(super) recovered_rows: AtomicUsize,
     /// Jobs of apply streams that are queued or being done.
     outstanding: AtomicUsize,
+    /// Changes in their batches.
+    waiting_changes: AtomicUsize,
     problem: RwLock<Option<String>>,
     jobs: mpsc::Sender<Job>,
 }
@@ -92,6 +94,7 @@ impl Replica {
             is_stopping: AtomicBool::new(false),
             recovered_rows: AtomicUsize::new(0),
             outstanding: AtomicUsize::new(0),
+            waiting_changes: AtomicUsize::new(0),
             problem: RwLock::new(None),
             jobs,
         }
@@ -286,6 +289,8 @@ impl Replica {
         // Room first: a caller that gives up while waiting must not be counted.
         let room = self.jobs.reserve().await.map_err(|_| Stopped)?;
         self.outstanding.fetch_add(1, Ordering::SeqCst);
+        self.waiting_changes
+            .fetch_add(job.changes(), Ordering::Relaxed);
         room.send(job);
         Ok(())
     }
@@ -294,8 +299,15 @@ impl Replica {
         &self.jobs
     }
 
-    pub(super) fn done(&self, jobs: usize) {
-        self.outstanding.fetch_sub(jobs, Ordering::SeqCst);
+    pub(super) fn done(&self, done: InHand) {
+        self.waiting_changes
+            .fetch_sub(done.changes, Ordering::Relaxed);
+        self.outstanding.fetch_sub(done.jobs, Ordering::SeqCst);
+    }
+
+    /// Changes that streams have brought and that are not applied.
+    pub(super) fn waiting_changes(&self) -> usize {
+        self.waiting_changes.load(Ordering::Relaxed)
     }
 
     #[cfg(test)]

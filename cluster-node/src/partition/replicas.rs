@@ -1,6 +1,7 @@
 //! The replicas that this node holds: created, recovered, found, stopped.
 
 use super::index_state::{IndexState, PublishError};
+use super::job::InHand;
 use super::learning::Learning;
 use super::rebuild::Rebuild;
 use super::replica::{Replica, ReplicaId};
@@ -293,7 +294,8 @@ impl Replicas {
             rebuild: Rebuild::default(),
             replayed: WalPosition::ZERO,
             swept: None,
-            in_hand: 0,
+            sweeping: None,
+            in_hand: InHand::default(),
         };
         writer.show_index();
         std::thread::Builder::new()

@@ -7,7 +7,7 @@
 
 use super::backfill::{self, Rows};
 use super::index_state::{IndexState, Now, Publish, PublishError};
-use super::job::{Gap, Job, Sweep};
+use super::job::{Gap, InHand, Job, Sweep};
 use super::learn::{self, Replayed};
 use super::rebuild::Rebuild;
 use super::reconcile;
@@ -56,8 +56,15 @@ pub struct Writer {
     pub(super) replayed: WalPosition,
     /// The backfill that has swept the replica to its end.
     pub(super) swept: Option<BackfillId>,
-    /// Jobs of apply streams taken from the queue and not done.
-    pub(super) in_hand: usize,
+    pub(super) sweeping: Option<Sweeping>,
+    pub(super) in_hand: InHand,
+}
+
+/// A sweep between two of its pieces.
+pub(super) struct Sweeping {
+    sweep: Sweep,
+    /// One job of the queue has come in between, if there was any.
+    queue_had_its_turn: bool,
 }
 
 /// Why a partition must stop.
@@ -94,6 +101,9 @@ impl Writer {
     fn next_job(&mut self, next: &mut Option<Job>) -> Option<Job> {
         if next.is_some() {
             return next.take();
+        }
+        if let Some(sweeping) = self.sweeping.take() {
+            return Some(self.beside_sweep(sweeping));
         }
         while learn::is_replaying(self) {
             match self.jobs.try_recv() {
@@ -133,7 +143,7 @@ impl Writer {
             }
             Job::Sweep(mut sweep) => match self.refuse_or(|w| reconcile::sweep(w, &mut sweep)) {
                 Ok(Ok(None)) if self.swept != Some(sweep.backfill) => {
-                    self.go_on_sweeping(sweep, next);
+                    self.go_on_sweeping(sweep);
                     Ok(())
                 }
                 result => answer(sweep.reply, result),
@@ -160,7 +170,7 @@ impl Writer {
                 gaps,
                 on_hole,
             } => {
-                self.in_hand = 1;
+                self.in_hand.jobs = 1;
                 learn::attach(self, from, &gaps, on_hole)
             }
             Job::Copy { run, step, reply } => {
@@ -188,14 +198,29 @@ impl Writer {
         }
     }
 
-    /// What waits in the queue comes first, if there is room behind it.
-    fn go_on_sweeping(&mut self, sweep: Sweep, next: &mut Option<Job>) {
-        match self.replica.jobs().try_send(Job::Sweep(sweep)) {
-            Ok(()) => {}
-            Err(mpsc::error::TrySendError::Full(job) | mpsc::error::TrySendError::Closed(job)) => {
-                *next = Some(job);
-            }
+    /// The queue and a sweep take turns: neither holds up the other, however much waits.
+    fn beside_sweep(&mut self, sweeping: Sweeping) -> Job {
+        let sweep = sweeping.sweep;
+        if sweeping.queue_had_its_turn {
+            return Job::Sweep(sweep);
         }
+        match self.jobs.try_recv() {
+            Ok(job) => {
+                self.sweeping = Some(Sweeping {
+                    sweep,
+                    queue_had_its_turn: true,
+                });
+                job
+            }
+            Err(_) => Job::Sweep(sweep),
+        }
+    }
+
+    fn go_on_sweeping(&mut self, sweep: Sweep) {
+        self.sweeping = Some(Sweeping {
+            sweep,
+            queue_had_its_turn: false,
+        });
     }
 
     /// A quarantined replica refuses a backfill with its reason, and a learner
@@ -213,7 +238,7 @@ impl Writer {
 
     /// Takes the batches that wait and commits them together.
     fn apply(&mut self, first: Job, next: &mut Option<Job>) -> Result<(), Fatal> {
-        self.in_hand = 1;
+        self.in_hand.take(&first);
         // A log needs no folding; whoever waits here keeps other partitions waiting.
         if !self.replica.is_learning() {
             self.wait_for_folding();
@@ -289,8 +314,8 @@ impl Writer {
                     let more = size(&job);
                     changes += more.0;
                     bytes += more.1;
+                    self.in_hand.take(&job);
                     group.push(job);
-                    self.in_hand += 1;
                 }
                 Ok(other) => {
                     *next = Some(other);

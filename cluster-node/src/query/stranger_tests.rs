@@ -23,6 +23,7 @@ fn named(version: u64, start: u64) -> PartitionMap {
         database_oid: DATABASE,
         timeline: 1,
         consistent_point: Lsn(1),
+        publication: None,
     });
     map
 }

@@ -18,6 +18,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
+/// Of a write buffer, for a bloom filter over its keys: some ten bits each where rows
+/// have half a kilobyte.
+const WRITE_BUFFER_BLOOM_RATIO: f64 = 0.005;
 const OPEN_FILES_MAX: i32 = 512;
 const LOG_FILES_MAX: usize = 4;
 const SCAN_READAHEAD_BYTES: usize = 1 << 20;
@@ -70,6 +73,9 @@ impl Storage {
         options.set_block_based_table_factory(&table);
         options.set_compression_type(DBCompressionType::Lz4);
         options.set_write_buffer_size(config.write_buffer_bytes);
+        // Each change asks for the row before it, and a new row has none.
+        options.set_memtable_whole_key_filtering(true);
+        options.set_memtable_prefix_bloom_ratio(WRITE_BUFFER_BLOOM_RATIO);
         options.set_max_total_wal_size(config.log_bytes_max);
         options.set_max_background_jobs(config.background_jobs_max);
         options.set_max_open_files(OPEN_FILES_MAX);

@@ -125,8 +125,11 @@ impl Encoder {
     pub(super) fn vector(mut self, vector: &[f32]) -> Self {
         self.0.reserve(4 + vector.len() * 4 + CHECKSUM_BYTES);
         self = self.u32(vector.len() as u32);
-        for x in vector {
-            self.0.extend_from_slice(&x.to_le_bytes());
+        let start = self.0.len();
+        self.0.resize(start + vector.len() * 4, 0);
+        let (components, _) = self.0[start..].as_chunks_mut::<4>();
+        for (component, x) in components.iter_mut().zip(vector) {
+            *component = x.to_le_bytes();
         }
         self
     }

@@ -295,6 +295,11 @@ impl Service for CoordinatorService {
             slot: request.slot.map(Into::into),
             server_start: request.server_start.map(ServerStart),
             problem: request.problem,
+            memberships: request
+                .memberships
+                .into_iter()
+                .map(|(id, membership)| (CollectionId(id), membership))
+                .collect(),
         })
         .await?;
         answer(v1::ReportSourceResponse {})
@@ -512,11 +517,14 @@ impl Service for CoordinatorService {
         request: Request<v1::ReplicaChangeRequest>,
     ) -> Answer<v1::ReplicaChangeResponse> {
         let (token, partition, node, generation) = named_replica(request.get_ref());
+        let reason = request.into_inner().reason;
+        check_text("the reason", &reason)?;
         self.done(Command::MarkStale {
             token,
             partition,
             node,
             generation,
+            reason,
         })
         .await?;
         answer(v1::ReplicaChangeResponse {})

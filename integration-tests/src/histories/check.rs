@@ -48,12 +48,12 @@ impl Consistency {
 
     /// Whether an answer may not lack a row of the snapshot.
     fn demands(self, row: &Held, asker: &Asker) -> bool {
-        let is_own = row.writer == asker.writer;
         match (self, row.committed_ms) {
-            // Not committed, and seen: of this transaction.
-            (_, None) => is_own || self != Self::Eventual,
             (Self::Strong, _) => true,
-            (Self::Session, _) => is_own,
+            (Self::Session, _) => row.writer.abs() == asker.writer,
+            // Not committed, and seen: of this transaction. What it left alone of a row is
+            // as old as it was.
+            (_, None) => row.writer == asker.writer,
             (Self::Bounded, Some(at)) => at + MAX_LAG_MS + COMMIT_TAKES_MS_MAX < asker.asked_ms,
             (Self::Eventual, _) => false,
         }
@@ -133,6 +133,7 @@ impl Check {
 #[derive(Clone, Debug)]
 struct Held {
     distance: f64,
+    /// Who wrote its vector or key; negative once somebody has changed the rest of the row.
     writer: i32,
     committed_ms: Option<u64>,
 }
@@ -257,10 +258,14 @@ pub struct Tally {
     pub excused: usize,
     pub checks: usize,
     pub cursors: usize,
+    /// Replicas, with the heap, beside everything else.
+    pub compared: usize,
     /// That checks returned.
     pub rows: usize,
     pub nearest_wanted: usize,
     pub nearest_found: usize,
+    /// Until the last session and the last crash were done; the rest is settling.
+    pub played_ms: usize,
     /// That the cluster has answered by now, since Postgres started last.
     pub searches: u64,
 }
@@ -273,9 +278,11 @@ impl Tally {
         self.excused += other.excused;
         self.checks += other.checks;
         self.cursors += other.cursors;
+        self.compared += other.compared;
         self.rows += other.rows;
         self.nearest_wanted += other.nearest_wanted;
         self.nearest_found += other.nearest_found;
+        self.played_ms += other.played_ms;
         self.searches = self.searches.max(other.searches);
     }
 
@@ -351,6 +358,8 @@ mod tests {
         assert_eq!(own, [false, false, true, true]);
         let uncommitted = [Eventual, Bounded, Session, Strong].map(|c| missing(7, None, c));
         assert_eq!(uncommitted, [true; 4]);
+        let left_alone = [Eventual, Bounded, Session, Strong].map(|c| missing(-7, None, c));
+        assert_eq!(left_alone, [false, false, true, true]);
     }
 
     #[test]

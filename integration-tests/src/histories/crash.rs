@@ -65,30 +65,44 @@ impl Outage {
     }
 }
 
-/// Kills and starts again, one process at a time. However it ends, all of them run.
+/// Kills and starts again, each process for itself: several may be down at once.
+/// However it ends, all of them run.
 pub fn run(cluster: &Cluster, crashes: &[Crash], record: &Record, outage: &Outage) -> Result<()> {
     let began = Instant::now();
-    for Crash {
-        at_ms,
-        process,
-        down_ms,
-    } in crashes
-    {
-        let due = began + Duration::from_millis(*at_ms);
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        outage.begin(process);
-        record.tell("crash", process, "is killed");
-        let killed = match *process {
-            "postgres" => cluster.stop_postgres_immediately(),
-            process => cluster.kill(process),
+    let processes: BTreeSet<_> = crashes.iter().map(|crash| crash.process).collect();
+    std::thread::scope(|scope| {
+        let of_process = |process| {
+            let mut own = crashes.iter().filter(move |crash| crash.process == process);
+            scope
+                .spawn(move || own.try_for_each(|crash| one(cluster, crash, began, record, outage)))
         };
-        std::thread::sleep(Duration::from_millis(*down_ms));
-        let started = cluster.restart(process);
-        outage.end(process);
-        record.tell("crash", process, "runs again");
-        killed
-            .and(started)
-            .with_context(|| format!("restarting {process}"))?;
-    }
-    Ok(())
+        let running: Vec<_> = processes.into_iter().map(of_process).collect();
+        let mut ended = running.into_iter();
+        ended.try_for_each(|thread| thread.join().expect("a crash does not panic"))
+    })
+}
+
+fn one(
+    cluster: &Cluster,
+    crash: &Crash,
+    began: Instant,
+    record: &Record,
+    outage: &Outage,
+) -> Result<()> {
+    let process = crash.process;
+    let due = began + Duration::from_millis(crash.at_ms);
+    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    outage.begin(process);
+    record.tell("crash", process, "is killed");
+    let killed = match process {
+        "postgres" => cluster.stop_postgres_immediately(),
+        process => cluster.kill(process),
+    };
+    std::thread::sleep(Duration::from_millis(crash.down_ms));
+    let started = cluster.restart(process);
+    outage.end(process);
+    record.tell("crash", process, "runs again");
+    killed
+        .and(started)
+        .with_context(|| format!("restarting {process}"))
 }

@@ -30,6 +30,9 @@ impl Record {
         for crash in &script.crashes {
             writeln!(file, "{crash:?}")?;
         }
+        for one in &script.moves {
+            writeln!(file, "{one:?}")?;
+        }
         writeln!(file, "\nseconds  who  what, and how it ended")?;
         Ok(Self {
             file: Mutex::new(file),

@@ -3,6 +3,7 @@
 
 use super::check::{Check, Consistency};
 use super::crash::Crash;
+use super::moves::Move;
 use super::shape::Table;
 use super::statement::{self, Statement};
 use rand::rngs::SmallRng;
@@ -17,6 +18,19 @@ const CRASHES_MAX: usize = 3;
 /// When the last process dies, about as long as the sessions take.
 const CRASH_WITHIN_MS: u64 = 4_000;
 const DOWN_MS_MAX: u64 = 2_500;
+/// How long after one process another may die, while the first one is down or just back.
+const COMPANION_WITHIN_MS: u64 = 800;
+const PROCESSES: [&str; 6] = [
+    "consumer-1",
+    "node-1",
+    "node-2",
+    "node-3",
+    "coordinator-1",
+    "postgres",
+];
+const MOVES_MAX: usize = 8;
+/// Of the session that compares replicas with tables.
+const COMPARISONS: std::ops::RangeInclusive<usize> = 5..=10;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
@@ -28,6 +42,10 @@ pub enum Step {
     /// A cursor that is read to its end when the transaction ends.
     Open(Check),
     Fetch(u32),
+    /// Of an index: what its replicas hold.
+    Compare(String),
+    /// Until the cluster has an index, for a moment.
+    Wait(String),
     Pause {
         ms: u64,
     },
@@ -51,6 +69,7 @@ pub struct Script {
     pub setup: Vec<String>,
     pub sessions: Vec<Vec<Transaction>>,
     pub crashes: Vec<Crash>,
+    pub moves: Vec<Move>,
     pub cleanup: String,
 }
 
@@ -80,15 +99,31 @@ impl Script {
         let count = rng.random_range(SESSIONS);
         let mut sessions: Vec<_> = (0..count).map(|_| session(rng, &tables)).collect();
         sessions.push(definitions(rng, &tables));
+        let crashes = crashes(rng);
+        let moves = moves(rng);
+        // In the others the first statements meet a backfill.
+        if rng.random_ratio(3, 4) {
+            setup.extend(tables.iter().map(await_index));
+        }
+        sessions.push(comparisons(rng, &tables));
         Self {
             seed,
             setup,
             sessions,
-            crashes: crashes(rng),
+            crashes,
+            moves,
             cleanup: format!("DROP SCHEMA {schema} CASCADE"),
             tables,
         }
     }
+}
+
+/// Where the set-up has made it.
+fn await_index(table: &Table) -> String {
+    format!(
+        "SELECT ruvector_wait_for_index(oid, 50, false) FROM to_regclass('{}') oid WHERE oid IS NOT NULL",
+        table.full_index()
+    )
 }
 
 fn one_of<'a>(rng: &mut SmallRng, tables: &'a [Table]) -> &'a Table {
@@ -148,11 +183,14 @@ fn settings(rng: &mut SmallRng) -> String {
     format!("SET ruvector.on_unavailable = {unavailable}; SET synchronous_commit = {commit}")
 }
 
-/// One session alone changes definitions: two would mostly wait for each other.
+/// One session alone changes definitions: two would mostly wait for each other. It mostly
+/// spares the last table: a rebuilt index is filled from the heap, and what it held before
+/// is seen no more.
 fn definitions(rng: &mut SmallRng, tables: &[Table]) -> Vec<Transaction> {
     let mut all = Vec::new();
     for _ in 0..rng.random_range(6..15) {
-        let table = one_of(rng, tables);
+        let spared = usize::from(rng.random_ratio(9, 10));
+        let table = one_of(rng, &tables[..tables.len() - spared]);
         let is_maintenance = rng.random();
         let mut steps = Vec::new();
         if is_maintenance {
@@ -161,6 +199,9 @@ fn definitions(rng: &mut SmallRng, tables: &[Table]) -> Vec<Transaction> {
                     .into_iter()
                     .map(Step::Define),
             );
+            if rng.random() {
+                steps.push(Step::Wait(table.full_index()));
+            }
         } else {
             steps.push(Step::Define(statement::definition(rng, table)));
             steps.push(Step::Change(statement::change(rng, table)));
@@ -180,25 +221,64 @@ fn definitions(rng: &mut SmallRng, tables: &[Table]) -> Vec<Transaction> {
     all
 }
 
-/// A quarter of the histories is quiet: there no error is excused.
+/// A session that writes nothing and asks what the replicas hold, which no search shows:
+/// of a row too many, the heap has the last word there.
+fn comparisons(rng: &mut SmallRng, tables: &[Table]) -> Vec<Transaction> {
+    let count = rng.random_range(COMPARISONS);
+    let comparison = |rng: &mut SmallRng| {
+        let index = one_of(rng, tables).full_index();
+        let ms = rng.random_range(1..700);
+        Transaction {
+            settings: settings(rng),
+            begin: None,
+            consistency: Consistency::Strong,
+            steps: vec![Step::Compare(index), Step::Pause { ms }],
+            commits: true,
+        }
+    };
+    (0..count).map(|_| comparison(rng)).collect()
+}
+
+/// A quarter of the histories is quiet: there no error is excused. In the others each
+/// crash may be one of a process, of two within a moment, or of all: who loses the
+/// memory that another one relies on is seen only then.
 fn crashes(rng: &mut SmallRng) -> Vec<Crash> {
     let count = rng.random_range(0..=CRASHES_MAX);
-    let mut crashes: Vec<_> = (0..count)
-        .map(|_| Crash {
-            at_ms: rng.random_range(100..CRASH_WITHIN_MS),
-            process: [
-                "consumer-1",
-                "consumer-1",
-                "node-1",
-                "node-2",
-                "coordinator-1",
-                "postgres",
-            ][rng.random_range(0..6)],
-            down_ms: rng.random_range(0..DOWN_MS_MAX),
-        })
-        .collect();
+    let mut crashes = Vec::new();
+    for _ in 0..count {
+        let at_ms = rng.random_range(100..CRASH_WITHIN_MS);
+        let first = [0, 0, 1, 2, 3, 4, 5][rng.random_range(0..7)];
+        let dying: Vec<usize> = match rng.random_range(0..10) {
+            0..5 => vec![first],
+            5..9 => vec![first, rng.random_range(0..PROCESSES.len())],
+            _ => (0..PROCESSES.len()).collect(),
+        };
+        for (place, process) in dying.into_iter().enumerate() {
+            let later_ms = match place {
+                0 => 0,
+                _ => rng.random_range(0..COMPANION_WITHIN_MS),
+            };
+            crashes.push(Crash {
+                at_ms: at_ms + later_ms,
+                process: PROCESSES[process],
+                down_ms: rng.random_range(0..DOWN_MS_MAX),
+            });
+        }
+    }
     crashes.sort_by_key(|crash| crash.at_ms);
     crashes
+}
+
+fn moves(rng: &mut SmallRng) -> Vec<Move> {
+    let count = rng.random_range(0..=MOVES_MAX);
+    let mut moves: Vec<_> = (0..count)
+        .map(|_| Move {
+            at_ms: rng.random_range(0..CRASH_WITHIN_MS),
+            pick: rng.random_range(0..1_000),
+        })
+        .collect();
+    moves.sort_by_key(|one| one.at_ms);
+    moves
 }
 
 #[cfg(test)]
@@ -250,9 +330,17 @@ mod tests {
             "Session",
             "Strong",
             "Open(",
+            "Compare(",
+            "Wait(",
+            "Move {",
         ] {
             assert!(told.contains(word), "{word}");
         }
         assert!(scripts.iter().any(|script| script.crashes.is_empty()));
+        let loses_two_at_once = |script: &Script| {
+            let mut pairs = script.crashes.iter().zip(script.crashes.iter().skip(1));
+            pairs.any(|(a, b)| a.process != b.process && b.at_ms < a.at_ms + a.down_ms)
+        };
+        assert!(scripts.iter().any(loses_two_at_once));
     }
 }

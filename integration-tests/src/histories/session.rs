@@ -9,12 +9,14 @@ use super::statement::Statement;
 use super::verdict::{self, Kind, Verdict};
 use crate::cluster::Cluster;
 use crate::sql::Session;
+use crate::verified::{Difference, Verified};
 use anyhow::{Context, Result, anyhow};
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 const RECONNECTS_WITHIN: Duration = Duration::from_secs(60);
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+const WAITS_S_MAX: u32 = 2;
 /// `bounded` and `strong` searches wait while a consumer's lease runs out.
 const SETTINGS: &str = "SET statement_timeout = '30s'; SET ruvector.search_timeout_ms = 15000";
 
@@ -163,6 +165,11 @@ impl Player<'_> {
             Step::Check(check) => self.check(check),
             Step::Open(check) => self.open(check),
             Step::Fetch(rows) => self.fetch(&rows.to_string()),
+            Step::Compare(index) => self.compare(index),
+            Step::Wait(index) => self.run(
+                Kind::Wait,
+                &format!("SELECT ruvector_wait_for_index('{index}', {WAITS_S_MAX}, false)"),
+            ),
             Step::Pause { ms } => {
                 std::thread::sleep(Duration::from_millis(*ms));
                 Ok(())
@@ -186,12 +193,19 @@ impl Player<'_> {
     }
 
     fn copy(&mut self, sql: &str, lines: &str) -> Result<(), Trouble> {
-        self.attempt(Kind::Change, sql, |client| {
+        let mut has_begun = false;
+        let copied = self.attempt(Kind::Change, sql, |client| {
             let mut copy = client.copy_in(sql)?;
+            has_begun = true;
             // What fails here fails in `finish`, which knows why.
             let _ = copy.write_all(lines.as_bytes());
             copy.finish().map(drop)
-        })
+        });
+        match copied {
+            // The client then takes the end of this statement for the next one's.
+            Err(Trouble::Aborted) if !has_begun => Err(Trouble::CutOff),
+            copied => copied,
+        }
     }
 
     fn check(&mut self, check: &Check) -> Result<(), Trouble> {
@@ -248,6 +262,23 @@ impl Player<'_> {
         self.tally.add(&judged.map_err(Trouble::Wrong)?);
         self.tally.cursors += 1;
         self.run(Kind::Change, "CLOSE held")
+    }
+
+    /// P2, P3: no replica that serves differs from the heap, at whatever moment.
+    fn compare(&mut self, index: &str) -> Result<(), Trouble> {
+        let sql = format!("ruvector_verify({index})");
+        let replicas = self.attempt(Kind::Check, &sql, |client| Verified::all(client, index))?;
+        let wrong = replicas.iter().filter(|one| one.serves_a_difference());
+        let wrong: Vec<_> = wrong.collect();
+        if wrong.is_empty() {
+            let compared = replicas.iter().filter(|one| one.problem.is_none());
+            self.tally.compared += compared.count();
+            return Ok(());
+        }
+        let sql = format!("ruvector_verify_differences({index})");
+        let named = self.attempt(Kind::Check, &sql, |client| Difference::all(client, index))?;
+        let problem = anyhow!("replicas of {index} differ: {wrong:?}; these keys now: {named:?}");
+        Err(Trouble::Wrong(problem))
     }
 
     fn attempt<T>(

@@ -1,4 +1,12 @@
 //! Once nobody writes: heap, searches and every replica agree exactly (P2, P3).
+//!
+//! Two judges compare the replicas with the heap. `ruvector_verify` compares every key
+//! and each bit of every vector on each replica's disk, and names what differs. The other
+//! one shares no line of its code: keys are made by SQL, rows come through each node's
+//! searches, and distances from one probe are Postgres's own. So a mistake that verify
+//! shares with what it judges (how a key is written, how a stored row is read, which replicas there are)
+//! does not hide behind it, and what a node holds in memory, of which verify says
+//! nothing, is seen as well. One probe is enough, for verify has the bits.
 
 use super::check::{Asker, Check, Compared, Consistency};
 use super::record::Record;
@@ -8,15 +16,20 @@ use crate::cluster::Cluster;
 use crate::direct_search::{DirectSearch, assert_replicas_hold};
 use crate::settled::wait_until_settled;
 use crate::sql::Session;
+use crate::verified::{Difference, Verified};
 use crate::wire::Wire;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const REPLICAS: usize = 2;
 const RECONNECTS_WITHIN: Duration = Duration::from_secs(60);
-/// Distances from so many probes tell vectors apart.
-const PROBES: std::ops::Range<u64> = 1_000_001..1_000_004;
+const ALL_SERVE_WITHIN: Duration = Duration::from_secs(30);
+/// Longer than a node keeps a search that nobody goes on with.
+const SEARCHES_END_WITHIN: Duration = Duration::from_secs(20);
+const POLL_EVERY: Duration = Duration::from_millis(100);
+/// No row is made from it.
+const PROBE: u64 = 1_000_001;
 
 pub fn check(cluster: &Cluster, wire: &Wire, script: &Script, record: &Record) -> Result<()> {
     let mut session = cluster.session_within(RECONNECTS_WITHIN)?;
@@ -40,6 +53,7 @@ pub fn check(cluster: &Cluster, wire: &Wire, script: &Script, record: &Record) -
     let leaves = indexes(&mut session, script)?;
     ensure!(!leaves.is_empty(), "no index is left");
     for leaf in &leaves {
+        replicas_are_equal(&mut session, &leaf.index)?;
         replicas_hold_the_heap(&mut session, wire, leaf, end.parse()?)
             .with_context(|| format!("replicas of {}", leaf.index))?;
     }
@@ -120,25 +134,47 @@ fn indexes(session: &mut Session, script: &Script) -> Result<Vec<Leaf>> {
 
 /// Every row, by way of the index.
 fn answers_are_the_heaps(session: &mut Session, table: &Table) -> Result<()> {
-    for probe in PROBES {
-        let check = Check::of(table, probe);
-        let rows = session.query(&check.sql(), &[])?;
-        let mut compared = Compared::default();
-        compared.take(&rows)?;
-        compared
-            .judge(None, Consistency::Strong, &Asker::now(0))
-            .with_context(|| check.sql())?;
-    }
+    let check = Check::of(table, PROBE);
+    let rows = session.query(&check.sql(), &[])?;
+    let mut compared = Compared::default();
+    compared.take(&rows)?;
+    compared
+        .judge(None, Consistency::Strong, &Asker::now(0))
+        .with_context(|| check.sql())?;
     let nearest = format!(
         "SELECT n FROM {} ORDER BY {}",
         table.full_name(),
-        table.distance(PROBES.start)
+        table.distance(PROBE)
     );
     session.explain(&nearest)?.assert_answered_by_the_cluster()
 }
 
-/// What a checksum over ranges of all replicas will say at once takes a scan of each
-/// replica here: keys, and distances from each probe.
+/// By the product's own comparison. A difference counts at once. That all replicas are
+/// named and serve may take a moment: the server has to hear of the newest map, and one
+/// that was slow, on a busy machine, was left behind once more and learns anew.
+fn replicas_are_equal(session: &mut Session, index: &str) -> Result<()> {
+    let deadline = Instant::now() + ALL_SERVE_WITHIN;
+    loop {
+        let verified = Verified::all(session, index);
+        let verified = verified.with_context(|| format!("verifying {index}"))?;
+        let mut per_partition: BTreeMap<i64, usize> = BTreeMap::new();
+        for replica in &verified {
+            *per_partition.entry(replica.partition).or_default() += 1;
+        }
+        let are_all_named =
+            !verified.is_empty() && per_partition.values().all(|count| *count == REPLICAS);
+        if are_all_named && verified.iter().all(Verified::is_equal) {
+            return Ok(());
+        }
+        if verified.iter().any(Verified::serves_a_difference) || Instant::now() > deadline {
+            let named = Difference::all(session, index)?;
+            bail!("replicas of {index} differ from the heap in {named:?}: {verified:?}");
+        }
+        std::thread::sleep(POLL_EVERY);
+    }
+}
+
+/// By a scan of each replica: keys, and distances from a probe.
 fn replicas_hold_the_heap(session: &mut Session, wire: &Wire, leaf: &Leaf, end: u64) -> Result<()> {
     let dimensions = format!(
         "SELECT coalesce(atttypmod, 0) FROM pg_attribute \
@@ -153,21 +189,26 @@ fn replicas_hold_the_heap(session: &mut Session, wire: &Wire, leaf: &Leaf, end: 
         leaf.oid
     );
     let operator = session.value(&operator)?;
-    for probe in PROBES {
-        let vector = format!("history_vector({dimensions}, {probe})");
-        let query: Vec<f32> = session
-            .query_one(&format!("SELECT {vector}::real[]"), &[])?
-            .try_get(0)?;
-        let heap = format!(
-            "SELECT {}, embedding {operator} {vector} FROM {} WHERE embedding IS NOT NULL",
-            leaf.key, leaf.table
-        );
-        let mut rows: BTreeMap<Vec<u8>, f64> = BTreeMap::new();
-        for row in session.query(&heap, &[])? {
-            rows.insert(row.try_get(0)?, row.try_get(1)?);
-        }
-        let search = DirectSearch::of_index(wire.map()?, leaf.oid, query)?;
-        assert_replicas_hold(wire, &search, end, &rows)?;
+    let vector = format!("history_vector({dimensions}, {PROBE})");
+    let query: Vec<f32> = session
+        .query_one(&format!("SELECT {vector}::real[]"), &[])?
+        .try_get(0)?;
+    let heap = format!(
+        "SELECT {}, embedding {operator} {vector} FROM {} WHERE embedding IS NOT NULL",
+        leaf.key, leaf.table
+    );
+    let mut rows: BTreeMap<Vec<u8>, f64> = BTreeMap::new();
+    for row in session.query(&heap, &[])? {
+        rows.insert(row.try_get(0)?, row.try_get(1)?);
     }
-    Ok(())
+    // As long as a search is open that came before the end of a version, the node goes on
+    // finding that version: the heap has the last word. It holds none for ever.
+    let deadline = Instant::now() + SEARCHES_END_WITHIN;
+    loop {
+        let search = DirectSearch::of_index(wire.map()?, leaf.oid, query.clone())?;
+        match assert_replicas_hold(wire, &search, end, &rows) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(POLL_EVERY),
+            held => return held,
+        }
+    }
 }

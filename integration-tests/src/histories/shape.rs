@@ -77,6 +77,10 @@ impl Table {
         format!("{}_embedding_idx", self.name)
     }
 
+    pub fn full_index(&self) -> String {
+        format!("{}.{}", self.schema, self.index())
+    }
+
     /// What has a file of its own.
     pub fn leaves(&self) -> Vec<String> {
         let name = self.full_name();

@@ -20,6 +20,8 @@ $$";
 const NUMBERS: std::ops::Range<i64> = 1..40;
 /// A bulk insert's, once in a while.
 const BULK_ROWS_MAX: i64 = 300;
+/// A row of which only the rest has changed: the index has what it had of it before.
+const LEAVES_VECTOR: &str = "writer = -abs(writer)";
 /// A key change goes out of the range, and back.
 const MOVED_BY: i64 = 1000;
 
@@ -100,7 +102,7 @@ pub fn change(rng: &mut SmallRng, table: &Table) -> Statement {
         ),
         // Leaves a vector that lies out of line where it is.
         48..60 => format!(
-            "UPDATE {name} SET label = {}, writer = DEFAULT WHERE n = ANY({})",
+            "UPDATE {name} SET label = {}, {LEAVES_VECTOR} WHERE n = ANY({})",
             rng.random_range(0..100),
             numbers(rng)
         ),
@@ -135,7 +137,18 @@ pub fn change(rng: &mut SmallRng, table: &Table) -> Statement {
             } else {
                 leaves[rng.random_range(0..leaves.len())].clone()
             };
-            format!("TRUNCATE {which}")
+            // What comes behind it in its transaction stays.
+            let behind = if rng.random() {
+                let of = format!("unnest({})", numbers(rng));
+                let vector = vector(rng, table);
+                format!(
+                    "; {} ON CONFLICT DO NOTHING",
+                    insert_of(rng, table, &of, &vector)
+                )
+            } else {
+                String::new()
+            };
+            format!("TRUNCATE {which}{behind}")
         }
         90..95 => return copy(rng, table),
         _ => reborn(rng, table),
@@ -192,10 +205,10 @@ pub fn definition(rng: &mut SmallRng, table: &Table) -> String {
         ),
         5 => format!(
             "ALTER TABLE {name} RENAME COLUMN embedding TO vectors; \
-                      UPDATE {name} SET label = label + 1; \
+                      UPDATE {name} SET label = label + 1, {LEAVES_VECTOR}; \
                       ALTER TABLE {name} RENAME COLUMN vectors TO embedding"
         ),
-        6 => format!("DROP INDEX IF EXISTS {}.{}", table.schema, table.index()),
+        6 => format!("DROP INDEX IF EXISTS {}", table.full_index()),
         7 => table.create_index("IF NOT EXISTS"),
         _ if table.identity == Identity::Index => {
             format!("ALTER TABLE {name} ALTER COLUMN note TYPE varchar")
@@ -212,7 +225,7 @@ pub fn definition(rng: &mut SmallRng, table: &Table) -> String {
 /// Commands of maintenance, which stand alone, each a transaction of its own or more.
 pub fn maintenance(rng: &mut SmallRng, table: &Table) -> Vec<String> {
     let name = table.full_name();
-    let index = format!("{}.{}", table.schema, table.index());
+    let index = table.full_index();
     let leaves = table.leaves();
     let leaf = leaves[rng.random_range(0..leaves.len())].clone();
     let concurrently = if table.is_partitioned {

@@ -9,6 +9,8 @@ pub enum Kind {
     Change,
     Definition,
     Check,
+    /// For an index, which may take longer than that.
+    Wait,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -71,6 +73,7 @@ pub fn of(error: &postgres::Error, kind: Kind, began: Instant, outage: &Outage) 
     let excused = |verdict, is_excused| if is_excused { verdict } else { Verdict::Wrong };
     match state {
         _ if CUT_OFF.contains(&state) => excused(Verdict::CutOff, outage.cuts_off_since(began)),
+        _ if OURS.contains(&state) && kind == Kind::Wait => Verdict::Refused,
         _ if OURS.contains(&state) => excused(
             Verdict::Excused,
             kind == Kind::Check && outage.excuses_since(began),

@@ -22,6 +22,15 @@ pub struct Metapage {
 }
 
 impl Metapage {
+    /// Of an index whose entry in the catalog is there, and whose file is empty: CREATE INDEX
+    /// CONCURRENTLY is waiting for older transactions, or was cut off then.
+    const NOT_BUILT: Self = Self {
+        magic: 0,
+        version: 0,
+        definition_generation: 0,
+        fingerprint_hash: 0,
+    };
+
     pub fn new(definition_generation: u64, definition: &Definition) -> Self {
         Self {
             magic: MAGIC,
@@ -67,6 +76,10 @@ impl Metapage {
             && self.fingerprint_hash == fingerprint_hash(&definition.fingerprint())
     }
 
+    pub fn is_built(&self) -> bool {
+        self.magic == MAGIC
+    }
+
     /// Reads the page, from the relation cache after the first time.
     ///
     /// # Safety
@@ -75,6 +88,9 @@ impl Metapage {
         let cached = (*index).rd_amcache.cast::<Self>();
         if !cached.is_null() {
             return *cached;
+        }
+        if pg_sys::RelationGetNumberOfBlocksInFork(index, pg_sys::ForkNumber::MAIN_FORKNUM) == 0 {
+            return Self::NOT_BUILT;
         }
         let buffer = pg_sys::ReadBuffer(index, 0);
         pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);

@@ -12,6 +12,9 @@ use crate::worker::{self, IndexStatus, ViewState};
 use pgrx::{IntoDatum, pg_sys};
 use std::ffi::c_int;
 
+const NOT_BUILT: &str =
+    "the index is not built: CREATE INDEX CONCURRENTLY is at work, or was cut off";
+
 /// What can be said without the network.
 pub struct Local {
     pub index_name: String,
@@ -107,6 +110,9 @@ unsafe fn judge(definition: &Definition, metapage: &Metapage) -> (&'static str, 
     }
     if pg_sys::RecoveryInProgress() {
         return exact("the server is a standby");
+    }
+    if !metapage.is_built() {
+        return exact(NOT_BUILT);
     }
     if metapage.definition_generation == 0 {
         return exact(NOT_REGISTERED);

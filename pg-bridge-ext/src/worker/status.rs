@@ -94,6 +94,10 @@ pub fn of_collection(
         out.backfill_blocks_copied = backfill.blocks_copied;
         out.backfill_blocks_total = backfill.blocks_total;
         out.backfill_snapshots = backfill.snapshots;
+        // Whoever has not reported yet is no news while the copy itself stands.
+        if out.problem.is_empty() && !backfill.waits_for.is_empty() {
+            out.problem = format!("its backfill {}", backfill.waits_for);
+        }
     }
     out
 }

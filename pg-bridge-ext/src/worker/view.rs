@@ -341,6 +341,7 @@ impl Copied {
             snapshot: BackfillSnapshot {
                 xmax: entry.xmax,
                 running: entry.running[..running].to_vec(),
+                membership: None,
             },
             reason: entry.reason.read(),
             is_of_other_server: false,

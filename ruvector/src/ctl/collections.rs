@@ -36,6 +36,8 @@ struct CollectionLine {
     blocks_copied: Option<u64>,
     blocks_total: Option<u64>,
     backfill_snapshots: Option<u64>,
+    /// For what its backfill's next snapshot waits.
+    waits_for: Option<String>,
     reason: String,
     #[serde(skip)]
     backfill: Option<String>,
@@ -95,6 +97,9 @@ impl CollectionLine {
             blocks_copied: backfill.map(|backfill| backfill.blocks_copied),
             blocks_total: backfill.map(|backfill| backfill.blocks_total),
             backfill_snapshots: backfill.map(|backfill| backfill.snapshots),
+            waits_for: backfill
+                .map(|backfill| backfill.waits_for.clone())
+                .filter(|waits_for| !waits_for.is_empty()),
             backfill: backfill.map(backfill_text),
             reason: match &collection.state {
                 CollectionState::Failed { reason } => reason.clone(),

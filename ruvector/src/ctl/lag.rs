@@ -55,6 +55,8 @@ struct Backfill {
     blocks_copied: u64,
     blocks_total: u64,
     snapshots: u64,
+    /// For what its next snapshot waits; empty: for nothing.
+    waits_for: String,
     #[serde(skip)]
     text: String,
 }
@@ -110,6 +112,7 @@ impl Progress {
                 blocks_copied: backfill.blocks_copied,
                 blocks_total: backfill.blocks_total,
                 snapshots: backfill.snapshots,
+                waits_for: backfill.waits_for.clone(),
                 text: backfill_text(backfill),
             }
         });

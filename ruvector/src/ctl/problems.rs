@@ -3,7 +3,7 @@
 use super::table::{bytes, span};
 use super::{Observed, words};
 use cluster_core::collection::CollectionState;
-use cluster_core::ids::NodeId;
+use cluster_core::ids::{CollectionId, NodeId};
 use cluster_core::map::{Partition, ReplicaState, Source};
 use std::collections::BTreeMap;
 
@@ -93,6 +93,18 @@ impl Observed {
                 problems.push(format!(
                     "source {} ({}): {warning}",
                     source.id.0, source.name
+                ));
+            }
+            for backfill in progress.iter().flat_map(|p| &p.backfills) {
+                if backfill.waits_for.is_empty() {
+                    continue;
+                }
+                let collection = CollectionId(backfill.collection_id);
+                let collection = self.map.collections.get(&collection);
+                let index = collection.map_or("?", |c| c.spec.index_name.as_str());
+                problems.push(format!(
+                    "collection {} ({index}): the next snapshot of its backfill {}",
+                    backfill.collection_id, backfill.waits_for
                 ));
             }
         }

@@ -79,6 +79,9 @@ pub fn backfill_text(progress: &BackfillProgress) -> String {
             if progress.snapshots == 1 { "" } else { "s" }
         );
     }
+    if !progress.waits_for.is_empty() {
+        text += &format!("; its next snapshot {}", progress.waits_for);
+    }
     text
 }
 
@@ -103,6 +106,12 @@ mod tests {
         assert_eq!(
             backfill_text(&progress),
             "1,200 of about 60,000 rows (2 %), 64 of 3,000 blocks, 2 snapshots"
+        );
+        progress.waits_for = "waits for pid 7".to_owned();
+        let said = backfill_text(&progress);
+        assert!(
+            said.ends_with("2 snapshots; its next snapshot waits for pid 7"),
+            "{said}"
         );
     }
 }

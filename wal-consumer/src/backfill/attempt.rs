@@ -10,7 +10,10 @@
 //! stamp on every replica, and no column is pending there: until then an UPDATE
 //! that leaves a row's vector alone may meet a replica that does not know it.
 //!
-//! A [reconcile](super::reconcile) is the same over what replicas hold, with a sweep.
+//! A table may have left the publication, and come back, between the collection's creation
+//! and the copy: what was removed then the stream told of before, and never told the end.
+//! So each copy ends with a sweep of the rows that no snapshot saw and nothing has
+//! changed since. A [reconcile](super::reconcile) is the same over what replicas hold.
 
 use super::Shared;
 use super::chunks::Chunks;
@@ -140,18 +143,19 @@ impl<'a> Attempt<'a> {
         let copied = self.copy_table(marks).await?;
         let mut seen = copied.seen;
         let mut had_pending = false;
+        // Behind the stream: what it has told of since is not swept.
+        self.settle().await?;
         if let Some(reconcile) = &self.reconcile {
-            // Behind the stream: what it has told of since is not swept.
-            self.settle().await?;
             reconcile.check(self.shared)?;
-            // Who left the publication meanwhile may have moved rows unseen.
-            let Published { membership, .. } = table::publish(self.shared, &self.spec).await?;
-            if membership != copied.mark.file.membership {
-                return Err(Outcome::Retry(anyhow::anyhow!(LEFT_PUBLICATION)));
-            }
-            let below = copied.mark.first_stamp;
-            self.chunks.sweep_everywhere(below).await?;
         }
+        // Who left the publication meanwhile may have moved rows unseen.
+        let Published { membership, .. } = table::publish(self.shared, &self.spec).await?;
+        if membership != copied.mark.file.membership {
+            return Err(Outcome::Retry(anyhow::anyhow!(LEFT_PUBLICATION)));
+        }
+        self.chunks
+            .sweep_everywhere(copied.mark.first_stamp)
+            .await?;
         loop {
             self.settle().await?;
             let pending = self.chunks.list_pending().await?;
@@ -163,6 +167,10 @@ impl<'a> Attempt<'a> {
             }
             if needs_last_snapshot(copied.mark.snapshots, had_pending) {
                 let snapshot = self.take_snapshot(&table).await?;
+                // It may have waited long for its slot.
+                if snapshot.file.membership != copied.mark.file.membership {
+                    return Err(Outcome::Retry(anyhow::anyhow!(LEFT_PUBLICATION)));
+                }
                 seen = snapshot.seen.clone();
                 self.reread(&table, &snapshot, pending).await?;
             }
@@ -186,7 +194,21 @@ impl<'a> Attempt<'a> {
         self.snapshots += 1;
         let (slot, id) = (&self.shared.slot_name, self.id.0);
         let name = format!("{slot}_b{id}_{}_{}", self.backfill.0, self.snapshots);
-        Ok(Snapshot::take(self.shared, &name, &self.spec, table).await?)
+        let tell_wait = |waits_for| self.tell_wait(waits_for);
+        Ok(Snapshot::take(self.shared, &name, &self.spec, table, tell_wait).await?)
+    }
+
+    /// What the next snapshot waits for, beside how far the copy is.
+    fn tell_wait(&self, waits_for: String) {
+        let unmoved = || BackfillStanding {
+            backfill: self.backfill,
+            rows_estimated: self.rows_estimated,
+            ..BackfillStanding::default()
+        };
+        self.shared.context.standing.update(|s| {
+            let standing = s.backfills.entry(self.id).or_insert_with(unmoved);
+            standing.waits_for = waits_for;
+        });
     }
 
     /// Rows whose value neither the stream nor a range's snapshot told: read again
@@ -234,6 +256,7 @@ impl<'a> Attempt<'a> {
             blocks_copied: mark.map_or(0, |mark| mark.next_block.0),
             blocks_total: self.blocks_total,
             snapshots: mark.map_or(0, |mark| mark.snapshots),
+            waits_for: String::new(),
         };
         self.shared.context.standing.update(|s| {
             s.backfills.insert(self.id, standing);

@@ -37,6 +37,10 @@ struct Link {
 
 /// When a node last answered anything. One whose tails are full answers slowly,
 /// and is waited for as long as it answers at all.
+/// A sweep looks at every row of a replica and answers once, at its end. That the node
+/// lives meanwhile the connection says.
+const SWEEP_TIME_MAX: Duration = Duration::from_secs(4 * 3_600);
+
 #[derive(Clone)]
 struct Pulse(Arc<Mutex<Instant>>);
 
@@ -120,7 +124,11 @@ impl Links {
             .lock()
             .insert((PartitionId(partition), chunk), done);
         let request = v1::BackfillRequest { kind: Some(kind) };
-        let (pulse, silence_max) = (link.pulse.clone(), self.silence_max);
+        let pulse = link.pulse.clone();
+        let silence_max = match &request.kind {
+            Some(Kind::Sweep(_)) => self.silence_max.max(SWEEP_TIME_MAX),
+            _ => self.silence_max,
+        };
         let sending = link.requests.send(request);
         pulse
             .wait(sending, silence_max)

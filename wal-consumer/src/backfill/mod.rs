@@ -38,6 +38,8 @@ use tokio_util::sync::CancellationToken;
 
 /// An attempt that lasted this long brought the copy on: the next pause is short.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
+/// How often it is looked whether the stream has come far enough.
+const CAUGHT_UP_POLL: Duration = Duration::from_millis(100);
 
 /// Asks the stream where it stands, once it is between two transactions and
 /// everything before has been sent.
@@ -175,6 +177,18 @@ impl Backfills {
     }
 }
 
+/// A reconcile begins once the stream has everything that the server had when the run
+/// began. Its stale replicas are attached where the stream stands, and trust what it has
+/// told them since: what went by unseen, as while a table was not published, must lie before.
+async fn wait_until_caught_up(shared: &Shared) -> Result<(), RunEnd> {
+    let following = &shared.progress.following;
+    let at = following.end_of(following.flushed);
+    while shared.barrier().await? < at {
+        tokio::time::sleep(CAUGHT_UP_POLL).await;
+    }
+    Ok(())
+}
+
 /// Until the collection is ready, failed or gone.
 async fn fill(shared: &Shared, id: CollectionId) {
     let context = &shared.context;
@@ -183,6 +197,11 @@ async fn fill(shared: &Shared, id: CollectionId) {
         let map = context.client.map();
         let collection = map.collections.get(&id);
         if !collection.is_some_and(Collection::wants_backfill) {
+            return;
+        }
+        if collection.is_some_and(|c| c.reconcile.is_some() && c.reconciles_since().is_none())
+            && wait_until_caught_up(shared).await.is_err()
+        {
             return;
         }
         let (outcome, took) = {

@@ -13,8 +13,9 @@
 use super::Shared;
 use super::table::{Table, TableError};
 use crate::replication::connection::Connection;
-use crate::replication::slot::{self, Lifetime};
+use crate::replication::slot::Lifetime;
 use crate::source::preflight::begin_at_snapshot;
+use crate::source::slot_wait;
 use crate::source::sql::{self, Session};
 use anyhow::Context;
 use cluster_core::backfill::{BlockNumber, TableFile};
@@ -71,6 +72,7 @@ SELECT EXISTS (SELECT FROM pg_locks
                 WHERE NOT granted AND waitstart <= clock_timestamp() - $3::int8 * interval '1 ms'
                   AND (locktype = 'virtualxid' AND virtualxid = $2
                        OR locktype = 'relation' AND relation = $1
+                          AND $4 = ANY (pg_blocking_pids(pid))
                           AND database = (SELECT oid FROM pg_database
                                            WHERE datname = current_database())))";
 
@@ -78,21 +80,35 @@ SELECT EXISTS (SELECT FROM pg_locks
 const PATIENCE: Duration = Duration::from_millis(500);
 const LOOKS_EVERY: Duration = Duration::from_millis(250);
 
-/// Who waits for the snapshot's transaction. One that is asked on the snapshot's own
-/// session cannot answer while a range is copied.
+/// Who waits for the snapshot's transaction. The snapshot's own session
+/// cannot be asked while a range is copied.
 #[derive(Clone)]
 struct Waiters {
     table: Oid,
     transaction: String,
+    /// Of the snapshot's own session: a wait for somebody else is none of ours.
+    pid: i32,
 }
 
 impl Waiters {
+    /// For the transaction that is open on a session.
+    async fn of(client: &Client, table: Oid) -> anyhow::Result<Self> {
+        let own =
+            "SELECT virtualtransaction, pid FROM pg_locks WHERE pid = pg_backend_pid() LIMIT 1";
+        let row = client.query_one(own, &[]).await?;
+        Ok(Self {
+            table,
+            transaction: row.try_get(0)?,
+            pid: row.try_get(1)?,
+        })
+    }
+
     async fn are_there(&self, client: &Client, patience: Duration) -> anyhow::Result<bool> {
         let patience_ms = patience.as_millis() as i64;
         let row = client
             .query_one(
                 IS_WAITED_FOR,
-                &[&self.table, &self.transaction, &patience_ms],
+                &[&self.table, &self.transaction, &patience_ms, &self.pid],
             )
             .await?;
         Ok(row.try_get(0)?)
@@ -112,12 +128,15 @@ impl Snapshot {
         slot_name: &str,
         spec: &CollectionSpec,
         table: &Table,
+        tell_wait: impl Fn(String),
     ) -> Result<Self, TableError> {
         let config = &shared.context.config;
         let lock_timeout = config.slot_lock_timeout_ms;
         let options = format!("-c lock_timeout={lock_timeout}");
         let mut connection = Connection::connect(&shared.postgres, &options).await?;
-        let created = slot::create(&mut connection, slot_name, Lifetime::Temporary).await?;
+        let wanted = (slot_name, Lifetime::Temporary);
+        let created =
+            slot_wait::create(&shared.postgres, &mut connection, wanted, tell_wait).await?;
         let until = Instant::now() + Duration::from_secs(config.backfill_snapshot_seconds_max);
         let session = sql::open(&shared.postgres).await?;
         begin_at_snapshot(&session.client, &created.snapshot).await?;
@@ -137,10 +156,7 @@ impl Snapshot {
             .batch_execute(&lock)
             .await
             .context("locking the table")?;
-        let waiters = Waiters {
-            table: spec.table_oid,
-            transaction: own_transaction(&session.client).await?,
-        };
+        let waiters = Waiters::of(&session.client, spec.table_oid).await?;
         let has_given_way = Arc::new(AtomicBool::new(false));
         let watchdog = Watchdog {
             session: sql::open(&shared.postgres).await?,
@@ -203,6 +219,7 @@ impl Snapshot {
             membership,
         };
         self.seen = parse(row.try_get("snapshot").map_err(error)?)?;
+        self.seen.membership = Some(membership);
         Ok(())
     }
 
@@ -264,12 +281,6 @@ impl Watchdog {
     }
 }
 
-/// As `pg_locks` names it.
-async fn own_transaction(client: &Client) -> anyhow::Result<String> {
-    let own = "SELECT virtualtransaction FROM pg_locks WHERE pid = pg_backend_pid() LIMIT 1";
-    Ok(client.query_one(own, &[]).await?.try_get(0)?)
-}
-
 /// `pg_current_snapshot()` prints `xmin:xmax:running,…`.
 fn parse(text: &str) -> anyhow::Result<BackfillSnapshot> {
     let mut parts = text.split(':').skip(1);
@@ -280,7 +291,11 @@ fn parse(text: &str) -> anyhow::Result<BackfillSnapshot> {
     let running = running.split(',').filter(|xid| !xid.is_empty());
     let mut running = running.map(str::parse).collect::<Result<Vec<u64>, _>>()?;
     running.sort_unstable();
-    Ok(BackfillSnapshot { xmax, running })
+    Ok(BackfillSnapshot {
+        xmax,
+        running,
+        membership: None,
+    })
 }
 
 #[cfg(test)]

@@ -223,14 +223,23 @@ pub async fn unpublish_unused(shared: &Shared) -> anyhow::Result<()> {
         let table = format!("{schema}.{}", identifier(row.try_get("name")?));
         let unpublish = rights::unpublish(&client, &shared.publication, oid, &table);
         let alter = format!(
-            "BEGIN; SET LOCAL lock_timeout = {}; {}; COMMIT",
+            "BEGIN; SET LOCAL lock_timeout = {}; {}",
             shared.context.config.publication_lock_timeout_ms,
             unpublish.await?
         );
-        if let Err(error) = client.batch_execute(&alter).await {
-            client.batch_execute("ROLLBACK").await?;
-            problem = Err(error).context("taking a table out of the publication");
-        }
+        let end = match client.batch_execute(&alter).await {
+            Ok(()) => {
+                // A CREATE INDEX may have held the lock that this waited for.
+                let defined = definitions::read_all(&client, source).await?;
+                let is_needed = needed_tables(&map, source, &defined).contains(&oid);
+                if is_needed { "ROLLBACK" } else { "COMMIT" }
+            }
+            Err(error) => {
+                problem = Err(error).context("taking a table out of the publication");
+                "ROLLBACK"
+            }
+        };
+        client.batch_execute(end).await?;
     }
     problem
 }

@@ -114,8 +114,8 @@ impl NodeFeed {
     }
 
     /// A complete partition must already hold everything up to where the stream
-    /// starts. Another one is about to be backfilled under a later snapshot,
-    /// which covers whatever the stream does not.
+    /// starts. Another one has that too, or nothing at all: it is about to be backfilled
+    /// under a later snapshot, which covers whatever the stream does not.
     pub fn add_serving(&self, id: PartitionId, generation: Generation, is_complete: bool) {
         let mut state = self.state.lock();
         let from = match is_complete {
@@ -322,6 +322,12 @@ impl NodeFeed {
 
     pub fn learners(&self) -> usize {
         self.state.lock().learners.len()
+    }
+
+    /// What waits for required replicas, and what for learners.
+    pub fn queued_bytes(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.queue.bytes(), state.queue.learner_bytes())
     }
 
     pub fn applied(&self, id: PartitionId) -> WalPosition {

@@ -54,6 +54,10 @@ pub enum RunEnd {
     /// the source stays there. As a problem it is named until the stream is past it.
     #[error("{problem}")]
     Undecodable { at: Lsn, problem: String },
+    /// There is no room here for the transaction that commits at this position: read
+    /// again only after a longer pause, for all of it has to come anew. A problem, too.
+    #[error("{problem}")]
+    NoRoom { at: Lsn, problem: String },
 }
 
 impl RunEnd {
@@ -74,6 +78,9 @@ impl From<TransactionError> for RunEnd {
                 RunEnd::Undecodable { at, problem }
             }
             TransactionError::Protocol { at, .. } => RunEnd::Undecodable { at, problem },
+            TransactionError::TooLarge { at, .. } | TransactionError::NoRoom { at, .. } => {
+                RunEnd::NoRoom { at, problem }
+            }
             TransactionError::Spill(_) => RunEnd::restart("spill", problem),
         }
     }
@@ -220,6 +227,11 @@ impl Progress {
     /// What a transaction that ends there holds goes to nodes from now on.
     pub fn routes(&self, end: Lsn) {
         self.routing.fetch_max(end.0, Ordering::AcqRel);
+    }
+
+    /// Where the newest transaction of the source that this run has met ends.
+    pub fn transaction_end(&self) -> Lsn {
+        Lsn(self.routing.load(Ordering::Acquire))
     }
 
     /// Nobody can have anything beyond of the server that is followed: it ended there when

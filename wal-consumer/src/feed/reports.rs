@@ -54,6 +54,24 @@ impl NodeFeed {
             return Err(why);
         }
         let mut state = self.state.lock();
+        // The same, of one that is being filled: the slot was moved past it.
+        let is_passed = |report: &&Report| {
+            let fed = state.queue.partition(report.partition);
+            let is_filled = fed.is_some_and(|fed| {
+                (fed.generation, fed.role) == (report.generation, Role::Required)
+                    && !state.complete.contains(&report.partition)
+            });
+            is_filled && WalPosition::ZERO < report.durable && report.durable < start
+        };
+        if let Some(report) = reports.iter().find(is_passed) {
+            let (partition, durable) = (report.partition, report.durable);
+            let why = format!(
+                "{partition} is being filled and has nothing beyond {durable}, and the slot begins at {start}"
+            );
+            self.progress
+                .end(RunEnd::restart("slot_moved", why.clone()));
+            return Err(why);
+        }
         for id in state.complete.clone() {
             let Some(known) = state.queue.partition(id).copied() else {
                 continue;

@@ -19,8 +19,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// What a change costs on the wire and in memory beyond key and vector.
-const CHANGE_OVERHEAD_BYTES: usize = 96;
+/// What a queued change costs in memory beyond key and vector: itself, and the headers
+/// of two shared pieces of memory.
+const CHANGE_OVERHEAD_BYTES: usize = 224;
 
 /// A collection that is fed.
 #[derive(Clone, Debug)]
@@ -502,17 +503,23 @@ impl Router {
             return;
         };
         self.sent_to.insert(partition, to);
-        let changes: Vec<v1::RowChange> = buffer.changes.iter().map(Into::into).collect();
+        let mut changes: Vec<v1::RowChange> = buffer.changes.into_iter().map(Into::into).collect();
         // Nobody waits for a learner before the others have their batch.
         let is_learner = |r: &&Replica| r.state == ReplicaState::Learner;
         let others = routed.replicas.iter().filter(|r| !is_learner(r));
-        for replica in others.chain(routed.replicas.iter().filter(is_learner)) {
-            let Some(feed) = self.feeds.get(&replica.node) else {
-                continue;
-            };
+        let learners = routed.replicas.iter().filter(is_learner);
+        let fed = others
+            .chain(learners)
+            .filter_map(|r| self.feeds.get(&r.node));
+        let mut feeds: Vec<Arc<NodeFeed>> = fed.cloned().rev().collect();
+        while let Some(feed) = feeds.pop() {
             feed.wait_for_room(partition, &self.config).await;
             // Keys and vectors are shared between the copies.
-            feed.push_batch(partition, to, changes.clone(), buffer.bytes);
+            let of_feed = match feeds.is_empty() {
+                false => changes.clone(),
+                true => std::mem::take(&mut changes),
+            };
+            feed.push_batch(partition, to, of_feed, buffer.bytes);
         }
     }
 

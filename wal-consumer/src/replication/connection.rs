@@ -99,6 +99,8 @@ impl FrameWriter {
 pub struct Connection {
     reader: FrameReader,
     writer: FrameWriter,
+    /// Of the server's process, as it said; 0: it did not.
+    server_pid: i32,
 }
 
 /// Rows of a simple query, as text.
@@ -125,6 +127,7 @@ impl Connection {
                 buffer: BytesMut::with_capacity(64 << 10),
             },
             writer: FrameWriter { write },
+            server_pid: 0,
         };
         connection.start_up(config, options).await?;
         Ok(connection)
@@ -156,7 +159,8 @@ impl Connection {
                 }
                 b'E' => return Err(server_error(&frame.body)),
                 b'Z' => return Ok(()),
-                b'K' | b'S' | b'N' | b'v' => {}
+                b'K' => self.server_pid = frame.body.try_get_i32().unwrap_or(0),
+                b'S' | b'N' | b'v' => {}
                 tag => bail!("unexpected message {:?} during start-up", char::from(tag)),
             }
         }
@@ -208,6 +212,10 @@ impl Connection {
             kind => bail!("authentication method {kind} is not supported"),
         }
         self.writer.send(&out).await
+    }
+
+    pub fn server_pid(&self) -> i32 {
+        self.server_pid
     }
 
     /// One simple query; its rows as text.

@@ -86,7 +86,9 @@ pub async fn create(
 }
 
 /// Streams from `start`, which must be what the slot has confirmed: asked for
-/// something older, Postgres would silently start there.
+/// something older, Postgres would silently start there. Logical messages are asked
+/// for because heartbeats are such ([`crate::source::heartbeat`]); all others are
+/// dropped as they come.
 pub async fn start(
     connection: Connection,
     name: &str,
@@ -97,7 +99,8 @@ pub async fn start(
     check_name(publication)?;
     let command = format!(
         "START_REPLICATION SLOT \"{name}\" LOGICAL {start} \
-         (proto_version '2', binary 'true', publication_names '\"{publication}\"')"
+         (proto_version '2', binary 'true', messages 'true', \
+          publication_names '\"{publication}\"')"
     );
     connection.copy_both(&command).await
 }

@@ -1,27 +1,32 @@
 //! Breaks in a source's history: found before the source is streamed, recorded by the
 //! coordinators, and mended from there (docs/rfcs/2026-11-27-reconcile.md).
 //!
-//! A break makes a new slot. Until it is recorded the slot counts for nothing: a crash
-//! in between leaves one that the next run finds as it finds any other, and replaces.
-//! What the table of definitions says at the new slot's snapshot is brought about
-//! before the break is recorded, for nobody would ask again afterwards.
+//! A break first drops the former slot, then mends the publication, then makes a slot of
+//! another name, and last of all is recorded. Wherever it is cut off, the slot that the
+//! source is known by is gone, which the next run finds; a slot that was made and not
+//! recorded has a name that counts for nothing, and is replaced. What the table of
+//! definitions says at the new slot's snapshot is brought about before the break is
+//! recorded, for nobody would ask again afterwards.
 //!
 //! A slot of another database or another plugin is nobody's to take: the new one gets
 //! a name with the incarnation in it.
 
 use super::postgres::Postgres;
 use super::preflight::{Asked, Server, bring_definitions, read_slot, release};
-use super::{SourceContext, coordination, definitions, detachment, rights, slot_trace, sql};
+use super::{
+    SourceContext, coordination, definitions, detachment, publication, slot_trace, slot_wait, sql,
+};
 use crate::feed::progress::RunEnd;
 use crate::replication::connection::Connection;
 use crate::replication::slot::{self, Lifetime};
 use crate::source::preflight::begin_at_snapshot;
 use anyhow::Context;
 use cluster_core::collection::CollectionState;
-use cluster_core::control::{base_of_slot_name, slot_name_of_incarnation};
+use cluster_core::confirm::ReplicaKey;
+use cluster_core::control::names_of_next_slot;
 use cluster_core::history::{goes_on, parse_history};
 use cluster_core::ids::{Incarnation, SourceId};
-use cluster_core::map::{PartitionMap, Slot, Source};
+use cluster_core::map::{PartitionMap, PublicationId, Slot, Source};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use tokio_postgres::Client;
 
@@ -56,19 +61,22 @@ impl Followed<'_> {
         if let Some(why) = other_server(server, known) {
             return broken(why);
         }
-        if let Some(why) = publication_gap(self.sql, self.source).await? {
+        let map = self.context.client.map();
+        let published = publication::look(self.sql, &map, self.source).await?;
+        let publication = &self.source.publication_name;
+        if let Some(why) = publication::gap(publication, published.as_ref(), known.publication) {
             return broken(why);
         }
         let name = &self.source.slot_name;
         let Some(found) = read_slot(self.sql, name).await? else {
-            return broken(format!("slot {name} is gone"));
+            return broken(gone(name, server, known));
         };
         if !found.is_ours {
             return broken(format!("slot {name} belongs to another database or plugin"));
         }
         release(self.sql, name, found).await?;
         let Some(slot) = read_slot(self.sql, name).await? else {
-            return broken(format!("slot {name} is gone"));
+            return broken(gone(name, server, known));
         };
         if slot.wal_status.as_deref() == Some("lost") {
             return broken(format!(
@@ -89,12 +97,22 @@ impl Followed<'_> {
         if let Some(why) = put_back(asked, flushed).or_else(|| is_ahead(asked, flushed)) {
             return broken(why);
         }
-        let map = self.context.client.map();
-        if let Some(highest) = asked.all_are_below(&map, self.source.id, end_of(confirmed)) {
+        let moved = "it was made anew, or moved: by the server at slot_hold_limit, if \
+                     ruvector.slot_advances says so, otherwise by somebody else";
+        let at = end_of(confirmed);
+        if let Some(highest) = asked.all_are_below(&map, self.source.id, at) {
             return broken(format!(
                 "slot {name} stands at {confirmed}, and no replica has anything beyond {highest}: \
-                 it was made anew, or moved: by the server at slot_hold_limit, if \
-                 ruvector.slot_advances says so, otherwise by somebody else"
+                 {moved}"
+            ));
+        }
+        if let Some((replica, durable)) = asked.filled_below(&map, self.source.id, at) {
+            let ReplicaKey {
+                partition, node, ..
+            } = replica;
+            return broken(format!(
+                "slot {name} stands at {confirmed}, and {partition} on {node}, which is being \
+                 filled, has nothing beyond {durable}: {moved}"
             ));
         }
         Ok(Verdict::Whole { confirmed })
@@ -137,17 +155,12 @@ impl Followed<'_> {
              reconciled with its table"
         );
         tracing::error!(source = %source.id, reason, incarnation = source.incarnation.0, "the source's history broke");
-        ensure_publication(self.sql, source).await?;
         let slot_name = self.free_slot_name().await?;
+        let published = publication::restore(self.sql, &context.client.map(), source).await?;
         let new = NewSlot::make(context, self.postgres, &slot_name, source).await?;
         let map = context.client.map();
         bring_definitions(context, &map, source.id, &new.specs).await?;
-        let slot = Slot {
-            system_identifier: server.system.system_identifier,
-            database_oid: server.database_oid,
-            timeline: server.system.timeline,
-            consistent_point: new.consistent_point,
-        };
+        let slot = new.identity(server, published);
         let expected = source.incarnation;
         coordination::break_history(context, expected, &slot, &slot_name, server.start, &reason)
             .await?;
@@ -163,26 +176,24 @@ impl Followed<'_> {
     /// answers a name that nobody has.
     async fn free_slot_name(&self) -> Result<String, RunEnd> {
         let known = &self.source.slot_name;
-        let base = base_of_slot_name(known);
         let next = Incarnation(self.source.incarnation.0 + 1);
-        let numbered = slot_name_of_incarnation(base, next);
-        let mut free = None;
-        for name in [&numbered, known, &base.to_owned()] {
-            let found = read_slot(self.sql, name).await?;
-            if found.as_ref().is_some_and(|slot| !slot.is_ours) {
-                tracing::warn!(slot = %name, "the slot of this name belongs to somebody else, and stays");
-                continue;
-            }
-            if let Some(slot) = found {
-                drop_slot(self.sql, name, slot).await?;
-            }
-            if name == base || name == &numbered {
-                free = Some(name.clone());
+        let names = names_of_next_slot(known, next);
+        let mut taken = Vec::new();
+        for name in [known].into_iter().chain(&names) {
+            match read_slot(self.sql, name).await? {
+                Some(slot) if slot.is_ours => drop_slot(self.sql, name, slot).await?,
+                Some(_) => {
+                    tracing::warn!(slot = %name, "the slot of this name belongs to somebody else, and stays");
+                    taken.push(name);
+                }
+                None => {}
             }
         }
-        free.ok_or_else(|| {
+        let free = names.iter().find(|name| !taken.contains(name));
+        free.cloned().ok_or_else(|| {
             RunEnd::Problem(format!(
-                "slots {base} and {numbered} belong to other databases or plugins: drop one of them"
+                "slot {} belongs to another database or plugin: drop it",
+                names.join(" or ")
             ))
         })
     }
@@ -204,7 +215,9 @@ impl NewSlot {
         let options = format!("-c lock_timeout={}", context.config.slot_lock_timeout_ms);
         let mut connection = Connection::connect(postgres, &options).await?;
         detachment::check_before_slot(&mut connection, &source.slot_name).await?;
-        let created = slot::create(&mut connection, name, Lifetime::Permanent).await?;
+        let tell = |waits_for| context.standing.update(|s| s.slot_waits_for = waits_for);
+        let created =
+            slot_wait::create(postgres, &mut connection, (name, Lifetime::Permanent), tell).await?;
         let reading = sql::connect(postgres).await?;
         begin_at_snapshot(&reading, &created.snapshot).await?;
         let specs = definitions::read_all(&reading, source.id).await?;
@@ -213,6 +226,17 @@ impl NewSlot {
             consistent_point: created.consistent_point,
             specs,
         })
+    }
+
+    /// What the source is known by from now on.
+    pub fn identity(&self, server: &Server, publication: PublicationId) -> Slot {
+        Slot {
+            system_identifier: server.system.system_identifier,
+            database_oid: server.database_oid,
+            timeline: server.system.timeline,
+            consistent_point: self.consistent_point,
+            publication: Some(publication),
+        }
     }
 }
 
@@ -252,6 +276,17 @@ fn other_server(server: &Server, known: &Slot) -> Option<String> {
     })
 }
 
+/// A promoted standby and a backup of before the slot have none of its name.
+fn gone(slot_name: &str, server: &Server, known: &Slot) -> String {
+    let (from, to) = (known.timeline, server.system.timeline);
+    match from == to {
+        true => format!("slot {slot_name} is gone"),
+        false => {
+            format!("slot {slot_name} is gone: the server went from timeline {from} to {to}")
+        }
+    }
+}
+
 /// A server whose WAL ends below what a replica has of it was put back: an older copy of
 /// its files, which has the same identifiers, writes another history from there.
 fn put_back(asked: &Asked, flushed: WalPosition) -> Option<String> {
@@ -282,45 +317,6 @@ fn is_being_filled(map: &PartitionMap, source: SourceId) -> bool {
         CollectionState::Failed { .. } => false,
     });
     unfinished.next().is_some()
-}
-
-const PUBLICATION: &str = "
-SELECT EXISTS (SELECT 1 FROM pg_publication_rel r
-                WHERE r.prpubid = p.oid AND r.prrelid = 'ruvector.collections'::regclass)
-  FROM pg_publication p WHERE p.pubname = $1";
-
-/// Whether the publication is there; within, whether it has the table of definitions.
-async fn publication(client: &Client, name: &str) -> anyhow::Result<Option<bool>> {
-    let row = client
-        .query_opt(PUBLICATION, &[&name])
-        .await
-        .context("looking for the publication")?;
-    Ok(row.map(|row| row.try_get(0)).transpose()?)
-}
-
-/// What was not published went by unseen.
-async fn publication_gap(client: &Client, source: &Source) -> anyhow::Result<Option<String>> {
-    let name = &source.publication_name;
-    Ok(match publication(client, name).await? {
-        Some(true) => None,
-        Some(false) => Some(format!(
-            "ruvector.collections left publication {name}: the extension was created again, or \
-             somebody took it out"
-        )),
-        None => Some(format!("publication {name} is gone")),
-    })
-}
-
-pub(super) async fn ensure_publication(client: &Client, source: &Source) -> anyhow::Result<()> {
-    let name = &source.publication_name;
-    let statement = match publication(client, name).await? {
-        Some(true) => return Ok(()),
-        found => rights::create_publication(client, name, found.is_some()).await?,
-    };
-    client
-        .batch_execute(&statement)
-        .await
-        .context("making the publication")
 }
 
 #[cfg(test)]
@@ -354,6 +350,7 @@ mod tests {
             database_oid: 5,
             timeline: 1,
             consistent_point: Lsn(1),
+            publication: None,
         };
         let server = |system_identifier, database_oid| Server {
             database_oid,

@@ -1,6 +1,6 @@
 //! What a committed transaction does, change by change in its order: rows go to
-//! the router, and definitions of indexes become collections at this very
-//! position, while the stream waits and keepalives go on.
+//! the router (those first that `prepare` has understood already), and definitions of
+//! indexes become collections at this very position, while the stream waits and keepalives go on.
 
 use super::key_change::{KeyChanges, Resolved};
 use super::run::Run;
@@ -34,7 +34,7 @@ impl Tables {
         self.columns.remove(&id);
     }
 
-    fn relation(&self, oid: u32) -> Result<&Relation, RunEnd> {
+    pub(super) fn relation(&self, oid: u32) -> Result<&Relation, RunEnd> {
         // Skipping a row of an unknown table would lose it.
         self.relations
             .get(&oid)
@@ -49,10 +49,20 @@ struct At {
     xid: FullXid,
 }
 
-enum RowChange<'a> {
+pub(super) enum RowChange<'a> {
     Insert(&'a Tuple),
     Update(Option<&'a OldTuple>, &'a Tuple),
     Delete(&'a OldTuple),
+}
+
+impl RowChange<'_> {
+    pub(super) fn of(&self, columns: &ColumnMap) -> Result<RowOp, Unusable> {
+        match self {
+            RowChange::Insert(new) => columns.insert(new),
+            RowChange::Update(old, new) => columns.update(*old, new),
+            RowChange::Delete(old) => columns.delete(old),
+        }
+    }
 }
 
 impl Run {
@@ -61,15 +71,18 @@ impl Run {
         let following = self.progress.following;
         let budget = self.context.config.key_change_memory_bytes;
         let mut moves = KeyChanges::new(transaction.has_key_changes, budget);
-        let mut rows = 0;
+        let end = transaction.end_lsn;
+        let at = |ordinal| At {
+            position: WalPosition::new(following.incarnation, end, ordinal),
+            xid,
+        };
+        while let Some(row) = transaction.next_prepared() {
+            let at = at(row.ordinal);
+            self.route_row(at, row.collection, row.op, &mut moves)
+                .await?;
+        }
         while let Some((ordinal, message)) = transaction.next_message()? {
-            let position = WalPosition::new(
-                following.incarnation,
-                transaction.end_lsn,
-                ordinal.unwrap_or(0),
-            );
-            let at = At { position, xid };
-            rows += u64::from(ordinal.is_some());
+            let at = at(ordinal.unwrap_or(0));
             match &message {
                 Message::Relation(relation) => self.take_relation(relation.clone()),
                 Message::Insert { relation, new } => {
@@ -95,11 +108,14 @@ impl Run {
                 }
             }
         }
-        self.context.metrics.transaction(self.context.source, rows);
+        let changes = u64::from(transaction.changes());
+        self.context
+            .metrics
+            .transaction(self.context.source, changes);
         Ok(())
     }
 
-    fn take_relation(&mut self, relation: Relation) {
+    pub(super) fn take_relation(&mut self, relation: Relation) {
         for id in self.router.collections_of_table(relation.oid) {
             self.tables.columns.remove(&id);
         }
@@ -118,11 +134,7 @@ impl Run {
         }
         for id in self.router.collections_of_table(relation) {
             let op = match self.column_map(id, relation).await? {
-                Ok(columns) => match &change {
-                    RowChange::Insert(new) => columns.insert(new),
-                    RowChange::Update(old, new) => columns.update(*old, new),
-                    RowChange::Delete(old) => columns.delete(old),
-                },
+                Ok(columns) => change.of(columns),
                 Err(unusable) => Err(unusable),
             };
             match op {
@@ -207,7 +219,7 @@ impl Run {
         Ok(())
     }
 
-    async fn column_map(
+    pub(super) async fn column_map(
         &mut self,
         id: CollectionId,
         relation: u32,

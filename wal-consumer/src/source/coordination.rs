@@ -10,9 +10,10 @@ use cluster_client::ClientError;
 use cluster_core::collection::{BackfillSnapshot, CollectionSpec};
 use cluster_core::confirm::ReplicaKey;
 use cluster_core::ids::{BackfillId, CollectionId, Incarnation, ServerStart};
-use cluster_core::map::{PartitionMap, Slot};
+use cluster_core::map::{PartitionMap, ReplicaState, Slot};
 use proto::v1;
 use proto::v1::coordinator_client::CoordinatorClient;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::Channel;
@@ -95,7 +96,30 @@ pub async fn report(
         slot: slot.map(Into::into),
         server_start: server_start.map(|start| start.0),
         problem: problem.to_owned(),
+        memberships: HashMap::new(),
     };
+    send_report(context, request).await
+}
+
+/// Under which memberships in the publication complete collections are taken to be.
+pub async fn note_memberships(
+    context: &SourceContext,
+    memberships: BTreeMap<CollectionId, u32>,
+) -> Result<(), RunEnd> {
+    let memberships = memberships.into_iter();
+    let request = v1::ReportSourceRequest {
+        source_id: context.source.0,
+        consumer_epoch: context.token.0,
+        memberships: memberships.map(|(id, oid)| (id.0, oid)).collect(),
+        ..Default::default()
+    };
+    send_report(context, request).await
+}
+
+async fn send_report(
+    context: &SourceContext,
+    request: v1::ReportSourceRequest,
+) -> Result<(), RunEnd> {
     ask(context, "take a report", |mut c| {
         let request = request.clone();
         async move { c.report_source(request).await }
@@ -286,19 +310,56 @@ pub async fn change_replica(
     replica: ReplicaKey,
     change: ReplicaChange,
 ) -> Asked {
+    ask_for_change(context, replica, change, "").await
+}
+
+/// Replicas that lack rows which the stream does not tell again are stale before anything
+/// is streamed. An empty reason: the slot has passed them.
+pub async fn mark_stale(
+    context: &SourceContext,
+    replicas: &[ReplicaKey],
+    reason: &str,
+) -> Result<(), RunEnd> {
+    for replica in replicas {
+        match ask_for_change(context, *replica, ReplicaChange::MarkStale, reason).await {
+            Asked::Done => {}
+            Asked::Refused(why) | Asked::Unknown(why) => {
+                return Err(RunEnd::restart("mark_stale", why));
+            }
+        }
+    }
+    let serves = |map: &PartitionMap, of: &ReplicaKey| {
+        let replica = map.partitions.get(&of.partition);
+        let replica = replica.and_then(|p| p.replica_on(of.node));
+        replica.is_some_and(|r| (r.generation, r.state) == (of.generation, ReplicaState::Serving))
+    };
+    wait_for_map(context, |map| !replicas.iter().any(|of| serves(map, of))).await?;
+    Ok(())
+}
+
+async fn ask_for_change(
+    context: &SourceContext,
+    replica: ReplicaKey,
+    change: ReplicaChange,
+    reason: &str,
+) -> Asked {
     let request = v1::ReplicaChangeRequest {
         consumer_epoch: context.token.0,
         partition_id: replica.partition.0,
         node_id: replica.node.0,
         generation: replica.generation.0,
+        reason: reason.to_owned(),
     };
     let answer = context
         .client
-        .leader(|mut c| async move {
-            match change {
-                ReplicaChange::Promote => c.promote_replica(request).await,
-                ReplicaChange::Demote => c.demote_replica(request).await,
-                ReplicaChange::MarkStale => c.mark_stale(request).await,
+        .leader(|mut c| {
+            let request = request.clone();
+            async move {
+                match change {
+                    ReplicaChange::Promote => c.promote_replica(request).await,
+                    ReplicaChange::Demote => c.demote_replica(request).await,
+                    ReplicaChange::MarkStale => c.mark_stale(request).await,
+                }
             }
         })
         .await;

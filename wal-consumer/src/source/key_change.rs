@@ -54,6 +54,8 @@ impl KeyChanges {
 
     pub fn upserted(&mut self, id: CollectionId, key: &RowKey, vector: &VectorColumn) {
         match vector {
+            // Asked here too, for nobody shall copy what is not kept.
+            VectorColumn::Value(_) if !self.is_kept() => {}
             VectorColumn::Value(value) => self.remember(id, key, Some(value.clone())),
             VectorColumn::Null => self.remember(id, key, None),
             VectorColumn::Unchanged => {}
@@ -71,8 +73,12 @@ impl KeyChanges {
         self.remember(id, key, None);
     }
 
+    fn is_kept(&self) -> bool {
+        self.is_needed && self.is_complete
+    }
+
     fn remember(&mut self, id: CollectionId, key: &RowKey, value: Option<Box<[f32]>>) {
-        if !self.is_needed || !self.is_complete {
+        if !self.is_kept() {
             return;
         }
         let vector_bytes = value.as_ref().map_or(0, |v| v.len() * 4);

@@ -1,8 +1,8 @@
 //! One source: attempts at following it, one after the other, until the lease
 //! ends. In reading order: what must be so before ([`preflight`], [`breaks`]), one run
-//! ([`run`]), what a transaction does ([`commit`], [`key_change`]), who comes to
+//! ([`run`]), what a transaction does (`prepare`, [`commit`], [`key_change`]), who comes to
 //! serve and who is left behind ([`replica_changes`], [`slot_limit`]), what the slot costs the
-//! server ([`slot_watch`], [`slot_trace`]), and the parties: Postgres (how it is reached, [`postgres`], [`sql`]; what the role may
+//! server ([`slot_watch`], [`slot_trace`]), what its creation waits for ([`slot_wait`]) and what moves it in a quiet database ([`heartbeat`]), and the parties: Postgres (how it is reached, [`postgres`], [`sql`]; what the role may
 //! do, [`rights`], [`facts`]; [`xmin`], [`publication`], [`detachment`]), the coordinators
 //! ([`coordination`]) and who gives them orders ([`orders`]), the table that lists the
 //! collections ([`definitions`]).
@@ -13,16 +13,19 @@ pub mod coordination;
 pub mod definitions;
 pub mod detachment;
 pub mod facts;
+pub mod heartbeat;
 pub mod key_change;
 pub mod orders;
 pub mod postgres;
 pub mod preflight;
+mod prepare;
 pub mod publication;
 pub mod replica_changes;
 pub mod rights;
 pub mod run;
 pub mod slot_limit;
 pub mod slot_trace;
+pub mod slot_wait;
 pub mod slot_watch;
 pub mod sql;
 pub mod xmin;
@@ -85,13 +88,15 @@ pub struct StandingState {
     /// In force; 0: none.
     pub slot_hold_limit_bytes: u64,
     pub slot_warnings: Vec<String>,
+    /// What the making of the source's own slot waits for; empty: nothing.
+    pub slot_waits_for: String,
     /// The server that is streamed from right now.
     pub streams_from: Option<ServerStart>,
     pub backfills: BTreeMap<CollectionId, BackfillStanding>,
 }
 
 /// How far a backfill is, those before it of the same collection included.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct BackfillStanding {
     pub backfill: BackfillId,
     pub rows_estimated: u64,
@@ -99,6 +104,8 @@ pub struct BackfillStanding {
     pub blocks_copied: u32,
     pub blocks_total: u32,
     pub snapshots: u32,
+    /// What its next snapshot waits for; empty: nothing.
+    pub waits_for: String,
 }
 
 impl Standing {
@@ -129,7 +136,12 @@ impl Standing {
                 blocks_copied: u64::from(standing.blocks_copied),
                 blocks_total: u64::from(standing.blocks_total),
                 snapshots: u64::from(standing.snapshots),
+                waits_for: standing.waits_for.clone(),
             });
+        let mut slot_warnings = state.slot_warnings;
+        if !state.slot_waits_for.is_empty() {
+            slot_warnings.push(format!("a new slot {}", state.slot_waits_for));
+        }
         v1::SourceProgress {
             source_id: source.0,
             received_lsn: state.received.0,
@@ -141,7 +153,7 @@ impl Standing {
             wal_status: state.wal_status,
             backfills: backfills.collect(),
             slot_hold_limit_bytes: state.slot_hold_limit_bytes,
-            slot_warnings: state.slot_warnings,
+            slot_warnings,
             streams_from_server_start: state.streams_from.map(|start| start.0),
         }
     }
@@ -165,6 +177,10 @@ impl Reported {
 pub async fn follow(context: SourceContext) {
     let mut backoff = Backoff::new(&context.config);
     let mut preflight = Backoff::new(&context.config).up_to_ms(context.config.preflight_every_ms);
+    let mut no_room = Backoff::new(&context.config).between_ms(
+        context.config.preflight_every_ms,
+        context.config.transaction_retry_ms_max,
+    );
     let mut reported = None;
     loop {
         let began = Instant::now();
@@ -181,13 +197,18 @@ pub async fn follow(context: SourceContext) {
             s.backfills.clear();
             s.streams_from = None;
         });
+        if !matches!(end, Some(RunEnd::Restart { .. })) {
+            // Who tries again waits again.
+            context.standing.update(|s| s.slot_waits_for.clear());
+        }
         let Some(end) = end else {
             tracing::info!(source = %context.source, "the operator's orders for the source have changed");
             continue;
         };
         let is_problem = matches!(end, RunEnd::Problem(_) | RunEnd::Undecodable { .. });
+        let has_no_room = matches!(end, RunEnd::NoRoom { .. });
         let unread_at = match &end {
-            RunEnd::Undecodable { at, .. } => Some(*at),
+            RunEnd::Undecodable { at, .. } | RunEnd::NoRoom { at, .. } => Some(*at),
             _ => None,
         };
         match end {
@@ -203,7 +224,9 @@ pub async fn follow(context: SourceContext) {
                     tracing::warn!(source = %context.source, %collection, %end, "collection is not failed yet");
                 }
             }
-            RunEnd::Problem(problem) | RunEnd::Undecodable { problem, .. } => {
+            RunEnd::Problem(problem)
+            | RunEnd::Undecodable { problem, .. }
+            | RunEnd::NoRoom { problem, .. } => {
                 context.metrics.restarted(context.source, "problem");
                 let is_known = |r: &Reported| r.problem == problem && r.unread_at == unread_at;
                 if !reported.as_ref().is_some_and(is_known) {
@@ -220,10 +243,19 @@ pub async fn follow(context: SourceContext) {
         if began.elapsed() > SETTLED_AFTER {
             backoff.reset();
         }
-        let pause = if is_problem {
-            preflight.pause()
-        } else {
-            backoff.pause()
+        if !has_no_room {
+            no_room.reset();
+        }
+        let pause = async {
+            match (has_no_room, is_problem) {
+                // No order of the operator's waits for so long.
+                (true, _) => tokio::select! {
+                    () = no_room.pause() => {}
+                    () = orders.change(&context) => {}
+                },
+                (false, true) => preflight.pause().await,
+                (false, false) => backoff.pause().await,
+            }
         };
         if context.cancel.run_until_cancelled(pause).await.is_none() {
             return;

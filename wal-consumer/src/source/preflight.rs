@@ -13,15 +13,15 @@
 //! another name.
 
 use super::breaks::{self, Followed, NewSlot, Verdict};
-use super::coordination::{self, Asked as Answer, ReplicaChange, wait_for_map};
+use super::coordination::{self, wait_for_map};
 use super::postgres::Postgres;
-use super::{SourceContext, definitions, detachment, rights, slot_trace, sql};
+use super::{SourceContext, definitions, detachment, publication, rights, slot_trace, sql};
 use crate::feed::progress::{Following, RunEnd};
 use crate::replication::connection::Connection;
 use crate::replication::slot::{self, SystemIdentity};
 use anyhow::Context;
 use cluster_core::checklist::server as checklist;
-use cluster_core::collection::{CollectionSpec, CollectionState};
+use cluster_core::collection::{Collection, CollectionSpec, CollectionState};
 use cluster_core::confirm::ReplicaKey;
 use cluster_core::ids::{Generation, NodeId, PartitionId, ServerStart, SourceId};
 use cluster_core::map::{PartitionMap, ReplicaState, Slot};
@@ -86,7 +86,7 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
         sql: &sql,
         source,
     };
-    let (known, confirmed) = match &source.slot {
+    let (mut known, confirmed) = match &source.slot {
         None => make_first_slot(&followed, &server, &map).await?,
         Some(known) => match followed.judge(&server, known, &asked).await? {
             Verdict::Whole { confirmed } => (known.clone(), confirmed),
@@ -102,6 +102,14 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
             }
         },
     };
+    if known.publication.is_none() {
+        note_publication(&followed, &mut known, &map).await?;
+    }
+    let is_mended = |c: &Collection| c.spec.source == source.id && c.reconcile.is_some();
+    if publication::settle(context, &sql, source).await? || map.collections.values().any(is_mended)
+    {
+        write_behind_unseen_changes(&sql).await;
+    }
     let following = Following {
         source: source.id,
         token: context.token,
@@ -112,7 +120,14 @@ pub async fn prepare(context: &SourceContext) -> Result<Prepared, RunEnd> {
     if server.start != source.server_start && source.slot.is_some() {
         coordination::report(context, None, server.start, "").await?;
     }
-    pass_what_is_below(&followed, &asked, following.end_of(confirmed)).await?;
+    let at = following.end_of(confirmed);
+    pass_what_is_below(&followed, &asked, at).await?;
+    if !asked.has_witness(&map, source.id, at) {
+        // A slot that nobody has followed up to where it stands may have been made anew,
+        // and indexes may have come and gone before it.
+        let specs = definitions::read_all(&sql, source.id).await?;
+        bring_definitions(context, &context.client.map(), source.id, &specs).await?;
+    }
     Ok(Prepared {
         slot_name: source.slot_name.clone(),
         publication: source.publication_name.clone(),
@@ -193,18 +208,13 @@ async fn make_first_slot(
         sql,
         source,
     } = followed;
-    breaks::ensure_publication(sql, source).await?;
+    let published = publication::restore(sql, map, source).await?;
     if let Some(left_over) = read_slot(sql, &source.slot_name).await? {
         breaks::drop_slot(sql, &source.slot_name, left_over).await?;
     }
     let new = NewSlot::make(context, postgres, &source.slot_name, source).await?;
     bring_definitions(context, map, source.id, &new.specs).await?;
-    let slot = Slot {
-        system_identifier: server.system.system_identifier,
-        database_oid: server.database_oid,
-        timeline: server.system.timeline,
-        consistent_point: new.consistent_point,
-    };
+    let slot = new.identity(server, published);
     coordination::report(context, Some(&slot), server.start, "").await?;
     // The next run must not take the slot for one that was never used.
     let has_slot = |map: &PartitionMap| {
@@ -213,6 +223,35 @@ async fn make_first_slot(
     };
     wait_for_map(context, has_slot).await?;
     Ok((slot, new.consistent_point))
+}
+
+/// Unseen changes that their sessions did not wait for lie below this commit, which is
+/// on disk: where the server's WAL ends is read behind it.
+async fn write_behind_unseen_changes(sql: &Client) {
+    let message = "SELECT pg_logical_emit_message(true, 'ruvector', '')";
+    let written = sql
+        .batch_execute(&format!(
+            "BEGIN; SET LOCAL synchronous_commit = local; {message}; COMMIT"
+        ))
+        .await;
+    if let Err(problem) = written {
+        // A failed transaction may be open.
+        let _ = sql.batch_execute("ROLLBACK").await;
+        tracing::warn!(%problem, "cannot write behind unseen changes; those of synchronous_commit = off may not be on disk yet");
+    }
+}
+
+/// A release that did not note what the slot is read through left it to be noted: the
+/// present publication is taken for the one that it was made for.
+async fn note_publication(
+    followed: &Followed<'_>,
+    known: &mut Slot,
+    map: &PartitionMap,
+) -> Result<(), RunEnd> {
+    let (context, source) = (followed.context, followed.source);
+    let found = publication::look(followed.sql, map, source).await?;
+    known.publication = found.as_ref().and_then(publication::Publication::id);
+    coordination::report(context, Some(known), None, "").await
 }
 
 /// Has the coordinators hold exactly the collections that the table lists. One whose
@@ -277,20 +316,8 @@ async fn pass_what_is_below(
     bring_definitions(context, &map, source.id, &specs).await?;
     for replica in &lost {
         tracing::error!(source = %source.id, partition = %replica.partition, node = %replica.node, %confirmed, "the slot has passed every replica of a partition: it is reconciled with the table");
-        match coordination::change_replica(context, *replica, ReplicaChange::MarkStale).await {
-            Answer::Done => {}
-            Answer::Refused(why) | Answer::Unknown(why) => {
-                return Err(RunEnd::restart("below_slot", why));
-            }
-        }
     }
-    let serves = |map: &PartitionMap, of: &ReplicaKey| {
-        let replica = map.partitions.get(&of.partition);
-        let replica = replica.and_then(|p| p.replica_on(of.node));
-        replica.is_some_and(|r| (r.generation, r.state) == (of.generation, ReplicaState::Serving))
-    };
-    wait_for_map(context, |map| !lost.iter().any(|of| serves(map, of))).await?;
-    Ok(())
+    coordination::mark_stale(context, &lost, "").await
 }
 
 pub async fn begin_at_snapshot(client: &Client, snapshot: &str) -> anyhow::Result<()> {
@@ -386,6 +413,46 @@ impl Asked {
         highest.filter(|highest| *highest < confirmed)
     }
 
+    /// A replica of a collection that is being filled which holds something, and not what
+    /// leads up to the slot; nor has any other of its partition. The slot waits for such
+    /// ones as soon as they have the stream, so that nobody of ours has moved it; what was
+    /// copied would lack what lies between.
+    pub fn filled_below(
+        &self,
+        map: &PartitionMap,
+        source: SourceId,
+        confirmed: WalPosition,
+    ) -> Option<(ReplicaKey, WalPosition)> {
+        let filled = serving(map, source, |c| {
+            matches!(c.state, CollectionState::Building { .. })
+        });
+        let mut highest = BTreeMap::new();
+        for replica in filled {
+            if let Some(durable) = self.floors.get(&replica) {
+                let known = highest
+                    .entry(replica.partition)
+                    .or_insert((replica, *durable));
+                if known.1 < *durable {
+                    *known = (replica, *durable);
+                }
+            }
+        }
+        let is_below = |at: WalPosition| WalPosition::ZERO < at && at < confirmed;
+        highest.into_values().find(|(_, at)| is_below(*at))
+    }
+
+    /// Whether some serving replica has everything up to the slot: it was followed until
+    /// there.
+    pub fn has_witness(
+        &self,
+        map: &PartitionMap,
+        source: SourceId,
+        confirmed: WalPosition,
+    ) -> bool {
+        let mut all = serving(map, source, |_| true);
+        all.any(|replica| self.floors.get(&replica).is_some_and(|at| *at >= confirmed))
+    }
+
     /// The serving replicas of partitions of complete collections of which all lack what
     /// the slot no longer has. One that has not answered may have it.
     pub fn below_slot(
@@ -417,12 +484,22 @@ fn serving_of_complete(
     map: &PartitionMap,
     source: SourceId,
 ) -> impl Iterator<Item = ReplicaKey> + '_ {
-    let is_complete = move |p: &&cluster_core::map::Partition| {
-        map.collections.get(&p.collection).is_some_and(|c| {
-            c.spec.source == source && matches!(c.state, CollectionState::Ready { .. })
-        })
+    serving(map, source, |c| {
+        matches!(c.state, CollectionState::Ready { .. })
+    })
+}
+
+/// The serving replicas of a source's collections that are such.
+fn serving<'a>(
+    map: &'a PartitionMap,
+    source: SourceId,
+    is_such: impl Fn(&Collection) -> bool + 'a,
+) -> impl Iterator<Item = ReplicaKey> + 'a {
+    let is_meant = move |p: &&cluster_core::map::Partition| {
+        let collection = map.collections.get(&p.collection);
+        collection.is_some_and(|c| c.spec.source == source && is_such(c))
     };
-    let partitions = map.partitions.values().filter(is_complete);
+    let partitions = map.partitions.values().filter(is_meant);
     partitions.flat_map(|p| {
         p.in_state(ReplicaState::Serving).map(|r| ReplicaKey {
             partition: p.id,
@@ -510,7 +587,7 @@ async fn install_token(context: &SourceContext) -> Result<Asked, RunEnd> {
 pub(super) mod tests {
     use super::*;
     use crate::rows::tests::spec;
-    use cluster_core::collection::{BackfillSnapshot, Collection};
+    use cluster_core::collection::BackfillSnapshot;
     use cluster_core::ids::{BackfillId, CollectionId, Incarnation};
     use cluster_core::map::{HashRange, Partition, Replica};
 
@@ -528,7 +605,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn p3_a_partition_below_the_slot_on_all_its_replicas_is_stale_alone() {
+    fn p2_p3_what_the_slot_has_passed_is_found_complete_or_being_filled() {
         let mut map = PartitionMap::default();
         let ready = CollectionState::Ready {
             snapshot: BackfillSnapshot::default(),
@@ -564,8 +641,8 @@ pub(super) mod tests {
             at(1, 2, 10),
             at(2, 1, 9),
             at(2, 2, 8),
-            at(3, 1, 0),
-            at(3, 2, 0),
+            (at(3, 1, 0).0, WalPosition::ZERO),
+            (at(3, 2, 0).0, WalPosition::ZERO),
             // A peer has it.
             at(4, 1, 9),
             at(4, 2, 10),
@@ -591,5 +668,17 @@ pub(super) mod tests {
         asked.floors.extend([at(5, 2, 4)]);
         assert_eq!(all(&asked, 11), Some(end(10)));
         assert_eq!(all(&asked, 10), None, "one has it");
+
+        // What is being filled holds nothing yet, or what leads up to the slot.
+        let filled = |asked: &Asked, confirmed| asked.filled_below(&map, source, end(confirmed));
+        assert_eq!(filled(&asked, 10), None, "nothing was copied");
+        asked.floors.extend([at(3, 1, 7)]);
+        assert_eq!(filled(&asked, 7), None);
+        assert_eq!(filled(&asked, 8), Some(at(3, 1, 7)));
+        asked.floors.extend([at(3, 2, 8)]);
+        assert_eq!(filled(&asked, 8), None, "a peer has it");
+        assert_eq!(filled(&asked, 9), Some(at(3, 2, 8)));
+        assert!(asked.has_witness(&map, source, end(10)));
+        assert!(!asked.has_witness(&map, source, end(11)));
     }
 }

@@ -55,6 +55,13 @@ pub struct ReplicaChanges {
     asked_below: BTreeMap<ReplicaKey, u64>,
 }
 
+impl Drop for ReplicaChanges {
+    /// The queues end with the run.
+    fn drop(&mut self) {
+        self.context.metrics.queued(self.context.source, 0, 0);
+    }
+}
+
 impl ReplicaChanges {
     pub fn new(
         context: SourceContext,
@@ -107,9 +114,15 @@ impl ReplicaChanges {
     fn look(&mut self) {
         let feeds = self.feeds.borrow_and_update().clone();
         let hold = Duration::from_millis(self.context.config.count_hold_ms);
+        let (mut queued, mut for_learners) = (0, 0);
         for feed in &feeds {
             feed.review_learners(hold);
+            let (bytes, learner_bytes) = feed.queued_bytes();
+            queued += bytes;
+            for_learners += learner_bytes;
         }
+        let context = &self.context;
+        context.metrics.queued(context.source, queued, for_learners);
         let due = self.due(&feeds);
         for ask in due {
             if self.asking.len() >= ASKS_MAX || !self.in_flight.insert(ask.replica) {

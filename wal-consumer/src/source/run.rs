@@ -7,7 +7,7 @@ use super::preflight::{self, Prepared};
 use super::replica_changes::ReplicaChanges;
 use super::slot_watch::SlotWatch;
 use super::xmin::XidReading;
-use super::{Reported, SourceContext, coordination, publication, sql};
+use super::{Reported, SourceContext, coordination, heartbeat, publication, sql};
 use crate::backfill::{Backfills, Barrier};
 use crate::feed::node::NodeFeed;
 use crate::feed::progress::{Progress, RunEnd};
@@ -30,6 +30,8 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 const BARRIERS_QUEUED: usize = 16;
+/// Events taken between two looks at what else there is to do.
+const EVENTS_AT_ONCE: usize = 256;
 
 pub struct Run {
     pub(super) context: SourceContext,
@@ -39,7 +41,7 @@ pub struct Run {
     pub(super) tables: Tables,
     pub(super) xids: watch::Receiver<XidReading>,
     pub(super) backfills: Backfills,
-    assembler: Assembler,
+    pub(super) assembler: Assembler,
     /// Ends with the run.
     cancel: CancellationToken,
     tasks: Tasks,
@@ -108,11 +110,13 @@ async fn stream(
     let polling = poll_server(
         context.clone(),
         reading,
-        (slot_name.clone(), publication.clone()),
+        slot_name.clone(),
         xid_sender,
         progress.clone(),
     );
     spawn_until(cancel, tasks, polling);
+    let beating = heartbeat::keep(context.clone(), postgres.clone(), progress.clone());
+    spawn_until(cancel, tasks, beating);
 
     let mut run = Run {
         context: context.clone(),
@@ -125,7 +129,8 @@ async fn stream(
         assembler: Assembler::new(
             context.config.transaction_memory_bytes,
             &context.config.data_dir,
-        ),
+        )
+        .spill_at_most(context.config.transaction_spill_bytes_max),
         cancel: cancel.clone(),
         tasks: tasks.clone(),
         complete: following.start,
@@ -218,7 +223,7 @@ impl Run {
             } = wal;
             let step = async {
                 tokio::select! {
-                    Some(received) = events.recv() => self.take(received).await?,
+                    Some(received) = events.recv() => self.take_waiting(received, events, every).await?,
                     () = tokio::time::sleep_until(due), if owes => {}
                     _ = refresh.tick() => self.refresh().await,
                     _ = map_watch.changed() => {
@@ -254,10 +259,38 @@ impl Run {
         }
     }
 
+    /// Takes an event and those that wait behind it, until it is time to tell the
+    /// nodes: looking at everything else for each row would cost more than the row.
+    async fn take_waiting(
+        &mut self,
+        first: Received,
+        events: &mut mpsc::Receiver<Received>,
+        every: Duration,
+    ) -> Result<(), RunEnd> {
+        self.take(first).await?;
+        for _ in 1..EVENTS_AT_ONCE {
+            let owes = self.complete > self.told.end;
+            if owes && self.told.at.elapsed() >= every {
+                break;
+            }
+            match events.try_recv() {
+                Ok(received) => self.take(received).await?,
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
     async fn take(&mut self, received: Received) -> Result<(), RunEnd> {
         match received.event {
             WalEvent::Data { at, payload } => {
-                let transaction = self.assembler.take(at, payload)?;
+                if !self.assembler.is_within_transaction() && heartbeat::is_message(&payload) {
+                    self.pass_message(at, &payload);
+                }
+                let transaction = match self.prepare(at, &payload).await? {
+                    true => None,
+                    false => self.assembler.take(at, payload)?,
+                };
                 if let Some(transaction) = transaction {
                     let end = transaction.end_lsn;
                     self.progress.routes(end);
@@ -278,6 +311,16 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// Between two transactions a message says what a keepalive does: what had been
+    /// committed before it was written has been sent.
+    fn pass_message(&mut self, at: Lsn, payload: &[u8]) {
+        self.complete = self.complete.max(at);
+        if heartbeat::is_ours(payload) {
+            let (source, metrics) = (self.context.source, &self.context.metrics);
+            metrics.heartbeat(source, "received");
+        }
     }
 
     /// Sends what is buffered, then "nothing else".
@@ -405,7 +448,7 @@ fn show_positions(context: &SourceContext, progress: &Progress) {
 async fn poll_server(
     context: SourceContext,
     client: Client,
-    (slot_name, publication): (String, String),
+    slot_name: String,
     xids: watch::Sender<XidReading>,
     progress: Arc<Progress>,
 ) {
@@ -416,7 +459,7 @@ async fn poll_server(
             xids.send_replace(XidReading::take(&client).await?);
             slot.look(&client).await?;
             show_positions(&context, &progress);
-            publication::check(&context, &client, &publication).await
+            publication::check(&context, &client).await
         };
         let polled = tokio::time::timeout(
             Duration::from_millis(context.config.call_timeout_ms),
