@@ -17,25 +17,11 @@
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use super::BATCH;
 use super::lookup::Lookup;
-use crate::arena::{Segments, ZeroIsValid, prefetch_row};
+use super::{BATCH, Line};
+use crate::arena::{Segments, prefetch_row};
 use crate::distance::Lane;
 use crate::params::Metric;
-
-/// A cache line.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[repr(C, align(64))]
-pub(crate) struct Line(pub(super) [u8; Line::BYTES]);
-
-impl Line {
-    pub(crate) const BYTES: usize = 64;
-    pub(crate) const ZERO: Line = Line([0; Line::BYTES]);
-}
-
-// SAFETY: bytes in a cell; zeros are bytes.
-#[allow(unsafe_code)]
-unsafe impl ZeroIsValid for UnsafeCell<Line> {}
 
 /// Dimensions whose signs share half a byte.
 pub(super) const GROUP: usize = 4;
@@ -43,6 +29,23 @@ const IDS: usize = 0;
 const ADDS: usize = IDS + BATCH * size_of::<u32>();
 const SCALES: usize = ADDS + BATCH * size_of::<f32>();
 pub(super) const SIGNS: usize = SCALES + BATCH * size_of::<f32>();
+
+/// An estimate's standard deviation, divided by its scale and by the distance of the
+/// query from the node. With `a = sum |r_i| / (|r| sqrt d)`, for rotated vectors nearly
+/// `sqrt(2 / pi)`, RaBitQ's estimator of `<r, x>` deviates by
+/// `|r| |x| sqrt((1 - a^2) / (a^2 d))`, and `k = |r| / (a sqrt d)`: so by
+/// `k |x| sqrt(1 - a^2)`.
+const DEVIATION: f32 = 0.603;
+
+/// Beside the id of a link that is not given up. Ids have 28 bits.
+const HELD: u32 = 1 << 31;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Link {
+    pub(crate) slot: usize,
+    pub(crate) neighbour: u32,
+    pub(crate) is_held: bool,
+}
 
 /// A neighbour as its node sees it.
 struct Code {
@@ -74,17 +77,16 @@ impl Blocks {
         );
         let batches = slots.div_ceil(BATCH);
         Self {
-            lines: Segments::new(sketch_lines(dimensions) + batches * batch_lines(dimensions)),
+            lines: Segments::new(batches * batch_lines(dimensions)),
             dimensions,
             slots,
             metric,
         }
     }
 
-    /// Makes room for a node that nobody can reach yet, and writes its sketch.
-    pub(crate) fn reserve(&self, node: u32, vector: &[f32]) {
+    /// Makes room for a node that nobody can reach yet.
+    pub(crate) fn reserve(&self, node: u32) {
         self.lines.ensure(node);
-        self.write_sketch(node, vector);
         for slot in 0..self.slots.next_multiple_of(BATCH) {
             self.word(node, slot, ADDS)
                 .store(f32::INFINITY.to_bits(), Ordering::Relaxed);
@@ -92,58 +94,19 @@ impl Blocks {
     }
 
     pub(crate) fn bytes_per_node(&self) -> usize {
-        let batches = self.slots.div_ceil(BATCH) * batch_lines(self.dimensions);
-        (sketch_lines(self.dimensions) + batches) * Line::BYTES
+        self.slots.div_ceil(BATCH) * batch_lines(self.dimensions) * Line::BYTES
     }
 
-    fn write_sketch(&self, node: u32, vector: &[f32]) {
-        let (least, most) = vector.iter().fold((0f32, 0f32), |(least, most), x| {
-            (least.min(*x), most.max(*x))
-        });
-        let step = (most - least) / 255.0;
-        let per_step = if step > 0.0 { 1.0 / step } else { 0.0 };
-        let squares: f32 = vector.iter().map(|x| x * x).sum();
-        let at = UnsafeCell::raw_get(self.lines.row(node).as_ptr()).cast::<u8>();
-        // SAFETY: the sketch's lines, of a node that nobody can reach yet.
-        #[allow(unsafe_code)]
-        unsafe {
-            let factors = at.cast::<f32>();
-            factors.write(least);
-            factors.add(1).write(step);
-            factors.add(2).write(squares);
-            let bytes = at.add(Line::BYTES);
-            for (i, x) in vector.iter().enumerate() {
-                bytes.add(i).write(((x - least) * per_step + 0.5) as u8);
-            }
-        }
-    }
-
-    /// The node's rank by its eight-bit sketch.
-    #[inline]
-    pub(crate) fn rank(&self, node: u32, lookup: &Lookup) -> f32 {
-        let at = UnsafeCell::raw_get(self.lines.row(node).as_ptr()).cast::<u8>();
-        // SAFETY: the sketch's lines, written before the node was published and never since.
-        #[allow(unsafe_code)]
-        let (factors, dot) = unsafe {
-            let factors = *at.cast::<[f32; 3]>();
-            (factors, lookup.dot8(at.add(Line::BYTES)))
-        };
-        let [least, step, squares] = factors;
-        let dot = least * lookup.sum + step * dot;
-        match self.metric {
-            Metric::L2 => lookup.squares + squares - 2.0 * dot,
-            Metric::InnerProduct | Metric::Cosine => -dot,
-        }
-    }
-
-    /// The neighbours with their slots.
-    pub(crate) fn neighbours(&self, node: u32) -> impl Iterator<Item = (usize, u32)> + '_ {
+    /// The node's links.
+    pub(crate) fn links(&self, node: u32) -> impl Iterator<Item = Link> + '_ {
         (0..self.slots).filter_map(move |slot| {
-            let id = self
-                .word(node, slot, IDS)
-                .load(Ordering::Acquire)
-                .checked_sub(1)?;
-            Some((slot, id))
+            let word = self.word(node, slot, IDS).load(Ordering::Acquire);
+            let neighbour = (word & !HELD).checked_sub(1)?;
+            Some(Link {
+                slot,
+                neighbour,
+                is_held: word & HELD != 0,
+            })
         })
     }
 
@@ -152,7 +115,13 @@ impl Blocks {
     }
 
     /// Fills a free slot. The caller holds the node's lock, or nobody can reach the node.
-    pub(crate) fn put(&self, node: (u32, &[Lane]), slot: usize, neighbour: (u32, &[Lane])) {
+    pub(crate) fn put(
+        &self,
+        node: (u32, &[Lane]),
+        slot: usize,
+        neighbour: (u32, &[Lane]),
+        is_held: bool,
+    ) {
         let (node, centre) = node;
         let code = encode(self.metric, centre, neighbour.1);
         let (batch, at) = (slot / BATCH, slot % BATCH);
@@ -171,8 +140,10 @@ impl Blocks {
         };
         store(SCALES, code.scale);
         store(ADDS, code.add);
-        self.word(node, slot, IDS)
-            .store(neighbour.0 + 1, Ordering::Release);
+        self.word(node, slot, IDS).store(
+            neighbour.0 + 1 | if is_held { HELD } else { 0 },
+            Ordering::Release,
+        );
     }
 
     pub(crate) fn clear(&self, node: u32, slot: usize) {
@@ -181,30 +152,33 @@ impl Blocks {
         self.word(node, slot, IDS).store(0, Ordering::Release);
     }
 
-    /// Passes on the neighbours whose estimated rank is below `threshold()`, with the
-    /// estimate. `rank` is the node's own, exactly.
+    /// Passes on the neighbours whose rank may be below `threshold`, with the estimate:
+    /// it is, or goes beyond by less than what estimates deviate by at a query's
+    /// distance of `doubt` from the node. `rank` is the node's own.
     #[inline]
     pub(crate) fn scan(
         &self,
         node: u32,
         lookup: &Lookup,
         rank: f32,
+        doubt: f32,
         threshold: f32,
         mut each: impl FnMut(u32, f32),
     ) {
+        let margin = DEVIATION * doubt;
         let mut estimates = [0f32; BATCH];
         for batch in 0..self.slots.div_ceil(BATCH) {
             let at = self.batch(node, batch);
             // SAFETY: a batch of this index's dimensions, as the lookup is.
             #[allow(unsafe_code)]
-            let mut near = unsafe { lookup.scan(at, rank, threshold, &mut estimates) };
+            let mut near = unsafe { lookup.scan(at, rank, margin, threshold, &mut estimates) };
             while near != 0 {
                 let i = near.trailing_zeros() as usize;
                 near &= near - 1;
                 // SAFETY: `i < 32`, and ids are the batch's first field.
                 #[allow(unsafe_code)]
                 let id = unsafe { AtomicU32::from_ptr(at.cast::<u32>().add(i)) };
-                if let Some(id) = id.load(Ordering::Acquire).checked_sub(1) {
+                if let Some(id) = (id.load(Ordering::Acquire) & !HELD).checked_sub(1) {
                     each(id, estimates[i]);
                 }
             }
@@ -220,10 +194,7 @@ impl Blocks {
     #[inline]
     fn batch(&self, node: u32, batch: usize) -> *mut u8 {
         let lines = self.lines.row(node);
-        UnsafeCell::raw_get(
-            &raw const lines[sketch_lines(self.dimensions) + batch * batch_lines(self.dimensions)],
-        )
-        .cast()
+        UnsafeCell::raw_get(&raw const lines[batch * batch_lines(self.dimensions)]).cast()
     }
 
     #[inline]
@@ -238,11 +209,6 @@ impl Blocks {
             AtomicU32::from_ptr(at.cast())
         }
     }
-}
-
-/// Factors, then a byte a dimension.
-fn sketch_lines(dimensions: usize) -> usize {
-    1 + dimensions.div_ceil(Line::BYTES)
 }
 
 fn batch_lines(dimensions: usize) -> usize {
@@ -307,17 +273,13 @@ mod tests {
             .collect()
     }
 
-    fn flat(vector: &[Lane]) -> Vec<f32> {
-        vector.iter().flat_map(|lane| lane.0).collect()
-    }
-
     const METRICS: [Metric; 3] = [Metric::L2, Metric::Cosine, Metric::InnerProduct];
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(40) })]
 
         #[test]
-        fn sketches_and_codes_estimate_the_rank(
+        fn codes_estimate_the_rank_as_well_as_they_tell(
             seed in any::<u64>(),
             lanes in prop::sample::select(vec![8usize, 9, 48, 49, 300]),
             slots in prop::sample::select(vec![4usize, 32, 40]),
@@ -327,19 +289,17 @@ mod tests {
             let all = vectors(slots + 2, dimensions, seed);
             let (query, centre, neighbours) = (&all[0], &all[1], &all[2..]);
             let blocks = Blocks::new(metric, dimensions, slots);
-            blocks.reserve(0, &flat(centre));
+            blocks.reserve(0);
             for (slot, neighbour) in neighbours.iter().enumerate() {
-                blocks.put((0, centre), slot, (slot as u32, neighbour));
+                blocks.put((0, centre), slot, (slot as u32, neighbour), slot % 3 == 0);
             }
             let scorer = Scorer::new(metric);
             let lookup = Lookup::new(query);
             // What distances vary by here: some of the squared size of the noise.
             let spread = dimensions as f32 * if metric == Metric::L2 { 2.0 } else { 1.0 };
             let exact = scorer.rank(query, centre);
-            let sketched = blocks.rank(0, &lookup);
-            prop_assert!((sketched - exact).abs() < 0.05 * spread, "sketch {sketched} of {exact}");
             let mut met = Vec::new();
-            blocks.scan(0, &lookup, exact, f32::INFINITY, |id, estimate| met.push((id, estimate)));
+            blocks.scan(0, &lookup, exact, 0.0, f32::INFINITY, |id, estimate| met.push((id, estimate)));
             prop_assert_eq!(met.len(), slots);
             let mut bias = 0.0;
             for (id, estimate) in &met {
@@ -353,11 +313,32 @@ mod tests {
             let middle = met[slots / 2].1;
             let below = met.iter().filter(|m| m.1 < middle).count();
             let mut passed = 0;
-            blocks.scan(0, &lookup, exact, middle, |_, _| passed += 1);
+            blocks.scan(0, &lookup, exact, 0.0, middle, |_, _| passed += 1);
             prop_assert_eq!(passed, below);
+            // A neighbour of a rank is passed at a threshold of that rank wherever its
+            // estimate errs by less than the doubt.
+            let distance = match metric {
+                Metric::L2 => exact.sqrt(),
+                _ => Scorer::new(Metric::L2).rank(query, centre).sqrt(),
+            };
+            let within = |deviations: f32| {
+                let is_passed = |id: &u32| {
+                    let own = scorer.rank(query, &neighbours[*id as usize]);
+                    let mut is_passed = false;
+                    blocks.scan(0, &lookup, exact, deviations * distance, own, |met, _| is_passed |= met == *id);
+                    is_passed
+                };
+                (0..slots as u32).filter(is_passed).count() as f32 / slots as f32
+            };
+            prop_assert!(within(3.0) >= 0.9, "{} within three deviations", within(3.0));
+            if slots >= 32 {
+                prop_assert!((0.5..0.99).contains(&within(1.0)), "{} below one deviation", within(1.0));
+            }
+            let held = blocks.links(0).filter(|link| link.is_held).count();
+            prop_assert_eq!(held, slots.div_ceil(3));
             blocks.clear(0, slots / 2);
             let mut left = 0;
-            blocks.scan(0, &lookup, exact, f32::INFINITY, |id, _| left += usize::from(id as usize != slots / 2));
+            blocks.scan(0, &lookup, exact, 0.0, f32::INFINITY, |id, _| left += usize::from(id as usize != slots / 2));
             prop_assert_eq!(left, slots - 1);
             prop_assert_eq!(blocks.free_slot(0), Some(slots / 2));
         }

@@ -5,8 +5,8 @@
 //! bytes up by shuffles within registers and adds them, without a branch
 //! (FastScan: Andre et al., VLDB 2015).
 
-use super::BATCH;
-use super::block::{GROUP, Line, SIGNS};
+use super::block::{GROUP, SIGNS};
+use super::{BATCH, Line};
 use crate::distance::Lane;
 
 pub(crate) struct Lookup {
@@ -28,18 +28,19 @@ pub(crate) struct Lookup {
 #[repr(C, align(32))]
 struct Fine([i16; Lane::WIDTH]);
 
-/// Sums of the table's bytes for the 32 slots of a batch's signs, over `groups` groups.
+/// See [`Lookup::scan`].
 #[allow(unsafe_code)]
 type Kernel = unsafe fn(
     batch: *const u8,
     lookup: &Lookup,
     rank: f32,
+    margin: f32,
     threshold: f32,
     &mut [f32; BATCH],
 ) -> u32;
 
 impl Lookup {
-    /// For a rotated query, whose dimensions are a multiple of 64.
+    /// For a rotated query, whose dimensions are a multiple of 16.
     pub(crate) fn new(query: &[Lane]) -> Self {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -99,7 +100,9 @@ impl Lookup {
         }
     }
 
-    /// Estimated ranks of a batch's slots, and the set of those below `threshold`.
+    /// Estimated ranks of a batch's slots, and the set of those that are below
+    /// `threshold` or beyond it by less than `margin` times their scale, which is
+    /// negative.
     ///
     /// # Safety
     /// `batch` points to a whole batch of as many dimensions as the query has.
@@ -109,11 +112,12 @@ impl Lookup {
         &self,
         batch: *const u8,
         rank: f32,
+        margin: f32,
         threshold: f32,
         estimates: &mut [f32; BATCH],
     ) -> u32 {
         // SAFETY: `detect` chose a kernel that this processor has; the rest is the caller's.
-        unsafe { (self.kernel)(batch, self, rank, threshold, estimates) }
+        unsafe { (self.kernel)(batch, self, rank, margin, threshold, estimates) }
     }
 
     /// The inner product with a byte a dimension.
@@ -207,6 +211,7 @@ unsafe fn scan_portable(
     batch: *const u8,
     lookup: &Lookup,
     rank: f32,
+    margin: f32,
     threshold: f32,
     estimates: &mut [f32; BATCH],
 ) -> u32 {
@@ -233,7 +238,7 @@ unsafe fn scan_portable(
         };
         let along = sums[slot] as f32 * lookup.step + lookup.offset;
         estimates[slot] = rank + add + scale * along;
-        near |= u32::from(estimates[slot] < threshold) << slot;
+        near |= u32::from(estimates[slot] + scale * margin < threshold) << slot;
     }
     near
 }
@@ -351,6 +356,7 @@ mod x86 {
         batch: *const u8,
         lookup: &Lookup,
         rank: f32,
+        margin: f32,
         threshold: f32,
         estimates: &mut [f32; BATCH],
     ) -> u32 {
@@ -424,7 +430,7 @@ mod x86 {
             };
             let along = (wide[slot] as f32).mul_add(lookup.step, lookup.offset);
             estimates[slot] = scale.mul_add(along, rank + add);
-            near |= u32::from(estimates[slot] < threshold) << slot;
+            near |= u32::from(scale.mul_add(margin, estimates[slot]) < threshold) << slot;
         }
         near
     }
@@ -462,8 +468,8 @@ mod tests {
             #[allow(unsafe_code)]
             let near = unsafe {
                 let at = batch.as_ptr().cast();
-                let near = lookup.scan(at, 1.0, 0.5, &mut fast);
-                scan_portable(at, &lookup, 1.0, 0.5, &mut slow);
+                let near = lookup.scan(at, 1.0, 0.0, 0.5, &mut fast);
+                scan_portable(at, &lookup, 1.0, 0.0, 0.5, &mut slow);
                 near
             };
             for slot in 0..BATCH {

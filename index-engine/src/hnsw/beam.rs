@@ -1,9 +1,11 @@
 //! Best-first search over one-bit codes: the resumable walk of an index that
 //! has them.
 //!
-//! Estimates decide which node is expanded next. Expanding it ranks it by its
-//! sketch, to within half a per cent or so, and estimates its neighbours from
-//! that. The rows that are given out next are ranked exactly.
+//! Expanding a node estimates its neighbours from their codes, and those that may
+//! be near enough are ranked by their sketches, to within a fraction of a per cent:
+//! codes only keep a search from looking at what is far. Where distances lie closer
+//! together than codes can tell apart, more is looked at, and what is found is as
+//! good. The rows that are given out next are ranked exactly.
 //!
 //! On the first page no more than `width` nodes are kept in sight. A later page
 //! looks at the expanded nodes' codes once more, for what fell out of sight, and
@@ -14,11 +16,16 @@ use std::collections::BinaryHeap;
 
 use super::pool::Pool;
 use super::{Candidate, Coding, Hnsw, START_LEVEL, Visited};
-use crate::codes::Lookup;
+use crate::codes::{BATCH, Lookup};
 use crate::distance::Lane;
 
 /// Rows ranked exactly beyond those of the page: sketches may order them otherwise.
 const REFINED_BEYOND: usize = 6;
+/// Neighbours are looked at whose estimate is so many of its deviations beyond what
+/// is in sight. More finds little: a node that is near is some other node's neighbour
+/// too. In noise of 128 dimensions 0, 0.5, 1 and 2 found 0.886, 0.893, 0.895 and
+/// 0.895 of the ten nearest at `ef` 100, and ranked 590, 790, 1,000 and 1,450 nodes.
+const DOUBT: f32 = 0.5;
 
 /// Which rows a search may return.
 pub(crate) trait Eligible {
@@ -28,8 +35,8 @@ pub(crate) trait Eligible {
 }
 
 impl Hnsw {
-    /// Expands nodes from `starts` on until the `width` nearest by estimate are all
-    /// expanded, and passes each to `met` with its rank by sketch.
+    /// Expands nodes from `starts` on until the `width` nearest are all expanded, and
+    /// passes each to `met` with its rank by sketch.
     pub(super) fn beam(
         &self,
         coding: &Coding,
@@ -39,30 +46,34 @@ impl Hnsw {
         visited: &mut Visited,
         mut met: impl FnMut(Candidate),
     ) {
+        let (blocks, sketches) = (&coding.blocks, &coding.sketches);
         let mut pool = Pool::new(width);
         for start in starts {
             if visited.insert(start.id()) {
-                pool.insert(start.id(), start.rank());
+                pool.insert(*start);
             }
         }
+        let mut near = Vec::with_capacity(BATCH);
         let mut next = pool.pop();
-        while let Some(id) = next {
+        while let Some(node) = next {
             // Chosen before this node's neighbours are seen, so that its memory is
             // here when its turn comes: a few nodes more, and none waited for.
             next = pool.pop();
             if let Some(next) = next {
-                coding.blocks.prefetch(next);
+                blocks.prefetch(next.id());
             }
-            let node = Candidate::new(coding.blocks.rank(id, lookup), id);
             met(node);
-            let threshold = pool.threshold();
-            coding
-                .blocks
-                .scan(id, lookup, node.rank(), threshold, |neighbour, estimate| {
-                    if visited.insert(neighbour) {
-                        pool.insert(neighbour, estimate);
-                    }
-                });
+            let (id, rank) = (node.id(), node.rank());
+            let doubt = DOUBT * sketches.distance(id, lookup, rank);
+            blocks.scan(id, lookup, rank, doubt, pool.threshold(), |neighbour, _| {
+                if visited.insert(neighbour) {
+                    sketches.prefetch(neighbour);
+                    near.push(neighbour);
+                }
+            });
+            for id in near.drain(..) {
+                pool.insert(Candidate::new(sketches.rank(id, lookup), id));
+            }
             next = next.or_else(|| pool.pop());
         }
     }
@@ -82,7 +93,7 @@ pub(crate) struct Sight<'a, E> {
 impl<E: Eligible> Sight<'_, E> {
     fn rank(&mut self, id: u32) -> Candidate {
         *self.distances += 1;
-        Candidate::new(self.coding.blocks.rank(id, self.lookup), id)
+        Candidate::new(self.coding.sketches.rank(id, self.lookup), id)
     }
 
     /// The rows that an expanded node stands for: itself and its copies.
@@ -108,7 +119,9 @@ pub(crate) struct Beam {
     /// Expanded for the first page; nodes near them may have fallen out of sight.
     expanded: Vec<Candidate>,
     /// Met and not expanded, by estimate. Empty on the first page.
-    frontier: BinaryHeap<Reverse<Candidate>>,
+    estimated: BinaryHeap<Reverse<Candidate>>,
+    /// Of those the ones that were next by estimate, by sketch.
+    sketched: BinaryHeap<Reverse<Candidate>>,
 }
 
 impl Beam {
@@ -132,7 +145,7 @@ impl Beam {
             self.go_on(sight, width);
         }
         self.refine(sight, rows);
-        !(self.expanded.is_empty() && self.frontier.is_empty() && self.rough.is_empty())
+        !(self.expanded.is_empty() && self.has_no_frontier() && self.rough.is_empty())
     }
 
     fn begin(&mut self, sight: &mut Sight<'_, impl Eligible>, width: usize) {
@@ -177,12 +190,29 @@ impl Beam {
 
     fn go_on(&mut self, sight: &mut Sight<'_, impl Eligible>, width: usize) {
         while self.ready.len() + self.rough.len() < width
-            && let Some(Reverse(next)) = self.frontier.pop()
+            && let Some(node) = self.next(sight)
         {
-            let node = sight.rank(next.id());
             let rough = &mut self.rough;
             sight.offer(node, |row| rough.push(Reverse(row)));
             self.meet_neighbours(sight, node);
+        }
+    }
+
+    /// The nearest node of the frontier. An estimate is good for coming to be looked at.
+    fn next(&mut self, sight: &mut Sight<'_, impl Eligible>) -> Option<Candidate> {
+        loop {
+            let sketched = self.sketched.peek().map(|node| node.0);
+            let estimated = self.estimated.peek().map(|node| node.0);
+            match (sketched, estimated) {
+                (Some(node), estimate) if estimate.is_none_or(|e| node <= e) => {
+                    return self.sketched.pop().map(|node| node.0);
+                }
+                (_, Some(estimate)) => {
+                    self.estimated.pop();
+                    self.sketched.push(Reverse(sight.rank(estimate.id())));
+                }
+                (_, None) => return None,
+            }
         }
     }
 
@@ -190,14 +220,14 @@ impl Beam {
         let visited = &mut *sight.visited;
         let meet = |id, estimate| {
             if visited.insert(id) {
-                self.frontier.push(Reverse(Candidate::new(estimate, id)));
+                self.estimated.push(Reverse(Candidate::new(estimate, id)));
             }
         };
         let (id, rank) = (node.id(), node.rank());
         sight
             .coding
             .blocks
-            .scan(id, sight.lookup, rank, f32::INFINITY, meet);
+            .scan(id, sight.lookup, rank, 0.0, f32::INFINITY, meet);
     }
 
     /// Ranks the nearest rows exactly, until `rows` and some beyond are at hand.
@@ -233,7 +263,8 @@ impl Beam {
         let candidates = self.ready.capacity()
             + self.rough.capacity()
             + self.expanded.capacity()
-            + self.frontier.capacity();
+            + self.estimated.capacity()
+            + self.sketched.capacity();
         candidates * size_of::<Candidate>()
     }
 
@@ -243,6 +274,9 @@ impl Beam {
             && self.ready.is_empty()
             && self.rough.is_empty()
             && self.expanded.is_empty()
-            && self.frontier.is_empty()
+            && self.has_no_frontier()
+    }
+    fn has_no_frontier(&self) -> bool {
+        self.estimated.is_empty() && self.sketched.is_empty()
     }
 }

@@ -8,12 +8,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::{Candidate, Coding, Hnsw, START_LEVEL};
-use crate::codes::Lookup;
+use super::{Candidate, Hnsw, START_LEVEL};
 use crate::distance::Lane;
-
-/// Of the nodes near a new one, how many are ranked exactly: those that may equal it.
-const EXACT_OF_NEAREST: usize = 8;
 
 impl Hnsw {
     /// Links a published vector. Once per id. One without a distance to anything
@@ -44,23 +40,31 @@ impl Hnsw {
                 self.graph.add_copy(node, id);
                 return;
             }
-            chosen.push((level, self.select(&starts, self.graph.m(), self.graph.m())));
+            let m = self.graph.m();
+            chosen.push((level, self.select(&starts, m, m, |_| false)));
         }
         for (level, neighbours) in &chosen {
             match &self.coding {
-                Some(coding) if *level == 0 => {
-                    for (slot, neighbour) in neighbours.iter().enumerate() {
-                        self.put(coding, id, slot, neighbour.id());
-                    }
-                }
+                Some(coding) if *level == 0 => self.set_coded(coding, id, neighbours),
                 _ => self
                     .graph
                     .set(id, *level, neighbours.iter().map(|c| c.id())),
             }
         }
         for (level, neighbours) in chosen.iter().rev() {
-            for neighbour in neighbours {
-                self.link_back(neighbour.id(), *level, Candidate::new(neighbour.rank(), id));
+            match &self.coding {
+                Some(coding) if *level == 0 => {
+                    self.link_back_coded(coding, id, neighbours, &starts);
+                }
+                _ => {
+                    for neighbour in neighbours {
+                        self.link_back(
+                            neighbour.id(),
+                            *level,
+                            Candidate::new(neighbour.rank(), id),
+                        );
+                    }
+                }
             }
         }
         self.graph.raise(level, id);
@@ -106,36 +110,6 @@ impl Hnsw {
         nearest.into_sorted_vec()
     }
 
-    /// The same on level 0 by codes: all nodes that were expanded, in order.
-    fn nearest_by_codes(
-        &self,
-        coding: &Coding,
-        lanes: &[Lane],
-        starts: &[Candidate],
-    ) -> Vec<Candidate> {
-        let lookup = Lookup::new(lanes);
-        let width = self.ef_construction;
-        let mut visited = self.visited.take(self.vectors.len());
-        let mut nearest = Vec::with_capacity(width + width / 4);
-        let starts = &starts[..starts.len().min(width)];
-        self.beam(coding, &lookup, starts, width, &mut visited, |node| {
-            nearest.push(node);
-        });
-        nearest.sort_unstable();
-        // Sketches order the others well enough; among these is one that is equal.
-        for node in nearest.iter_mut().take(EXACT_OF_NEAREST) {
-            *node = self.candidate(lanes, node.id());
-        }
-        nearest.sort_unstable();
-        nearest
-    }
-
-    fn put(&self, coding: &Coding, node: u32, slot: usize, neighbour: u32) {
-        let centre = self.vectors.get(node);
-        let vector = self.vectors.get(neighbour);
-        coding.blocks.put((node, centre), slot, (neighbour, vector));
-    }
-
     /// A node with this very vector. Equal vectors have equal ranks, bit for bit.
     fn equal_among(&self, candidates: &[Candidate], target: &[Lane]) -> Option<u32> {
         let rank = self.scorer.rank(target, target);
@@ -146,13 +120,29 @@ impl Hnsw {
 
     /// Algorithm 4 of the paper, from candidates in order: those nearer to the new
     /// node than to any already chosen, so that links point in many directions;
-    /// then the nearest of the others, until `filled` are chosen.
-    fn select(&self, candidates: &[Candidate], capacity: usize, filled: usize) -> Vec<Candidate> {
+    /// then the nearest of the others, until `filled` are chosen. What `is_held` is
+    /// chosen whatever else is near it.
+    pub(super) fn select(
+        &self,
+        candidates: &[Candidate],
+        capacity: usize,
+        filled: usize,
+        is_held: impl Fn(u32) -> bool,
+    ) -> Vec<Candidate> {
+        let mut held = candidates.iter().filter(|c| is_held(c.id())).count();
         let mut chosen: Vec<Candidate> = Vec::with_capacity(capacity);
         let mut pruned = Vec::new();
         for candidate in candidates {
             if chosen.len() == capacity {
                 return chosen;
+            }
+            if is_held(candidate.id()) {
+                held -= 1;
+                chosen.push(*candidate);
+                continue;
+            }
+            if chosen.len() + held == capacity {
+                continue;
             }
             let vector = self.vectors.get(candidate.id());
             let diverse = chosen.iter().all(|other| {
@@ -175,9 +165,6 @@ impl Hnsw {
     /// recall@10 stays 0.999 at ef 100 and drops by 0.015 at ef 10.
     fn link_back(&self, node: u32, level: u8, new: Candidate) {
         let _guard = self.graph.lock(node);
-        if let (Some(coding), 0) = (&self.coding, level) {
-            return self.link_back_coded(coding, node, new.id());
-        }
         if self.graph.push(node, level, new.id()) {
             return;
         }
@@ -187,32 +174,8 @@ impl Hnsw {
             candidates.push(self.candidate(vector, neighbour));
         }
         candidates.sort_unstable();
-        let chosen = self.select(&candidates, self.graph.capacity(level), self.graph.m());
+        let (capacity, filled) = (self.graph.capacity(level), self.graph.m());
+        let chosen = self.select(&candidates, capacity, filled, |_| false);
         self.graph.set(node, level, chosen.iter().map(|c| c.id()));
-    }
-
-    /// The same on level 0 beside codes: what stays keeps its slot and its code.
-    fn link_back_coded(&self, coding: &Coding, node: u32, new: u32) {
-        if let Some(slot) = coding.blocks.free_slot(node) {
-            return self.put(coding, node, slot, new);
-        }
-        let vector = self.vectors.get(node);
-        let mut candidates = vec![self.candidate(vector, new)];
-        let linked: Vec<(usize, u32)> = coding.blocks.neighbours(node).collect();
-        for (_, neighbour) in &linked {
-            candidates.push(self.candidate(vector, *neighbour));
-        }
-        candidates.sort_unstable();
-        let chosen = self.select(&candidates, self.graph.capacity(0), self.graph.m());
-        for (slot, neighbour) in linked {
-            if chosen.iter().all(|c| c.id() != neighbour) {
-                coding.blocks.clear(node, slot);
-            }
-        }
-        if chosen.iter().any(|c| c.id() == new)
-            && let Some(slot) = coding.blocks.free_slot(node)
-        {
-            self.put(coding, node, slot, new);
-        }
     }
 }

@@ -4,7 +4,7 @@
 //! - `visited`: which ids a search has met.
 //! - `graph`: links, entry point, levels.
 //! - `search`: greedy descent and the expansion of one node.
-//! - `insert`: linking a vector, with the paper's neighbour selection.
+//! - `insert`, `insert_coded`: linking a vector, with the paper's neighbour selection.
 //! - `walk`: the resumable best-first search on level 0, by exact distances.
 //! - `pool`, `beam`: the same over one-bit codes, from 128 dimensions on.
 //!
@@ -14,6 +14,7 @@ mod beam;
 mod candidate;
 mod graph;
 mod insert;
+mod insert_coded;
 mod pool;
 mod search;
 mod visited;
@@ -22,7 +23,7 @@ mod walk;
 use std::sync::Arc;
 
 use crate::arena::VectorArena;
-use crate::codes::{Blocks, Rotation};
+use crate::codes::{Blocks, Rotation, Sketches};
 use crate::distance::{Lane, Scorer};
 use crate::params::IndexParams;
 
@@ -33,8 +34,8 @@ pub(crate) use visited::{Visited, VisitedPool};
 pub(crate) use walk::Walk;
 
 /// From so many dimensions on, one-bit codes tell near from far well enough: their
-/// error falls with the root of the dimensions. At 784 and 768 a search finds as
-/// much with the same `ef` as by exact distances; at 100 it needs several times it.
+/// error falls with the root of the dimensions, and the more they err, the more
+/// sketches a search has to look at. Fewer are not measured against exact distances.
 const CODED_DIMENSIONS_MIN: usize = 128;
 /// Where a search over codes leaves the upper levels: a step on level 0 costs less
 /// than the sixteen exact distances of one on level 1.
@@ -44,6 +45,7 @@ const START_LEVEL: u8 = 2;
 pub(crate) struct Coding {
     rotation: Rotation,
     pub(crate) blocks: Blocks,
+    pub(crate) sketches: Sketches,
 }
 
 /// The prepared vectors and the graph over those of them that are linked.
@@ -62,7 +64,12 @@ impl Hnsw {
         let coding = (params.dimensions >= CODED_DIMENSIONS_MIN).then(|| {
             let rotation = Rotation::new(params.dimensions);
             let blocks = Blocks::new(params.metric, rotation.dimensions(), 2 * params.m);
-            Coding { rotation, blocks }
+            let sketches = Sketches::new(params.metric, rotation.dimensions());
+            Coding {
+                rotation,
+                blocks,
+                sketches,
+            }
         });
         let dimensions = coding
             .as_ref()
@@ -90,7 +97,8 @@ impl Hnsw {
     pub(crate) fn reserve(&self, id: u32, level: u8, vector: &[f32]) {
         self.graph.reserve(id, level);
         if let Some(coding) = &self.coding {
-            coding.blocks.reserve(id, vector);
+            coding.blocks.reserve(id);
+            coding.sketches.write(id, vector);
         }
     }
 
@@ -101,10 +109,9 @@ impl Hnsw {
 
     /// Resident bytes of what is stored for this many vectors.
     pub(crate) fn memory_bytes(&self, vectors: u32) -> usize {
-        let blocks = self
-            .coding
-            .as_ref()
-            .map_or(0, |c| c.blocks.bytes_per_node());
+        let blocks = self.coding.as_ref().map_or(0, |c| {
+            c.blocks.bytes_per_node() + c.sketches.bytes_per_node()
+        });
         self.vectors.memory_bytes() + self.graph.memory_bytes(vectors) + vectors as usize * blocks
     }
 }

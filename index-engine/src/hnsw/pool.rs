@@ -1,5 +1,7 @@
-//! The nearest nodes by estimate that a search has met, in order, and which of
-//! them it has expanded.
+//! The nearest nodes that a search has met, in order, and which of them it has
+//! expanded.
+
+use super::Candidate;
 
 /// `ordered rank << 32 | id << 1 | is expanded`
 pub(crate) struct Pool {
@@ -19,7 +21,7 @@ impl Pool {
         }
     }
 
-    /// Estimates from here on are of no interest.
+    /// Ranks from here on are of no interest.
     #[inline]
     pub(crate) fn threshold(&self) -> f32 {
         if self.entries.len() < self.width {
@@ -31,8 +33,8 @@ impl Pool {
     }
 
     #[inline]
-    pub(crate) fn insert(&mut self, id: u32, estimate: f32) {
-        let entry = u64::from(ordered(estimate)) << 32 | u64::from(id) << 1;
+    pub(crate) fn insert(&mut self, node: Candidate) {
+        let entry = u64::from(ordered(node.rank())) << 32 | u64::from(node.id()) << 1;
         let at = self.entries.partition_point(|known| *known < entry);
         if self.entries.len() == self.width {
             if at == self.width {
@@ -46,10 +48,10 @@ impl Pool {
 
     /// The nearest node that is not expanded; it counts as expanded from now on.
     #[inline]
-    pub(crate) fn pop(&mut self) -> Option<u32> {
+    pub(crate) fn pop(&mut self) -> Option<Candidate> {
         let at = self.next;
         let entry = self.entries.get_mut(at)?;
-        let id = *entry as u32 >> 1;
+        let node = Candidate::new(rank(*entry), *entry as u32 >> 1);
         *entry |= 1;
         self.next = at + 1;
         while self
@@ -59,7 +61,7 @@ impl Pool {
         {
             self.next += 1;
         }
-        Some(id)
+        Some(node)
     }
 }
 
@@ -92,20 +94,22 @@ mod tests {
     fn the_nearest_come_out_once_each_and_the_width_is_kept() {
         let mut pool = Pool::new(3);
         assert_eq!((pool.pop(), pool.threshold()), (None, f32::INFINITY));
-        for (id, estimate) in [(1, 4.0), (2, -1.5), (3, 2.0)] {
-            pool.insert(id, estimate);
+        let node = |id, rank| Candidate::new(rank, id);
+        for (id, rank) in [(1, 4.0), (2, -1.5), (3, 2.0)] {
+            pool.insert(node(id, rank));
         }
         assert_eq!(pool.threshold(), 4.0);
-        assert_eq!(pool.pop(), Some(2));
+        assert_eq!(pool.pop(), Some(node(2, -1.5)));
         // Pushes the farthest out.
-        pool.insert(4, -2.0);
+        pool.insert(node(4, -2.0));
         assert_eq!(pool.threshold(), 2.0);
-        pool.insert(5, 9.0);
+        pool.insert(node(5, 9.0));
         assert_eq!(
             [pool.pop(), pool.pop(), pool.pop()],
-            [Some(4), Some(3), None]
+            [Some(node(4, -2.0)), Some(node(3, 2.0)), None]
         );
-        pool.insert((1 << 28) - 1, 0.0);
-        assert_eq!([pool.pop(), pool.pop()], [Some((1 << 28) - 1), None]);
+        let last = node((1 << 28) - 1, 0.0);
+        pool.insert(last);
+        assert_eq!([pool.pop(), pool.pop()], [Some(last), None]);
     }
 }
