@@ -33,6 +33,7 @@ pub fn play(
         // Rows of the set-up bear 0.
         writer: (number as i32 + 1) * 1_000,
         client: None,
+        alive_at: Instant::now(),
         record,
         outage,
         tally: Tally::default(),
@@ -75,6 +76,8 @@ struct Player<'a> {
     /// Of this connection: each has a number of its own, for a token dies with it.
     writer: i32,
     client: Option<Session>,
+    /// When the connection last answered: it may have been cut off between statements.
+    alive_at: Instant,
     record: &'a Record,
     outage: &'a Outage,
     tally: Tally,
@@ -144,6 +147,7 @@ impl Player<'_> {
             .session_within(RECONNECTS_WITHIN)
             .map_err(Trouble::Wrong)?;
         self.client = Some(client);
+        self.alive_at = Instant::now();
         let (writer, lock_ms) = (self.writer, LOCK_TIMEOUT.as_millis());
         let settings =
             format!("{SETTINGS}; SET lock_timeout = {lock_ms}; SET history.writer = {writer}");
@@ -297,11 +301,12 @@ impl Player<'_> {
             Ok(done) => {
                 self.record.tell(&self.name, sql, "done");
                 self.tally.statements += 1;
+                self.alive_at = Instant::now();
                 return Ok(done);
             }
             Err(error) => error,
         };
-        let verdict = verdict::of(&error, kind, began, self.outage);
+        let verdict = verdict::of(&error, kind, began, self.alive_at, self.outage);
         let text = match error.as_db_error() {
             Some(error) => format!(
                 "{}: {} ({})",

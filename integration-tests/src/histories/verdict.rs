@@ -61,9 +61,17 @@ const CHANGED_BENEATH: [&str; 4] = [
     "cache lookup failed for",
 ];
 
-pub fn of(error: &postgres::Error, kind: Kind, began: Instant, outage: &Outage) -> Verdict {
+/// Of a statement that began at `began`, by a session that last answered at `alive_at`:
+/// a server that was killed in between cuts the session off at its next statement.
+pub fn of(
+    error: &postgres::Error,
+    kind: Kind,
+    began: Instant,
+    alive_at: Instant,
+    outage: &Outage,
+) -> Verdict {
     let Some(error) = error.as_db_error() else {
-        return if outage.cuts_off_since(began) {
+        return if outage.cuts_off_since(alive_at) {
             Verdict::CutOff
         } else {
             Verdict::Wrong
@@ -72,7 +80,7 @@ pub fn of(error: &postgres::Error, kind: Kind, began: Instant, outage: &Outage) 
     let state = error.code().code();
     let excused = |verdict, is_excused| if is_excused { verdict } else { Verdict::Wrong };
     match state {
-        _ if CUT_OFF.contains(&state) => excused(Verdict::CutOff, outage.cuts_off_since(began)),
+        _ if CUT_OFF.contains(&state) => excused(Verdict::CutOff, outage.cuts_off_since(alive_at)),
         _ if OURS.contains(&state) && kind == Kind::Wait => Verdict::Refused,
         _ if OURS.contains(&state) => excused(
             Verdict::Excused,
