@@ -281,19 +281,13 @@ impl Cluster {
 
     /// Ends the extension's worker; the server starts another, which knows nothing.
     pub fn end_worker(&self) -> Result<()> {
-        let parent = format!("PPid:\t{}\n", self.pid("postgres")?);
-        for process in std::fs::read_dir("/proc")? {
-            let path = process?.path();
-            let read = |file| std::fs::read_to_string(path.join(file)).unwrap_or_default();
-            if !read("cmdline").starts_with("postgres: ruvector worker")
-                || !read("status").contains(&parent)
-            {
-                continue;
+        for pid in self.postgres_pids()? {
+            let cmdline = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+            if cmdline.is_ok_and(|text| text.starts_with("postgres: ruvector worker")) {
+                let status = Command::new("kill").arg(&pid).status()?;
+                ensure!(status.success(), "cannot end the worker {pid}");
+                return Ok(());
             }
-            let pid = path.file_name().context("a process has a number")?;
-            let status = Command::new("kill").arg(pid).status()?;
-            ensure!(status.success(), "cannot end the worker {}", path.display());
-            return Ok(());
         }
         bail!("the server has no worker")
     }
@@ -314,7 +308,24 @@ impl Cluster {
         self.make(&["start", &format!("PROC={process}")]).map(drop)
     }
 
-    pub(crate) fn pid(&self, process: &str) -> Result<String> {
+    /// Of the server and of its children as they are now.
+    pub fn postgres_pids(&self) -> Result<Vec<String>> {
+        let server = self.pid("postgres")?;
+        let parent = format!("PPid:\t{server}\n");
+        let mut pids = vec![server];
+        for entry in std::fs::read_dir("/proc")? {
+            let path = entry?.path();
+            // Whoever has ended meanwhile has none.
+            let status = std::fs::read_to_string(path.join("status")).unwrap_or_default();
+            if status.contains(&parent) {
+                let pid = path.file_name().context("a process has a number")?;
+                pids.push(pid.to_string_lossy().into_owned());
+            }
+        }
+        Ok(pids)
+    }
+
+    pub fn pid(&self, process: &str) -> Result<String> {
         let file = self.run_dir.join(format!("pids/{process}.pid"));
         let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
         Ok(text.lines().next().unwrap_or_default().trim().to_owned())

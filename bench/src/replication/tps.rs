@@ -2,9 +2,12 @@
 //! running consumer and node (B). The two take turns, so that noise meets both.
 //!
 //! Both have `wal_level = logical`: what that costs an UPDATE is not part of the ratio.
+//! Once the primary and the cluster have cores of their own, as they have machines of
+//! their own elsewhere, so that the ratio tells what following costs the primary; and once
+//! they share all, where the graph's building takes part of pgbench's.
 
 use super::{Scale, median, rows};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use integration_tests::Cluster;
 use postgres::{Client, NoTls};
 use serde_json::{Value, json};
@@ -30,6 +33,15 @@ pub fn run(cluster: &Cluster, scale: Scale) -> Result<Value> {
         ))?;
         source.batch_execute(&format!("VACUUM ANALYZE {table}"))?;
     }
+    let apart = Cores::apart()?;
+    let apart = measure(cluster, &mut source, scale, &apart)?;
+    let shared = Cores::shared()?;
+    let shared = measure(cluster, &mut source, scale, &shared)?;
+    source.batch_execute("DROP TABLE bench_followed; DROP TABLE bench_plain")?;
+    Ok(json!({ "apart": apart, "shared": shared, "goal": 0.95 }))
+}
+
+fn measure(cluster: &Cluster, source: &mut Client, scale: Scale, cores: &Cores) -> Result<Value> {
     let (mut with, mut without) = (Vec::new(), Vec::new());
     let seconds = scale.of(5, 15);
     for round in 0..3 {
@@ -38,31 +50,91 @@ pub fn run(cluster: &Cluster, scale: Scale) -> Result<Value> {
                 for process in OURS {
                     cluster.restart(process)?;
                 }
-                caught_up(&mut source)?;
-                with.push(pgbench(cluster, "bench_followed", seconds)?);
+                caught_up(source)?;
+                cores.pin(cluster)?;
+                with.push(pgbench(cluster, "bench_followed", seconds, cores)?);
             } else {
                 for process in OURS {
                     cluster.make(&["stop", &format!("PROC={process}")])?;
                 }
-                without.push(pgbench(cluster, "bench_plain", seconds)?);
+                cores.pin(cluster)?;
+                without.push(pgbench(cluster, "bench_plain", seconds, cores)?);
             }
         }
     }
     for process in OURS {
         cluster.restart(process)?;
     }
-    source.batch_execute("DROP TABLE bench_followed; DROP TABLE bench_plain")?;
     let (with, without) = (median(&with), median(&without));
     let ratio = with / without;
+    let name = cores.name;
     println!(
-        "pgbench, {CLIENTS} clients, one UPDATE each, half of them of the vector: {with:.0} TPS followed, {without:.0} without us, ratio {ratio:.3} (goal >= 0.95)"
+        "pgbench, {CLIENTS} clients, one UPDATE each, half of them of the vector, {name}: {with:.0} TPS followed, {without:.0} without us, ratio {ratio:.3} (goal >= 0.95)"
     );
     Ok(json!({
         "followed_tps": with,
         "without_tps": without,
         "ratio": ratio,
-        "goal": 0.95,
     }))
+}
+
+/// Where the server with pgbench runs, and where the cluster does, as `taskset` has it.
+struct Cores {
+    name: &'static str,
+    primary: String,
+    cluster: String,
+}
+
+impl Cores {
+    /// As if each had a machine of its own.
+    fn apart() -> Result<Self> {
+        let all = std::thread::available_parallelism()?.get();
+        ensure!(all >= 2, "one core cannot be shared out");
+        let half = all / 2;
+        Ok(Self {
+            name: "each on its own half of the cores",
+            primary: format!("0-{}", half - 1),
+            cluster: format!("{half}-{}", all - 1),
+        })
+    }
+
+    fn shared() -> Result<Self> {
+        let all = format!("0-{}", std::thread::available_parallelism()?.get() - 1);
+        Ok(Self {
+            name: "on the same cores",
+            primary: all.clone(),
+            cluster: all,
+        })
+    }
+
+    /// Children of the server that come later inherit it.
+    fn pin(&self, cluster: &Cluster) -> Result<()> {
+        for pid in cluster.postgres_pids()? {
+            taskset(&self.primary, &pid)?;
+        }
+        for process in OURS.iter().chain(&["coordinator-1"]) {
+            // One that is stopped has no number.
+            if let Ok(pid) = cluster.pid(process) {
+                taskset(&self.cluster, &pid)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All threads of a process. One that has ended needs none.
+fn taskset(cores: &str, pid: &str) -> Result<()> {
+    let output = Command::new("taskset")
+        .args(["--all-tasks", "--cpu-list", "--pid", cores, pid])
+        .output()
+        .context("running taskset")?;
+    let is_there = std::path::Path::new("/proc").join(pid).exists();
+    ensure!(
+        output.status.success() || !is_there,
+        "taskset {cores} of {pid}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }
 
 /// What was written while nobody streamed has come through.
@@ -77,7 +149,7 @@ fn caught_up(source: &mut Client) -> Result<()> {
     Ok(())
 }
 
-fn pgbench(cluster: &Cluster, table: &str, seconds: u32) -> Result<f64> {
+fn pgbench(cluster: &Cluster, table: &str, seconds: u32, cores: &Cores) -> Result<f64> {
     let mut script = tempfile::NamedTempFile::new()?;
     writeln!(
         script,
@@ -86,7 +158,8 @@ fn pgbench(cluster: &Cluster, table: &str, seconds: u32) -> Result<f64> {
          UPDATE {table} SET embedding = (SELECT embedding FROM {table} WHERE id = :from) WHERE id = :id;\n\\endif"
     )?;
     let pgbench = std::env::var("PGBENCH").unwrap_or_else(|_| "pgbench".to_owned());
-    let output = Command::new(&pgbench)
+    let output = Command::new("taskset")
+        .args(["--cpu-list", &cores.primary, &pgbench])
         .args([
             "--no-vacuum",
             "--client",
