@@ -5,7 +5,7 @@
 //! In reading order: the vocabulary ([`ids`], [`wal_position`], [`row_key`],
 //! [`collection`], [`map`]), what flows from Postgres to a replica ([`change`],
 //! [`apply`], [`backfill`], [`reconcile`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`], [`slot_health`],
-//! [`heartbeat`], [`history`]), who may speak ([`lease`]), which server is followed ([`server_copy`]) by whom
+//! [`heartbeat`], [`history`], [`publication`]), who may speak ([`lease`]), which server is followed ([`server_copy`]) by whom
 //! ([`assignment`], [`checklist`]), where partitions live ([`ring`], [`placement`], [`rebalance`],
 //! [`control`]), how a search is put together ([`scan`]) and gets its turn ([`fair_queue`]), when folding waits ([`folding`]), how
 //! much of the log it must include ([`freshness`]), for whom it is answered ([`server`]), and whether a
@@ -32,6 +32,7 @@ pub mod learner;
 pub mod lease;
 pub mod map;
 pub mod placement;
+pub mod publication;
 pub mod rebalance;
 pub mod reconcile;
 pub mod ring;

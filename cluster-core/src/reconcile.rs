@@ -83,6 +83,39 @@ pub fn resume(
     }
 }
 
+/// What a table was published by, and a position of the server's since that was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// As in [`backfill::TableFile`].
+    pub membership: u32,
+    pub seen_at: WalPosition,
+    /// The collection is complete: under which membership its rows came is noted with it.
+    pub is_noted: bool,
+}
+
+/// From where on a replica trusts its rows, once a backfill is opened on it, and the mark
+/// that still holds. What left the publication, and came back, may have changed unseen
+/// below `seen_at`, whenever the stream tells the rest: copied under another membership,
+/// or before anything was copied, when nobody has noted which it was.
+pub fn trusted_from(
+    mark: Option<BackfillMark>,
+    trusted: Option<WalPosition>,
+    published: Option<Published>,
+) -> (Option<BackfillMark>, Option<WalPosition>) {
+    let Some(published) = published else {
+        return (mark, trusted);
+    };
+    let is_told = match mark {
+        Some(mark) => mark.file.membership == published.membership,
+        // One that was attached distrusts what lies below already.
+        None => published.is_noted && trusted.is_none(),
+    };
+    match is_told {
+        true => (mark, trusted),
+        false => (None, trusted.max(Some(published.seen_at))),
+    }
+}
+
 /// Whether a row that stands there was in none of the snapshots and in no change.
 pub fn is_swept(row: WalPosition, first_stamp: WalPosition) -> bool {
     row < first_stamp
@@ -93,4 +126,67 @@ pub fn is_swept(row: WalPosition, first_stamp: WalPosition) -> bool {
 /// answers afterwards can see it.
 pub fn is_former_swept(ended: WalPosition, first_stamp: WalPosition) -> bool {
     ended.incarnation < first_stamp.incarnation
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backfill::{BlockNumber, TableFile};
+    use crate::wal_position::Lsn;
+
+    fn at(lsn: u64) -> WalPosition {
+        WalPosition::end_of(Incarnation(1), Lsn(lsn))
+    }
+
+    fn mark(membership: u32) -> BackfillMark {
+        BackfillMark {
+            file: TableFile {
+                relfilenode: 1,
+                membership,
+            },
+            next_block: BlockNumber(7),
+            first_stamp: at(10),
+            last_stamp: at(10),
+            rows: 1,
+            snapshots: 1,
+        }
+    }
+
+    #[test]
+    fn p2_rows_that_came_under_a_membership_that_nobody_noted_are_not_trusted() {
+        let published = |is_noted| {
+            Some(Published {
+                membership: 5,
+                seen_at: at(20),
+                is_noted,
+            })
+        };
+        let (same, other) = (Some(mark(5)), Some(mark(4)));
+        let (before, after) = (Some(at(15)), Some(at(20)));
+        let cases = [
+            (same, None, published(false), (same, None), "the same"),
+            (other, None, published(false), (None, after), "another"),
+            (
+                None,
+                None,
+                published(false),
+                (None, after),
+                "nothing copied",
+            ),
+            (None, None, published(true), (None, None), "noted"),
+            (None, before, published(true), (None, after), "attached"),
+            (same, before, published(true), (same, before), "goes on"),
+            (other, before, None, (other, before), "nobody says"),
+            (
+                other,
+                Some(at(30)),
+                published(false),
+                (None, Some(at(30))),
+                "higher",
+            ),
+        ];
+        for (mark, trusted, published, expected, what) in cases {
+            assert_eq!(trusted_from(mark, trusted, published), expected, "{what}");
+        }
+    }
 }

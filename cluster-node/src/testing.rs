@@ -19,6 +19,7 @@ use cluster_core::learner::CopyKey;
 use cluster_core::map::{
     HashRange, Partition, PartitionMap, Replica as Assigned, ReplicaState, Source,
 };
+use cluster_core::reconcile::Published;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
@@ -305,6 +306,29 @@ impl TestNode {
         self.ask(|reply| Job::OpenBackfill {
             backfill,
             since: None,
+            published: None,
+            reply,
+        })
+        .await
+    }
+
+    /// Under a membership that was seen before the server stood at `seen_at`.
+    pub async fn open_published(
+        &self,
+        backfill: u64,
+        membership: u32,
+        seen_at: u64,
+    ) -> Result<Option<BackfillMark>, String> {
+        let backfill = BackfillId(backfill);
+        let published = Published {
+            membership,
+            seen_at: end(seen_at),
+            is_noted: false,
+        };
+        self.ask(|reply| Job::OpenBackfill {
+            backfill,
+            since: None,
+            published: Some(published),
             reply,
         })
         .await

@@ -5,7 +5,7 @@
 //! once for each break, however often it is repeated. From then on no replica of the
 //! source follows from the stream. Those of complete collections keep what they have,
 //! answer whom old data suffices, and are reconciled with their tables; those of
-//! collections that were being filled begin empty.
+//! collections that were being filled begin empty, or are filled by a reconcile already.
 //!
 //! Nothing is copied from a replica that is to be reconciled: what it holds is not
 //! what the stream has made of it, and what it has too much nobody would sweep from
@@ -68,12 +68,16 @@ impl ClusterState {
             .map(|c| c.id)
             .collect();
         for id in of_source {
-            match self.map.collections[&id].state {
-                CollectionState::Ready { .. } => {
+            let record = &self.map.collections[&id];
+            match record.state {
+                // Its stale replicas are attached by a reconcile only.
+                CollectionState::Building { .. } if record.reconcile.is_none() => {
+                    self.begin_empty(id)
+                }
+                CollectionState::Ready { .. } | CollectionState::Building { .. } => {
                     self.pass_all(id);
                     self.want_reconcile(id, reason.clone());
                 }
-                CollectionState::Building { .. } => self.begin_empty(id),
                 CollectionState::Failed { .. } => {}
             }
         }

@@ -266,6 +266,34 @@ fn p3_what_was_being_filled_begins_empty_after_a_break() {
 }
 
 #[test]
+fn p11_what_was_passed_while_it_was_filled_is_attached_by_a_reconcile_after_a_break_too() {
+    let mut cluster = Cluster::with_building_collection(3, &[1, 2]);
+    cluster.apply(Command::ReportSource {
+        source: S,
+        token: TOKEN,
+        slot: Some(slot(1, 10)),
+        server_start: None,
+        problem: String::new(),
+        memberships: BTreeMap::new(),
+    });
+    begin(&mut cluster);
+    let generation = generation(&cluster, 1);
+    cluster.apply(Command::MarkStale {
+        token: TOKEN,
+        partition: P,
+        node: NodeId(1),
+        generation,
+        reason: "passed".to_owned(),
+    });
+    let told = broken(&cluster, 1, slot(1, 500));
+    cluster.apply(told);
+    assert_eq!(states(&cluster), [(1, Stale), (2, Stale)], "attached anew");
+    begin(&mut cluster);
+    assert_eq!(finish(&mut cluster, 2), Response::Done);
+    assert_eq!(states(&cluster), [(1, Serving), (2, Serving)]);
+}
+
+#[test]
 fn p3_stale_replicas_serve_again_only_once_their_reconcile_has_ended() {
     let mut cluster = followed(&[1, 2]);
     assert!(is_refused(&begin(&mut cluster)), "it is complete");

@@ -176,15 +176,19 @@ impl ClusterState {
     ) -> Outcome {
         let record = self.fenced_collection(token, collection)?;
         let backfill = record.last_backfill.next();
-        match (&mut record.reconcile, &record.state) {
-            (Some(reconcile), CollectionState::Ready { .. }) => {
+        let is_ready = is_ready(record);
+        match &mut record.reconcile {
+            Some(reconcile) => {
                 reconcile.since.get_or_insert(backfill);
             }
-            (None, CollectionState::Ready { .. }) => {
+            None if is_ready => {
                 let what = format!("{collection} is ready: nothing to fill");
                 return Err(Refusal::Conflict { what });
             }
-            _ => record.state = CollectionState::Building { backfill },
+            None => {}
+        }
+        if !is_ready {
+            record.state = CollectionState::Building { backfill };
         }
         record.last_backfill = backfill;
         Ok((Response::BackfillBegun { backfill }, MapChanged::Yes))
@@ -208,9 +212,10 @@ impl ClusterState {
             last,
         };
         match (&record.state, &record.reconcile) {
+            // One that was wanted again since has not seen what it is wanted for.
+            (_, Some(Reconcile { since: None, .. })) => return Err(void),
             (CollectionState::Building { backfill: running }, _)
                 if *running == backfill && backfill != BackfillId(0) => {}
-            // One that was wanted again since has not seen what it is wanted for.
             (CollectionState::Ready { .. }, Some(Reconcile { since: Some(_), .. }))
                 if last == backfill => {}
             (CollectionState::Ready { snapshot: known }, None)

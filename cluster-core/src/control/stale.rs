@@ -3,12 +3,14 @@
 //! The one exception to P2, taken only when the holder of the source's token says
 //! that a limit is reached. A stale replica is not copied from: what it lacks would
 //! be missing in the copy as well. With a peer that serves it learns anew, like one
-//! that was demoted; without one its collection is reconciled with its table.
+//! that was demoted; without one its collection is reconciled with its table. One of a
+//! collection that is still being filled is no longer waited for either, and the backfill
+//! becomes a reconcile: nothing of it is served before that has gone over all of it.
 
-use super::collections::is_ready;
 use super::command::Response;
 use super::moves::{conflict, replica_of};
 use super::state::*;
+use crate::collection::CollectionState;
 use crate::ids::*;
 use crate::map::ReplicaState;
 
@@ -28,7 +30,13 @@ impl ClusterState {
         }
         self.check_partition_token(token, partition)?;
         let collection = self.partition(partition)?.collection;
-        if !is_ready(&self.map.collections[&collection]) {
+        let can_be_mended = match self.map.collections[&collection].state {
+            CollectionState::Ready { .. } => true,
+            // Without a reason it was asked by a release that failed such collections.
+            CollectionState::Building { .. } => !reason.is_empty(),
+            CollectionState::Failed { .. } => false,
+        };
+        if !can_be_mended {
             return conflict(format!(
                 "{collection} is not complete, so that nothing of it can be served: it fails instead"
             ));

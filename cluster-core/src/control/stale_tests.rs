@@ -2,6 +2,7 @@
 
 use super::tests::{Cluster, TOKEN};
 use super::{Command, MoveReason, Response};
+use crate::collection::{BackfillSnapshot, CollectionState};
 use crate::ids::*;
 use crate::map::ReplicaState::{self, *};
 
@@ -167,4 +168,77 @@ fn a_split_ends_with_a_half_that_holds_the_slot_and_with_its_last_source() {
 fn a_building_collection_is_never_served_stale() {
     let mut cluster = Cluster::with_building_collection(1, &[1]);
     assert!(is_refused(&mark(&mut cluster, 1)));
+}
+
+const C: CollectionId = CollectionId(1);
+
+fn pass(cluster: &mut Cluster, node: u64, reason: &str) -> Response {
+    let generation = generation(cluster, node);
+    cluster.apply(Command::MarkStale {
+        token: TOKEN,
+        partition: P,
+        node: NodeId(node),
+        generation,
+        reason: reason.to_owned(),
+    })
+}
+
+fn begin(cluster: &mut Cluster) -> Response {
+    cluster.apply(Command::BeginBackfill {
+        token: TOKEN,
+        collection: C,
+    })
+}
+
+fn finish(cluster: &mut Cluster, backfill: u64) -> Response {
+    cluster.apply(Command::FinishBackfill {
+        token: TOKEN,
+        collection: C,
+        backfill: BackfillId(backfill),
+        snapshot: BackfillSnapshot {
+            xmax: 100,
+            running: Vec::new(),
+            membership: None,
+        },
+    })
+}
+
+#[test]
+fn p11_one_that_is_passed_while_it_is_filled_is_filled_by_a_reconcile_and_serves_only_then() {
+    let mut cluster = Cluster::with_building_collection(3, &[1]);
+    begin(&mut cluster);
+    assert!(is_refused(&pass(&mut cluster, 1, "")), "asked as of old");
+    assert_eq!(pass(&mut cluster, 1, "passed"), Response::Done);
+    assert_eq!(pass(&mut cluster, 1, "passed"), Response::Done, "once more");
+    assert_eq!(states(&cluster), [(1, Stale)]);
+    assert!(is_refused(&finish(&mut cluster, 1)), "it has a hole");
+    let record = |cluster: &Cluster| cluster.state.map().collections[&C].clone();
+    assert_eq!(record(&cluster).reconciles_since(), None, "queued");
+    assert!(!record(&cluster).can_be_copied());
+    let begun = Response::BackfillBegun {
+        backfill: BackfillId(2),
+    };
+    assert_eq!(begin(&mut cluster), begun);
+    let building = CollectionState::Building {
+        backfill: BackfillId(2),
+    };
+    assert_eq!(record(&cluster).state, building, "nothing of it is served");
+    assert_eq!(record(&cluster).reconciles_since(), Some(BackfillId(2)));
+    assert_eq!(finish(&mut cluster, 2), Response::Done);
+    assert_eq!(states(&cluster), [(1, Serving)]);
+    assert!(record(&cluster).can_be_copied());
+    assert_eq!(cluster.state.violation(), None);
+}
+
+#[test]
+fn p11_passed_again_while_it_is_reconciled_it_begins_again() {
+    let mut cluster = Cluster::with_building_collection(3, &[1]);
+    begin(&mut cluster);
+    pass(&mut cluster, 1, "passed");
+    begin(&mut cluster);
+    assert_eq!(pass(&mut cluster, 1, "passed again"), Response::Done);
+    assert!(is_refused(&finish(&mut cluster, 2)));
+    begin(&mut cluster);
+    assert_eq!(finish(&mut cluster, 3), Response::Done);
+    assert_eq!(states(&cluster), [(1, Serving)]);
 }

@@ -739,7 +739,7 @@ fn command(cluster: &Cluster, draw: &Draw) -> Command {
             partition: PartitionId(a),
             node: NodeId(c),
             generation: generation(cluster, a, c),
-            reason: String::new(),
+            reason: "passed".to_owned(),
         },
         24 if b == 0 => Command::CancelSplit {
             partition: PartitionId(a),

@@ -8,6 +8,7 @@ use crate::partition::job::{Job, Sweep};
 use cluster_core::backfill::BackfillMark;
 use cluster_core::change::BackfillRow;
 use cluster_core::ids::*;
+use cluster_core::reconcile::Published;
 use proto::convert::required;
 use proto::v1::{self, backfill_request};
 use std::sync::Arc;
@@ -81,6 +82,14 @@ async fn answer(mut queued: mpsc::Receiver<Outstanding>, responses: Responses) {
     }
 }
 
+fn published(told: v1::BackfillPublished) -> Result<Published, Status> {
+    Ok(Published {
+        membership: told.membership,
+        seen_at: required(told.seen_at, "seen_at")?.into(),
+        is_noted: told.is_noted,
+    })
+}
+
 async fn dispatch(node: &Arc<Node>, request: v1::BackfillRequest) -> Result<Outstanding, Status> {
     if !node.lease.is_held() {
         return Err(node.estale("lease", "the node's lease is over"));
@@ -95,6 +104,7 @@ async fn dispatch(node: &Arc<Node>, request: v1::BackfillRequest) -> Result<Outs
             let job = Job::OpenBackfill {
                 backfill,
                 since: since.map(BackfillId),
+                published: open.published.map(published).transpose()?,
                 reply,
             };
             let partition = PartitionId(open.partition_id);

@@ -217,6 +217,7 @@ async fn a_backfill_is_opened_filled_and_closed_over_the_wire() {
         source_id: 1,
         partition_id: PARTITION.0,
         backfill_id: 1,
+        published: None,
     });
     let chunk = backfill_request::Kind::Chunk(v1::BackfillChunk {
         partition_id: PARTITION.0,

@@ -13,7 +13,7 @@ use crate::storage::{OpenBackfill, WriteSet};
 use cluster_core::backfill::BackfillMark;
 use cluster_core::change::BackfillRow;
 use cluster_core::ids::BackfillId;
-use cluster_core::reconcile::{admits_chunk, mark_that_holds};
+use cluster_core::reconcile::{Published, admits_chunk, mark_that_holds, trusted_from};
 use cluster_core::wal_position::WalPosition;
 
 pub(super) type Answer = Result<Result<Option<BackfillMark>, String>, Fatal>;
@@ -30,7 +30,12 @@ fn refuse(why: String) -> Answer {
 }
 
 /// `since`: the first backfill of the reconcile that it belongs to.
-pub(super) fn open(writer: &mut Writer, backfill: BackfillId, since: Option<BackfillId>) -> Answer {
+pub(super) fn open(
+    writer: &mut Writer,
+    backfill: BackfillId,
+    since: Option<BackfillId>,
+    published: Option<Published>,
+) -> Answer {
     let last = writer.meta.last_backfill;
     if backfill < last {
         return refuse(format!("backfill {backfill} is older than {last}"));
@@ -44,9 +49,12 @@ pub(super) fn open(writer: &mut Writer, backfill: BackfillId, since: Option<Back
     let mut meta = writer.meta.clone();
     meta.last_backfill = backfill;
     meta.open_backfill = Some(OpenBackfill { last_chunk: 0 });
-    meta.backfill_mark = mark_that_holds(meta.backfill_mark, last, since);
+    let (mark, from) = trusted_from(meta.backfill_mark, meta.reconcile_from, published);
+    meta.backfill_mark = mark_that_holds(mark, last, since);
+    meta.reconcile_from = from;
     let mut set = WriteSet::default();
     set.put_meta(writer.replica.id.partition, &meta);
+    writer.replica.set_reconcile_from(meta.reconcile_from);
     writer.context.storage.commit(set)?;
     writer.meta = meta;
     Ok(Ok(writer.meta.backfill_mark))

@@ -112,6 +112,50 @@ fn mark(next_block: u32) -> BackfillMark {
     }
 }
 
+/// The row's vector changed while the table was not published; the stream tells an UPDATE
+/// that leaves it alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn p2_a_vector_from_before_the_table_left_the_publication_is_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = TestNode::start(dir.path()).await;
+    assert_eq!(t.open_published(1, 2, 5).await, Ok(None));
+    t.apply(batch(0, 10, vec![upsert(1, [1.0, 0.0])])).await;
+    let rows = vec![row(2, [2.0, 0.0])];
+    t.last_chunk(1, 1, 10, rows, Some(mark(7))).await.unwrap();
+    assert_eq!(
+        t.open_published(2, 2, 15).await,
+        Ok(Some(mark(7))),
+        "goes on"
+    );
+    t.apply(batch(10, 12, vec![unchanged(1)])).await;
+    assert_eq!(t.replica().pending_keys(10), [], "nothing went unseen");
+
+    assert_eq!(t.open_published(3, 3, 20).await, Ok(None), "all of it anew");
+    t.stop().await;
+    let t = TestNode::start(dir.path()).await;
+    assert_eq!(t.open_published(3, 3, 20).await, Ok(None));
+    t.apply(batch(12, 30, vec![unchanged(1)])).await;
+    assert_eq!(t.replica().pending_keys(10), [key(1)]);
+    let old = t.chunk(3, 1, 15, vec![row(1, [9.0, 0.0])]).await;
+    assert!(old.is_err(), "a snapshot from before it came back");
+    t.chunk(3, 1, 25, vec![row(1, [9.0, 0.0])]).await.unwrap();
+    let unswept = t.close_backfill(3).await.unwrap_err();
+    assert!(unswept.contains("swept"), "{unswept}");
+    t.sweep(3, 25).await.unwrap();
+    t.close_backfill(3).await.unwrap();
+    let stored = t
+        .node
+        .storage
+        .row_before(PARTITION, &key(1), end(40))
+        .unwrap();
+    assert_eq!(stored, Some(StoredVector::Value(vec![9.0, 0.0].into())));
+    assert_eq!(
+        t.find(CURRENT).await,
+        [1],
+        "what the table has no more is gone"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn p2_a_mark_is_durable_with_its_chunk_and_a_later_backfill_is_told() {
     let dir = tempfile::tempdir().unwrap();

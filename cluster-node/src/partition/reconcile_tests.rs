@@ -22,12 +22,13 @@ impl TestNode {
         let opened = self.ask(|reply| Job::OpenBackfill {
             backfill: BackfillId(backfill),
             since: Some(BackfillId(since)),
+            published: None,
             reply,
         });
         opened.await.map(|mark| mark.is_some())
     }
 
-    async fn sweep(&self, backfill: u64, below: u64) -> Result<(), String> {
+    pub(super) async fn sweep(&self, backfill: u64, below: u64) -> Result<(), String> {
         let swept = self.ask(|reply| {
             Job::Sweep(Sweep {
                 backfill: BackfillId(backfill),

@@ -136,9 +136,10 @@ impl Writer {
             Job::OpenBackfill {
                 backfill,
                 since,
+                published,
                 reply,
             } => {
-                let result = self.refuse_or(|w| backfill::open(w, backfill, since));
+                let result = self.refuse_or(|w| backfill::open(w, backfill, since, published));
                 answer(reply, result)
             }
             Job::Sweep(mut sweep) => match self.refuse_or(|w| reconcile::sweep(w, &mut sweep)) {

@@ -113,7 +113,10 @@ pub async fn of_database(
 
 fn standing(map: &PartitionMap, collection: &Collection) -> (CollectionStanding, String) {
     match (&collection.state, map.stale_partitions(collection.id)) {
-        (CollectionState::Building { .. }, _) => (CollectionStanding::Building, String::new()),
+        (CollectionState::Building { .. }, _) => {
+            let why = collection.reconcile.as_ref().map(|r| r.reason.clone());
+            (CollectionStanding::Building, why.unwrap_or_default())
+        }
         (CollectionState::Failed { reason }, _) => (CollectionStanding::Failed, reason.clone()),
         (CollectionState::Ready { .. }, 0) => (CollectionStanding::Ready, String::new()),
         (CollectionState::Ready { .. }, stale) => {

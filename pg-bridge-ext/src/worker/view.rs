@@ -397,7 +397,11 @@ fn flatten(
                 reason: Text::new(&source.problem),
             };
             match &collection.state {
-                CollectionState::Building { .. } => {}
+                CollectionState::Building { .. } => {
+                    if let Some(reconcile) = &collection.reconcile {
+                        entry.reason = Text::new(&reconcile.reason);
+                    }
+                }
                 CollectionState::Failed { reason } => {
                     entry.state = FAILED;
                     entry.reason = Text::new(reason);

@@ -103,7 +103,7 @@ impl CollectionLine {
             backfill: backfill.map(backfill_text),
             reason: match &collection.state {
                 CollectionState::Failed { reason } => reason.clone(),
-                CollectionState::Ready { .. } if collection.reconcile.is_some() => {
+                _ if collection.reconcile.is_some() => {
                     let reconcile = collection.reconcile.as_ref();
                     reconcile.map(|r| r.reason.clone()).unwrap_or_default()
                 }

@@ -10,10 +10,12 @@
 //! stamp on every replica, and no column is pending there: until then an UPDATE
 //! that leaves a row's vector alone may meet a replica that does not know it.
 //!
-//! A table may have left the publication, and come back, between the collection's creation
-//! and the copy: what was removed then the stream told of before, and never told the end.
-//! So each copy ends with a sweep of the rows that no snapshot saw and nothing has
-//! changed since. A [reconcile](super::reconcile) is the same over what replicas hold.
+//! A table may have left the publication, and come back, at any time before the copy is
+//! done: what changed then the stream has not told. So what a replica holds from before the
+//! backfill was opened, under a membership that it has no mark of, is not trusted
+//! ([`reconcile::trusted_from`]); an attempt in which the membership changes is given up; and
+//! each copy ends with a sweep of the rows that no snapshot saw and nothing has changed
+//! since. A [reconcile](super::reconcile) is the same over what replicas hold.
 
 use super::Shared;
 use super::chunks::Chunks;
@@ -23,9 +25,11 @@ use super::snapshot::Snapshot;
 use super::table::{self, Published, Table, TableError};
 use crate::feed::progress::RunEnd;
 use crate::source::{BackfillStanding, coordination};
+use anyhow::ensure;
 use cluster_core::backfill::{BackfillMark, needs_last_snapshot};
-use cluster_core::collection::{BackfillSnapshot, CollectionSpec};
+use cluster_core::collection::{BackfillSnapshot, CollectionSpec, CollectionState};
 use cluster_core::ids::{BackfillId, CollectionId};
+use cluster_core::reconcile;
 use cluster_core::row_key::RowKey;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -36,8 +40,6 @@ const PENDING_POLL: Duration = Duration::from_millis(200);
 const REREAD_KEYS_MAX: usize = 100_000;
 /// What a page of them may take.
 const REREAD_TIME: Duration = Duration::from_secs(1);
-
-const LEFT_PUBLICATION: &str = "the table left the publication and came back: changes are missing";
 
 #[derive(Debug)]
 pub enum Outcome {
@@ -87,6 +89,8 @@ pub struct Attempt<'a> {
     snapshots: u32,
     pub(super) rows_estimated: u64,
     pub(super) blocks_total: u32,
+    /// That the table was published by before the backfill was opened.
+    membership: u32,
     /// As it was told last.
     mark: Option<BackfillMark>,
     /// A complete collection is filled once more.
@@ -122,6 +126,7 @@ impl<'a> Attempt<'a> {
             snapshots: 0,
             rows_estimated: published.table.rows_estimated,
             blocks_total: 0,
+            membership: published.membership,
             mark: None,
             reconcile,
         };
@@ -129,7 +134,16 @@ impl<'a> Attempt<'a> {
             reconcile.wait_until_fed(shared).await?;
         }
         let since = attempt.reconcile.as_ref().map(|r| r.since);
-        let marks = attempt.chunks.open_everywhere(&attempt.spec, since).await?;
+        let published = reconcile::Published {
+            membership: published.membership,
+            seen_at: shared.progress.following.end_of(published.seen_at),
+            is_noted: matches!(collection.state, CollectionState::Ready { .. }),
+        };
+        let opening = (since, published);
+        let marks = attempt
+            .chunks
+            .open_everywhere(&attempt.spec, opening)
+            .await?;
         let seen = attempt.fill(marks).await?;
         coordination::finish_backfill(context, id, backfill, &seen).await?;
         Ok(())
@@ -149,10 +163,7 @@ impl<'a> Attempt<'a> {
             reconcile.check(self.shared)?;
         }
         // Who left the publication meanwhile may have moved rows unseen.
-        let Published { membership, .. } = table::publish(self.shared, &self.spec).await?;
-        if membership != copied.mark.file.membership {
-            return Err(Outcome::Retry(anyhow::anyhow!(LEFT_PUBLICATION)));
-        }
+        self.still_published().await?;
         self.chunks
             .sweep_everywhere(copied.mark.first_stamp)
             .await?;
@@ -161,16 +172,9 @@ impl<'a> Attempt<'a> {
             let pending = self.chunks.list_pending().await?;
             let is_clear = pending.is_empty();
             had_pending |= !is_clear;
-            let Published { table, membership } = table::publish(self.shared, &self.spec).await?;
-            if membership != copied.mark.file.membership {
-                return Err(Outcome::Retry(anyhow::anyhow!(LEFT_PUBLICATION)));
-            }
+            let table = self.still_published().await?;
             if needs_last_snapshot(copied.mark.snapshots, had_pending) {
                 let snapshot = self.take_snapshot(&table).await?;
-                // It may have waited long for its slot.
-                if snapshot.file.membership != copied.mark.file.membership {
-                    return Err(Outcome::Retry(anyhow::anyhow!(LEFT_PUBLICATION)));
-                }
                 seen = snapshot.seen.clone();
                 self.reread(&table, &snapshot, pending).await?;
             }
@@ -179,6 +183,25 @@ impl<'a> Attempt<'a> {
             }
             tokio::time::sleep(PENDING_POLL).await;
         }
+    }
+
+    /// The table as it is now. One that left the publication since the backfill was
+    /// opened may have changed unseen.
+    pub(super) async fn still_published(&self) -> Result<Table, Outcome> {
+        let Published {
+            table, membership, ..
+        } = table::publish(self.shared, &self.spec).await?;
+        self.check_membership(membership)?;
+        Ok(table)
+    }
+
+    fn check_membership(&self, membership: u32) -> anyhow::Result<()> {
+        ensure!(
+            membership == self.membership,
+            "the table left the publication and came back: changes may be missing, and all of it \
+             is copied again"
+        );
+        Ok(())
     }
 
     /// Until everything streamed so far, and everything up to the last stamp, is
@@ -195,7 +218,10 @@ impl<'a> Attempt<'a> {
         let (slot, id) = (&self.shared.slot_name, self.id.0);
         let name = format!("{slot}_b{id}_{}_{}", self.backfill.0, self.snapshots);
         let tell_wait = |waits_for| self.tell_wait(waits_for);
-        Ok(Snapshot::take(self.shared, &name, &self.spec, table, tell_wait).await?)
+        let snapshot = Snapshot::take(self.shared, &name, &self.spec, table, tell_wait).await?;
+        // It may have waited long for its slot.
+        self.check_membership(snapshot.file.membership)?;
+        Ok(snapshot)
     }
 
     /// What the next snapshot waits for, beside how far the copy is.

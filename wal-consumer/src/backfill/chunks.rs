@@ -10,6 +10,7 @@ use cluster_core::change::BackfillRow;
 use cluster_core::collection::CollectionSpec;
 use cluster_core::ids::{BackfillId, CollectionId, NodeId, PartitionId};
 use cluster_core::map::{HashRange, Partition, PartitionMap, Replica, ReplicaState};
+use cluster_core::reconcile::Published;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use proto::v1;
@@ -100,7 +101,7 @@ impl<'a> Chunks<'a> {
     pub async fn open_everywhere(
         &self,
         spec: &CollectionSpec,
-        since: Option<BackfillId>,
+        (since, published): (Option<BackfillId>, Published),
     ) -> anyhow::Result<Vec<Option<BackfillMark>>> {
         let mut marks = Vec::new();
         for target in &self.targets {
@@ -111,6 +112,11 @@ impl<'a> Chunks<'a> {
                     partition_id: target.id.0,
                     backfill_id: self.backfill.0,
                     reconcile_since: since.map_or(0, |since| since.0),
+                    published: Some(v1::BackfillPublished {
+                        membership: published.membership,
+                        seen_at: Some(published.seen_at.into()),
+                        is_noted: published.is_noted,
+                    }),
                 };
                 let answer = self.links.call(*node, Kind::Open(open)).await?;
                 marks.push(accepted(*node, answer)?);

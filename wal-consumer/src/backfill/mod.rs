@@ -199,7 +199,7 @@ async fn fill(shared: &Shared, id: CollectionId) {
         if !collection.is_some_and(Collection::wants_backfill) {
             return;
         }
-        if collection.is_some_and(|c| c.reconcile.is_some() && c.reconciles_since().is_none())
+        if collection.is_some_and(|c| c.reconcile.is_some())
             && wait_until_caught_up(shared).await.is_err()
         {
             return;

@@ -7,7 +7,7 @@
 use super::attempt::{Attempt, Outcome};
 use super::copy::{CopyReader, Row};
 use super::snapshot::Snapshot;
-use super::table::{self, KeyColumn, Published, Table};
+use super::table::{KeyColumn, Table};
 use crate::vector;
 use anyhow::anyhow;
 use cluster_core::backfill::{
@@ -45,7 +45,7 @@ impl Attempt<'_> {
         let wished = RANGE_TIME.min(limit / RANGES_PER_SNAPSHOT);
         let mut range_blocks = FIRST_RANGE_BLOCKS;
         loop {
-            let Published { table, .. } = table::publish(self.shared, &self.spec).await?;
+            let table = self.still_published().await?;
             let snapshot = self.take_snapshot(&table).await?;
             let mut mark = self.begin_snapshot(&marks, &snapshot, &table);
             // Each snapshot brings the copy on, however short it may be held.

@@ -12,6 +12,7 @@ use anyhow::Context;
 use cluster_core::collection::CollectionSpec;
 use cluster_core::ids::SourceId;
 use cluster_core::map::PartitionMap;
+use cluster_core::wal_position::Lsn;
 use std::collections::BTreeSet;
 use tokio_postgres::Client;
 use tokio_postgres::types::Oid;
@@ -59,11 +60,13 @@ pub struct Table {
     pub rows_estimated: u64,
 }
 
-/// A table that is published, and the OID of its membership.
+/// A table that is published, the OID of its membership, and where the server's WAL
+/// ended once that was seen.
 #[derive(Debug, Clone)]
 pub struct Published {
     pub table: Table,
     pub membership: Oid,
+    pub seen_at: Lsn,
 }
 
 const LOOK: &str = "
@@ -159,7 +162,7 @@ pub async fn publish(shared: &Shared, spec: &CollectionSpec) -> Result<Published
     let client = sql::connect(&shared.postgres).await?;
     let table = look(&client, spec).await?;
     if let Some(membership) = membership(&client, shared, spec).await? {
-        return Ok(Published { table, membership });
+        return seen(&client, table, membership).await;
     }
     let publish = rights::publish(&client, &shared.publication, spec.table_oid, &table.name);
     let alter = format!(
@@ -180,7 +183,21 @@ pub async fn publish(shared: &Shared, spec: &CollectionSpec) -> Result<Published
         .batch_execute("COMMIT")
         .await
         .context("adding the table to the publication")?;
-    Ok(Published { table, membership })
+    seen(&client, table, membership).await
+}
+
+async fn seen(client: &Client, table: Table, membership: Oid) -> Result<Published, TableError> {
+    let row = client
+        .query_one("SELECT pg_current_wal_insert_lsn()::text", &[])
+        .await;
+    let at: String = row
+        .and_then(|row| row.try_get(0))
+        .context("reading where the server's WAL ends")?;
+    Ok(Published {
+        table,
+        membership,
+        seen_at: at.parse().context("a WAL position")?,
+    })
 }
 
 async fn membership(

@@ -54,24 +54,7 @@ impl NodeFeed {
             return Err(why);
         }
         let mut state = self.state.lock();
-        // The same, of one that is being filled: the slot was moved past it.
-        let is_passed = |report: &&Report| {
-            let fed = state.queue.partition(report.partition);
-            let is_filled = fed.is_some_and(|fed| {
-                (fed.generation, fed.role) == (report.generation, Role::Required)
-                    && !state.complete.contains(&report.partition)
-            });
-            is_filled && WalPosition::ZERO < report.durable && report.durable < start
-        };
-        if let Some(report) = reports.iter().find(is_passed) {
-            let (partition, durable) = (report.partition, report.durable);
-            let why = format!(
-                "{partition} is being filled and has nothing beyond {durable}, and the slot begins at {start}"
-            );
-            self.progress
-                .end(RunEnd::restart("slot_moved", why.clone()));
-            return Err(why);
-        }
+        self.leave_out_passed(&mut state, &reports, start);
         for id in state.complete.clone() {
             let Some(known) = state.queue.partition(id).copied() else {
                 continue;
@@ -107,6 +90,26 @@ impl NodeFeed {
         self.has_more.notify_one();
         self.progress.wake();
         Ok(())
+    }
+
+    /// Replicas that are being filled and have something, but not what leads up to the
+    /// slot: it was moved past them while they did not answer.
+    fn leave_out_passed(&self, state: &mut State, reports: &[Report], floor: WalPosition) {
+        for report in reports {
+            let (id, durable) = (report.partition, report.durable);
+            let is_passed = WalPosition::ZERO < durable && durable < floor;
+            let fed = state.queue.partition(id).copied();
+            let is_filled = fed.is_some_and(|fed| {
+                (fed.generation, fed.role) == (report.generation, Role::Required)
+                    && fed.left_out.is_none()
+                    && !state.complete.contains(&id)
+            });
+            if is_passed && is_filled {
+                tracing::warn!(node = %self.node, partition = %id, %durable, %floor, "a replica that is being filled lacks what the slot no longer has");
+                state.queue.leave_out(id, LeftOut::Below { durable, floor });
+                self.progress.replicas_changed.notify_one();
+            }
+        }
     }
 
     pub(super) fn report(&self, report: Report) {

@@ -11,8 +11,9 @@
 //! A slot of another database or another plugin is nobody's to take: the new one gets
 //! a name with the incarnation in it.
 
+use super::asked::Asked;
 use super::postgres::Postgres;
-use super::preflight::{Asked, Server, bring_definitions, read_slot, release};
+use super::preflight::{Server, bring_definitions, read_slot, release};
 use super::{
     SourceContext, coordination, definitions, detachment, publication, slot_trace, slot_wait, sql,
 };
@@ -27,6 +28,7 @@ use cluster_core::control::names_of_next_slot;
 use cluster_core::history::{goes_on, parse_history};
 use cluster_core::ids::{Incarnation, SourceId};
 use cluster_core::map::{PartitionMap, PublicationId, Slot, Source};
+use cluster_core::publication::gap;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use tokio_postgres::Client;
 
@@ -64,7 +66,7 @@ impl Followed<'_> {
         let map = self.context.client.map();
         let published = publication::look(self.sql, &map, self.source).await?;
         let publication = &self.source.publication_name;
-        if let Some(why) = publication::gap(publication, published.as_ref(), known.publication) {
+        if let Some(why) = gap(publication, published.as_ref(), known.publication) {
             return broken(why);
         }
         let name = &self.source.slot_name;
@@ -323,7 +325,7 @@ fn is_being_filled(map: &PartitionMap, source: SourceId) -> bool {
 mod tests {
     use super::*;
     use crate::replication::slot::SystemIdentity;
-    use crate::source::preflight::tests::{at, end};
+    use crate::source::asked::tests::{at, end};
 
     #[test]
     fn p3_a_server_whose_wal_ends_below_a_replica_is_another_history() {

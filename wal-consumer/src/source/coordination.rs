@@ -310,18 +310,34 @@ pub async fn change_replica(
     replica: ReplicaKey,
     change: ReplicaChange,
 ) -> Asked {
-    ask_for_change(context, replica, change, "").await
+    let reason = match change {
+        ReplicaChange::MarkStale => passed(replica),
+        ReplicaChange::Promote | ReplicaChange::Demote => String::new(),
+    };
+    ask_for_change(context, replica, change, &reason).await
+}
+
+/// Why a replica that the slot has passed is stale.
+pub fn passed(replica: ReplicaKey) -> String {
+    let ReplicaKey {
+        partition, node, ..
+    } = replica;
+    format!(
+        "the slot has passed {partition} on {node}, and no other replica has what it lacks: it \
+         is compared with the table once the node answers"
+    )
 }
 
 /// Replicas that lack rows which the stream does not tell again are stale before anything
-/// is streamed. An empty reason: the slot has passed them.
+/// is streamed.
 pub async fn mark_stale(
     context: &SourceContext,
     replicas: &[ReplicaKey],
-    reason: &str,
+    reason: impl Fn(ReplicaKey) -> String,
 ) -> Result<(), RunEnd> {
     for replica in replicas {
-        match ask_for_change(context, *replica, ReplicaChange::MarkStale, reason).await {
+        let why = reason(*replica);
+        match ask_for_change(context, *replica, ReplicaChange::MarkStale, &why).await {
             Asked::Done => {}
             Asked::Refused(why) | Asked::Unknown(why) => {
                 return Err(RunEnd::restart("mark_stale", why));

@@ -7,6 +7,7 @@
 //! ([`coordination`]) and who gives them orders ([`orders`]), the table that lists the
 //! collections ([`definitions`]).
 
+mod asked;
 mod breaks;
 pub mod commit;
 pub mod coordination;

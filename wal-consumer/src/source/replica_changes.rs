@@ -8,7 +8,7 @@
 
 use super::SourceContext;
 use super::coordination::{Asked, ReplicaChange, change_replica};
-use super::slot_limit::{Due, SlotLimit};
+use super::slot_limit::SlotLimit;
 use crate::clock::boot_ms;
 use crate::feed::node::NodeFeed;
 use crate::feed::progress::{Progress, RunEnd};
@@ -148,12 +148,7 @@ impl ReplicaChanges {
         let mut due: Vec<Ask> = promotions.collect();
         due.extend(self.due_below(feeds, now_ms));
         let routed = self.progress.feedback.reached();
-        for passed in self.limit.look(feeds, routed, now_ms) {
-            match passed {
-                Due::Ask(ask) => due.push(ask),
-                Due::End(end) => self.progress.end(end),
-            }
-        }
+        due.extend(self.limit.look(feeds, routed, now_ms));
         // A replica that is slow holds the router back, and with it what was routed:
         // how far it lags is counted from the server.
         let newest = self.context.standing.server_flush().max(routed);
@@ -186,7 +181,7 @@ impl ReplicaChanges {
                     reason: BELOW_SLOT,
                 }),
                 // Nobody has what it lacks: its collection is reconciled.
-                WayBack::None if is_complete(&map, replica) => {
+                WayBack::None if is_fed(&map, replica) => {
                     tracing::error!(partition = %replica.partition, node = %replica.node, %durable, %floor, "no replica has what the slot no longer has");
                     due.push(Ask {
                         replica,
@@ -195,7 +190,7 @@ impl ReplicaChanges {
                     });
                 }
                 WayBack::None => {
-                    let detail = format!("{} is no longer complete", replica.partition);
+                    let detail = format!("{} is no longer fed", replica.partition);
                     self.progress.end(RunEnd::restart("map_changed", detail));
                 }
                 WayBack::NotServing => {}
@@ -297,10 +292,10 @@ fn way_back(map: &PartitionMap, replica: ReplicaKey) -> WayBack {
     }
 }
 
-fn is_complete(map: &PartitionMap, replica: ReplicaKey) -> bool {
+fn is_fed(map: &PartitionMap, replica: ReplicaKey) -> bool {
     let partition = map.partitions.get(&replica.partition);
     let collection = partition.and_then(|p| map.collections.get(&p.collection));
-    collection.is_some_and(|c| matches!(c.state, CollectionState::Ready { .. }))
+    collection.is_some_and(|c| !matches!(c.state, CollectionState::Failed { .. }))
 }
 
 #[cfg(test)]
@@ -327,6 +322,6 @@ mod tests {
         assert_eq!(way_back(&map, key(1)), WayBack::None);
         set_state(&mut map, P, 1, ReplicaState::Demoted);
         assert_eq!(way_back(&map, key(1)), WayBack::NotServing);
-        assert!(is_complete(&map, key(1)));
+        assert!(is_fed(&map, key(1)));
     }
 }

@@ -7,12 +7,8 @@ use super::SourceContext;
 use super::coordination::ReplicaChange;
 use super::replica_changes::Ask;
 use crate::clock::boot_ms;
-use crate::feed::progress::RunEnd;
 use crate::feed::router::Feeds;
-use cluster_core::collection::CollectionState;
 use cluster_core::confirm::ReplicaKey;
-use cluster_core::ids::CollectionId;
-use cluster_core::map::PartitionMap;
 use cluster_core::slot_hold::{Act, Holder, Limits, SlotHold};
 use cluster_core::wal_position::Lsn;
 
@@ -20,13 +16,6 @@ use cluster_core::wal_position::Lsn;
 pub const REASON: &str = "slot_hold_limit";
 /// Of the replicas that hold the slot, so many are named.
 const NAMED_MAX: usize = 8;
-
-/// What the limit asks of the coordinators.
-pub enum Due {
-    Ask(Ask),
-    /// Half a collection can be served by nobody: it fails.
-    End(RunEnd),
-}
 
 pub struct SlotLimit {
     context: SourceContext,
@@ -59,7 +48,7 @@ impl SlotLimit {
         }
     }
 
-    pub fn look(&mut self, feeds: &Feeds, routed: Lsn, now_ms: u64) -> Vec<Due> {
+    pub fn look(&mut self, feeds: &Feeds, routed: Lsn, now_ms: u64) -> Vec<Ask> {
         self.hold.limit(limit_bytes(&self.context));
         let retained_bytes = self.context.standing.retained_wal_bytes();
         let seen: Vec<Holder> = feeds.iter().flat_map(|f| f.holders(routed)).collect();
@@ -67,10 +56,15 @@ impl SlotLimit {
         if let Some(holders) = verdict.warning {
             self.warn(retained_bytes, &holders);
         }
-        let map = self.context.client.map();
-        let due = verdict.due.into_iter();
-        due.map(|(replica, act)| due_of(&map, replica, act))
-            .collect()
+        let asked = verdict.due.into_iter().map(|(replica, act)| Ask {
+            replica,
+            change: match act {
+                Act::Demote => ReplicaChange::Demote,
+                Act::MarkStale => ReplicaChange::MarkStale,
+            },
+            reason: REASON,
+        });
+        asked.collect()
     }
 
     fn warn(&self, retained_bytes: u64, holders: &[ReplicaKey]) {
@@ -100,7 +94,8 @@ impl SlotLimit {
         tracing::error!(
             %source, %partition, %node,
             "slot_hold_limit is reached: the slot passes the replica, which is stale from now \
-             on; unless another of its partition serves, its index is reconciled with the table"
+             on; unless another of its partition serves, its index is reconciled with the table \
+             once the node is back"
         );
     }
 
@@ -109,68 +104,6 @@ impl SlotLimit {
             ReplicaChange::Demote => self.hold.demotion_refused(replica),
             ReplicaChange::MarkStale => self.hold.marking_refused(replica, boot_ms()),
             ReplicaChange::Promote => {}
-        }
-    }
-}
-
-fn due_of(map: &PartitionMap, replica: ReplicaKey, act: Act) -> Due {
-    let change = match act {
-        Act::Demote => ReplicaChange::Demote,
-        Act::MarkStale => match incomplete(map, replica) {
-            Some(collection) => {
-                let (partition, node) = (replica.partition, replica.node);
-                let reason = format!(
-                    "{partition} on {node} held the slot past slot_hold_limit before the index was \
-                     complete; REINDEX builds it anew"
-                );
-                return Due::End(RunEnd::Lost { collection, reason });
-            }
-            None => ReplicaChange::MarkStale,
-        },
-    };
-    Due::Ask(Ask {
-        replica,
-        change,
-        reason: REASON,
-    })
-}
-
-/// The replica's collection, if it is still being filled.
-fn incomplete(map: &PartitionMap, replica: ReplicaKey) -> Option<CollectionId> {
-    let partition = map.held_partition(replica.partition)?;
-    let collection = map.collections.get(&partition.collection)?;
-    let is_building = matches!(collection.state, CollectionState::Building { .. });
-    is_building.then_some(collection.id)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::feed::router_tests::{C, map};
-    use cluster_core::ids::{Generation, NodeId, PartitionId};
-
-    #[test]
-    fn p11_what_is_not_complete_fails_and_what_is_is_marked() {
-        let replica = ReplicaKey {
-            partition: PartitionId(1),
-            node: NodeId(1),
-            generation: Generation(1),
-        };
-        match due_of(&map(false), replica, Act::MarkStale) {
-            Due::End(RunEnd::Lost { collection, reason }) => {
-                assert_eq!(collection, C);
-                assert!(reason.contains("REINDEX"), "{reason}");
-            }
-            _ => panic!("a building collection must not be served"),
-        }
-        for (act, change) in [
-            (Act::MarkStale, ReplicaChange::MarkStale),
-            (Act::Demote, ReplicaChange::Demote),
-        ] {
-            match due_of(&map(true), replica, act) {
-                Due::Ask(ask) => assert_eq!((ask.replica, ask.change), (replica, change)),
-                Due::End(end) => panic!("{end}"),
-            }
         }
     }
 }

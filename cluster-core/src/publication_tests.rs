@@ -1,10 +1,9 @@
 //! What a look at the publication says, case by case.
 
 use super::*;
-use crate::rows::tests::spec;
-use cluster_core::collection::{BackfillSnapshot, Reconcile};
-use cluster_core::ids::{BackfillId, Generation, NodeId, PartitionId};
-use cluster_core::map::{HashRange, Partition, Replica};
+use crate::collection::{BackfillSnapshot, CollectionSpec, Metric, Reconcile};
+use crate::ids::{BackfillId, Generation, NodeId, PartitionId};
+use crate::map::{HashRange, Partition, Replica};
 
 fn ours() -> Publication {
     Publication {
@@ -57,6 +56,25 @@ fn p2_a_publication_that_publishes_less_than_all_is_named() {
     assert!(told(&via_root, None).contains("root"));
 }
 
+fn spec() -> CollectionSpec {
+    CollectionSpec {
+        source: SourceId(1),
+        index_oid: 9,
+        definition_generation: 1,
+        table_oid: 7,
+        schema_name: "public".into(),
+        table_name: "items".into(),
+        index_name: "i".into(),
+        column_name: "embedding".into(),
+        column_attnum: 3,
+        key_attnums: vec![1],
+        metric: Metric::L2,
+        dimensions: 8,
+        m: 16,
+        ef_construction: 64,
+    }
+}
+
 /// A collection on one node, filled under `membership`.
 fn map(membership: Option<u32>, state: ReplicaState) -> PartitionMap {
     let id = CollectionId(1);
@@ -92,8 +110,8 @@ fn map(membership: Option<u32>, state: ReplicaState) -> PartitionMap {
     map
 }
 
-fn found(membership: Option<u32>) -> Published {
-    Published {
+fn found(membership: Option<u32>) -> Memberships {
+    Memberships {
         by_table: BTreeMap::from([(spec().table_oid, membership)]),
     }
 }
@@ -103,10 +121,10 @@ fn p2_a_table_that_left_the_publication_and_came_back_is_found_by_its_membership
     let serving = ReplicaState::Serving;
     let source = spec().source;
     let filled = map(Some(7), serving);
-    let returned = |found: &Published, before: &PartitionMap, after: &PartitionMap| {
+    let returned = |found: &Memberships, before: &PartitionMap, after: &PartitionMap| {
         found.returned([before, after], source)
     };
-    let both = |found: &Published, map: &PartitionMap| returned(found, map, map);
+    let both = |found: &Memberships, map: &PartitionMap| returned(found, map, map);
     assert!(both(&found(Some(7)), &filled).is_empty());
     assert_eq!(both(&found(Some(8)), &filled), [CollectionId(1)]);
     // Filled once more while it was looked at.
@@ -123,10 +141,10 @@ fn p2_a_table_that_left_the_publication_and_came_back_is_found_by_its_membership
     assert_eq!(noted, BTreeMap::from([(CollectionId(1), 8)]));
     assert!(found(Some(8)).unnoted(&filled, source).is_empty());
 
-    let lost = |found: &Published| found.lost([&filled, &filled], source);
+    let lost = |found: &Memberships| found.lost([&filled, &filled], source);
     assert_eq!(lost(&found(None)), Some(CollectionId(1)));
     assert_eq!(lost(&found(Some(8))), None);
-    let gone = Published {
+    let gone = Memberships {
         by_table: BTreeMap::new(),
     };
     assert_eq!(lost(&gone), None, "the stream tells of its end");
