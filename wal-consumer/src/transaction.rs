@@ -83,10 +83,8 @@ impl PreparedRow {
         ROW_OVERHEAD_BYTES
             + match &self.op {
                 RowOp::Upsert { key, vector } => key.as_bytes().len() + vector_bytes(vector),
-                RowOp::Move { old, new, vector } => {
-                    old.as_bytes().len() + new.as_bytes().len() + vector_bytes(vector)
-                }
                 RowOp::Delete { key } => key.as_bytes().len(),
+                RowOp::Move { .. } => unreachable!("a changed key waits for the commit"),
             }
     }
 }
@@ -213,7 +211,8 @@ impl Assembler {
     }
 
     /// Takes a row change that has been understood: what it does to each collection of
-    /// its table.
+    /// its table. A changed key is never among them: whether values must be remembered
+    /// is known from the messages, and the old one may have to be fetched.
     pub fn push_prepared(
         &mut self,
         at: Lsn,
