@@ -11,29 +11,17 @@ use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_node::storage::{Storage, StorageConfig, WriteSet};
 use integration_tests::history::{
-    MENDED_WITHIN, change, is_whole, slot_name, source, wait_for_map, wait_until_broken,
-    wait_until_left, wait_until_mended,
+    DIMENSIONS, MENDED_WITHIN, ROWS, SLOW, TWO, change, is_whole, slot_name, source, wait_for_map,
+    wait_until_broken, wait_until_left, wait_until_mended,
 };
 use integration_tests::{
-    Cluster, DirectSearch, Items, Session, Shape, Standby, Wire, assert_replicas_agree,
-    clustered_vector,
+    Cluster, DirectSearch, Items, Session, Standby, Wire, assert_replicas_agree, clustered_vector,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Such a vector lies out of line: an UPDATE of another column does not carry it.
-const DIMENSIONS: usize = 600;
-const ROWS: i64 = 2_000;
-const TWO: Shape = Shape {
-    nodes: 2,
-    coordinators: 1,
-    replicas: 2,
-};
 const LEASES: &str = "leases.ttl_ms = 3000\nleases.renew_every_ms = 500";
 const CONSUMER: &str = "retry_max_ms = 1000\npreflight_every_ms = 500";
-/// Slow enough to be looked at.
-const SLOW: &str = "retry_max_ms = 1000\npreflight_every_ms = 500\n\
-                    backfill_bytes_per_second_max = 1048576\ndemote_after_ms = 120000";
 
 fn cluster(name: &str, consumer: &str) -> Result<(Cluster, Wire)> {
     let settings = [

@@ -6,24 +6,13 @@
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::history::{
-    MENDED_WITHIN, change, is_whole, slot_name, source, wait_for_map, wait_until_broken,
-    wait_until_left, wait_until_mended,
+    DIMENSIONS, ROWS, SLOW, TWO, change, is_whole, slot_name, source, wait_for_map, wait_until,
+    wait_until_broken, wait_until_left, wait_until_mended,
 };
-use integration_tests::{Cluster, Items, Session, Shape, Wire};
-use std::time::{Duration, Instant};
+use integration_tests::{Cluster, Items, Session, Wire};
+use std::time::Duration;
 
-/// Such a vector lies out of line: an UPDATE of another column does not carry it.
-const DIMENSIONS: usize = 600;
-const ROWS: i64 = 2_000;
-const TWO: Shape = Shape {
-    nodes: 2,
-    coordinators: 1,
-    replicas: 2,
-};
 const LEASES: &str = "leases.ttl_ms = 10000\nleases.renew_every_ms = 500";
-/// Slow enough for a copy to be looked at.
-const SLOW: &str = "retry_max_ms = 1000\npreflight_every_ms = 500\n\
-                    backfill_bytes_per_second_max = 1048576\ndemote_after_ms = 120000";
 
 fn cluster(name: &str) -> Result<(Cluster, Wire)> {
     let settings = [
@@ -34,15 +23,6 @@ fn cluster(name: &str) -> Result<(Cluster, Wire)> {
     let wire = cluster.wire()?;
     wire.wait_for_nodes(2)?;
     Ok((cluster, wire))
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + MENDED_WITHIN;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "never {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }
 
 /// Kills the consumer, and waits until the server has noticed.

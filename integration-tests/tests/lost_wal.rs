@@ -5,22 +5,12 @@
 
 use anyhow::{Result, ensure};
 use integration_tests::history::{
-    MENDED_WITHIN, change, slot_name, source, wait_for_map, wait_until_broken, wait_until_mended,
+    DIMENSIONS, ROWS, SLOW, TWO, change, slot_name, source, wait_for_map, wait_until,
+    wait_until_broken, wait_until_mended,
 };
-use integration_tests::{Cluster, Items, Session, Shape};
-use std::time::{Duration, Instant};
+use integration_tests::{Cluster, Items, Session};
 
-/// Such a vector lies out of line: an UPDATE of another column does not carry it.
-const DIMENSIONS: usize = 600;
-const ROWS: i64 = 2_000;
-const TWO: Shape = Shape {
-    nodes: 2,
-    coordinators: 1,
-    replicas: 2,
-};
 const LEASES: &str = "leases.ttl_ms = 3000\nleases.renew_every_ms = 500";
-const SLOW: &str = "retry_max_ms = 1000\npreflight_every_ms = 500\n\
-                    backfill_bytes_per_second_max = 1048576\ndemote_after_ms = 120000";
 /// Set once nothing is written any more but what a test writes.
 const KEEP_LITTLE: &str = "ALTER SYSTEM SET max_slot_wal_keep_size = '32MB'";
 
@@ -36,15 +26,6 @@ fn cluster(name: &str) -> Result<Cluster> {
     let cluster = Cluster::start_with(name, TWO, &settings)?;
     cluster.wire()?.wait_for_nodes(2)?;
     Ok(cluster)
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + MENDED_WITHIN;
-    while !is_so()? {
-        ensure!(Instant::now() < deadline, "never {what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    Ok(())
 }
 
 fn wal_status(session: &mut Session, slot: &str) -> Result<String> {
