@@ -5,26 +5,18 @@
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
+# shellcheck source=scripts/bench-env.sh
+. "$SCRIPTS/bench-env.sh"
 
 [ $# -gt 0 ] || set -- 100000 3000000
-"$SCRIPTS/setup.sh"
-# shellcheck source=scripts/env.sh
-. "$SCRIPTS/env.sh" # setup may just have made the RocksDB archive
-cd "$ROOT"
-"$SCRIPTS/build.sh"
-
-export PREBUILT=$RUN_DIR/bin/ruvector
+build_bench
 # Folding is not what is measured: it shall not hold the copy back.
 export NODE_SETTINGS="apply.tail_rows_max = 10000000"
-# The run folders are not this clone's.
-RUN_LINK=
 
-quietly() { make -s --no-print-directory "$@" >/dev/null; }
 peak_mib() { awk '/VmHWM/ { printf "%.1f", $2 / 1024 }' "/proc/$(head -1 "$RUN_DIR/pids/$1.pid")/status"; }
 
 for rows in "$@"; do
-  export RUN_DIR=/var/tmp/ruvector-bench-backfill-$$-$rows
-  trap 'quietly down || true; say "The logs stay in $RUN_DIR" >&2' EXIT
+  own_run_dir "backfill-$rows"
   quietly up NODES=1 COORDINATORS=1 REPLICAS=1
   dsn=$(make -s --no-print-directory dsn)
   numbers=$(printf 'random(),%.0s' {1..16})

@@ -5,32 +5,13 @@
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
+# shellcheck source=scripts/bench-env.sh
+. "$SCRIPTS/bench-env.sh"
 
 [ $# -gt 0 ] || set -- leader node move
-"$SCRIPTS/setup.sh"
-# shellcheck source=scripts/env.sh
-. "$SCRIPTS/env.sh" # setup may just have made the RocksDB archive
-cd "$ROOT"
-"$SCRIPTS/build.sh"
-with_progress "Building path-bench" "$RUN_DIR/logs/build-bench.log" \
-  cargo build --release --locked --workspace --bin path-bench
-
-export PREBUILT=$RUN_DIR/bin/ruvector
-export RUN_DIR=/var/tmp/ruvector-bench-failover-$$
-# The run folder is not this clone's.
-RUN_LINK=
-
-finish() {
-  local status=$?
-  if [ "$status" = 0 ]; then
-    make -s --no-print-directory clean >/dev/null
-  else
-    make -s --no-print-directory down >/dev/null || true
-    say "The cluster's logs stay in $RUN_DIR" >&2
-  fi
-  exit "$status"
-}
-trap finish EXIT
+build_bench
+build_path_bench
+own_run_dir failover
 
 # One partition cannot be had otherwise in a cluster of three nodes.
 allow_one_partition() {
@@ -44,5 +25,5 @@ allow_one_partition() {
 make -s --no-print-directory up NODES=3 COORDINATORS=3 REPLICAS=2
 for part in "$@"; do
   if [ "$part" = move ]; then allow_one_partition; fi
-  "$CARGO_TARGET_DIR/release/path-bench" failover "$part" "$RUN_DIR"
+  path_bench failover "$part" "$RUN_DIR"
 done

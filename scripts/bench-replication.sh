@@ -6,22 +6,16 @@
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
+# shellcheck source=scripts/bench-env.sh
+. "$SCRIPTS/bench-env.sh"
 
 [ $# -gt 0 ] || set -- quick
-"$SCRIPTS/setup.sh"
-# shellcheck source=scripts/env.sh
-. "$SCRIPTS/env.sh" # setup may just have made the RocksDB archive
-cd "$ROOT"
-"$SCRIPTS/build.sh"
-with_progress "Building path-bench" "$RUN_DIR/logs/build-bench.log" \
-  cargo build --release --locked --workspace --bin path-bench
+build_bench
+build_path_bench
 
-export PREBUILT=$RUN_DIR/bin/ruvector
-export RUN_DIR=/var/tmp/ruvector-bench-replication-$$
+own_run_dir replication
 # Folding is measured where it is said; elsewhere it shall not hold the stream back.
 export NODE_SETTINGS="apply.tail_rows_max = 2000000"
-# The run folder is not this clone's.
-RUN_LINK=
 PGBENCH=$(command -v pgbench || echo "$PG_BIN/pgbench")
 export PGBENCH
 
@@ -31,20 +25,9 @@ subscriber() {
     "$SCRIPTS/postgres.sh" "$@"
 }
 
-finish() {
-  local status=$?
-  subscriber stop immediate || true
-  if [ "$status" = 0 ]; then
-    make -s --no-print-directory clean >/dev/null
-  else
-    make -s --no-print-directory down >/dev/null || true
-    say "The cluster's logs stay in $RUN_DIR" >&2
-  fi
-  exit "$status"
-}
-trap finish EXIT
+trap 'status=$?; subscriber stop immediate || true; finish "$status"' EXIT
 
-make -s --no-print-directory up NODES=1 COORDINATORS=1 REPLICAS=1 >/dev/null
+quietly up NODES=1 COORDINATORS=1 REPLICAS=1
 subscriber create 127.0.0.1:1
 subscriber start
 subscriber create-database
@@ -52,4 +35,4 @@ dsn=$(subscriber dsn)
 "$PG_BIN/psql" -qAtX -v ON_ERROR_STOP=1 -d "$dsn" -c "CREATE EXTENSION ruvector"
 scale=$1
 shift
-"$CARGO_TARGET_DIR/release/path-bench" replication "$scale" "$RUN_DIR" "$dsn" "$@"
+path_bench replication "$scale" "$RUN_DIR" "$dsn" "$@"

@@ -4,6 +4,8 @@
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
+# shellcheck source=scripts/bench-env.sh
+. "$SCRIPTS/bench-env.sh"
 
 if [ "$(cat "$RUN_DIR/mode" 2>/dev/null)" != dev ] ||
   ! is_alive "$RUN_DIR/pids/postgres.pid" || ! is_alive "$RUN_DIR/pids/dev.pid"; then
@@ -13,8 +15,7 @@ fi
 # shellcheck source=scripts/env.sh
 . "$SCRIPTS/env.sh" # setup may just have made the RocksDB archive
 cd "$ROOT"
-with_progress "Building path-bench" "$RUN_DIR/logs/build-bench.log" \
-  cargo build --release --locked --workspace --bin path-bench
+build_path_bench
 dsn=$("$SCRIPTS/postgres.sh" dsn)
-"$CARGO_TARGET_DIR/release/path-bench" freshness "$dsn" 20
-"$CARGO_TARGET_DIR/release/path-bench" overhead "$dsn"
+path_bench freshness "$dsn" 20
+path_bench overhead "$dsn"

@@ -169,11 +169,9 @@ impl Leases {
         token: ConsumerEpoch,
         now: Instant,
     ) -> bool {
-        self.within(reign, |current| {
-            let now = current.ms(now);
-            current.grantor.is_free(source, holder, token, now)
+        self.allows(reign, now, |grantor, now| {
+            grantor.is_free(source, holder, token, now)
         })
-        .unwrap_or(false)
     }
 
     /// Asks the holders of these sources to let go, and nobody else any more.
@@ -188,17 +186,6 @@ impl Leases {
         });
     }
 
-    fn within<T>(
-        &self,
-        reign: Reign,
-        act: impl FnOnce(&mut Reigning) -> T,
-    ) -> Result<T, ReignOver> {
-        match self.current.lock().as_mut() {
-            Some(current) if current.grantor.reign() == reign => Ok(act(current)),
-            _ => Err(ReignOver),
-        }
-    }
-
     /// Begins to take a source from its holder, unless the holder's lease may
     /// still run; see [`Grantor::begin_handover`].
     pub fn begin_handover(
@@ -209,11 +196,9 @@ impl Leases {
         token: ConsumerEpoch,
         now: Instant,
     ) -> bool {
-        self.within(reign, |current| {
-            let now = current.ms(now);
-            current.grantor.begin_handover(source, holder, token, now)
+        self.allows(reign, now, |grantor, now| {
+            grantor.begin_handover(source, holder, token, now)
         })
-        .unwrap_or(false)
     }
 
     /// The handover was refused; the holder keeps the source.
@@ -284,6 +269,31 @@ impl Leases {
             .grantor
             .consumer_silence_ms(consumer, current.ms(now));
         Some((Duration::from_millis(silence), report))
+    }
+
+    /// What the grantor says at `now`; of a reign that is over, it allows nothing.
+    fn allows(
+        &self,
+        reign: Reign,
+        now: Instant,
+        ask: impl FnOnce(&mut Grantor, ReignMs) -> bool,
+    ) -> bool {
+        let said = self.within(reign, |current| {
+            let now = current.ms(now);
+            ask(&mut current.grantor, now)
+        });
+        said.unwrap_or(false)
+    }
+
+    fn within<T>(
+        &self,
+        reign: Reign,
+        act: impl FnOnce(&mut Reigning) -> T,
+    ) -> Result<T, ReignOver> {
+        match self.current.lock().as_mut() {
+            Some(current) if current.grantor.reign() == reign => Ok(act(current)),
+            _ => Err(ReignOver),
+        }
     }
 }
 

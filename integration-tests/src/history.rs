@@ -1,7 +1,7 @@
 //! A source's history as tests look at it: whether it broke, whether what broke is whole
 //! again, and what the table lives through meanwhile.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Shape};
 use crate::items::{Items, clustered_vector, literal};
 use crate::sql::Session;
 use crate::wire::Wire;
@@ -10,6 +10,17 @@ use cluster_core::map::{PartitionMap, ReplicaState, Source};
 use std::time::{Duration, Instant};
 
 pub const MENDED_WITHIN: Duration = Duration::from_secs(120);
+/// Such a vector lies out of line: an UPDATE of another column does not carry it.
+pub const DIMENSIONS: usize = 600;
+pub const ROWS: i64 = 2_000;
+pub const TWO: Shape = Shape {
+    nodes: 2,
+    coordinators: 1,
+    replicas: 2,
+};
+/// A consumer that copies slowly enough to be looked at.
+pub const SLOW: &str = "retry_max_ms = 1000\npreflight_every_ms = 500\n\
+                        backfill_bytes_per_second_max = 1048576\ndemote_after_ms = 120000";
 
 /// The only one.
 pub fn source(map: &PartitionMap) -> Result<&Source> {
@@ -22,6 +33,16 @@ pub fn is_whole(map: &PartitionMap) -> bool {
     let mut states = replicas.map(|replica| replica.state);
     states.all(|state| state == ReplicaState::Serving)
         && map.collections.values().all(|c| c.reconcile.is_none())
+}
+
+/// As `what` says.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + MENDED_WITHIN;
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "never {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// Until the map is such, as `what` says.

@@ -4,9 +4,10 @@
 
 use anyhow::{Result, ensure};
 use integration_tests::{Cluster, Items, Session};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const DIMENSIONS: usize = 8;
+const SAID_WITHIN: Duration = Duration::from_secs(60);
 
 /// A prepared transaction outlives its session, and holds what the next test needs.
 struct Prepared<'a> {
@@ -55,6 +56,33 @@ fn strong(session: &mut Session) -> Result<()> {
     )?)
 }
 
+/// Until the status says that the index waits for the prepared transaction.
+fn wait_until_it_is_told_for_whom(
+    items: &Items,
+    session: &mut Session,
+    prepared: &str,
+) -> Result<()> {
+    let waits = "building: its backfill waits for transactions that were open before it";
+    let whom = format!("ROLLBACK PREPARED '{prepared}'");
+    let status = format!(
+        "SELECT state || ': ' || coalesce(reason, '') FROM ruvector_index_status('{}')",
+        items.index()
+    );
+    let deadline = Instant::now() + SAID_WITHIN;
+    loop {
+        let said = session.value(&status)?;
+        ensure!(
+            !said.starts_with("ready"),
+            "built under an open transaction: {said}"
+        );
+        if said.starts_with(waits) && said.contains(&whom) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "not {whom:?} but {said:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 #[test]
 fn p1_p2_what_was_prepared_is_found_once_it_is_committed_by_whoever_waits_for_that() -> Result<()> {
     let cluster = Cluster::shared()?;
@@ -73,10 +101,7 @@ fn p1_p2_what_was_prepared_is_found_once_it_is_committed_by_whoever_waits_for_th
     third.batch_execute(
         "CREATE INDEX built_meanwhile_embedding_idx ON built_meanwhile USING ruhnsw (embedding vector_l2_ops)",
     )?;
-    std::thread::sleep(Duration::from_secs(2));
-    let state = "SELECT state FROM ruvector_index_status('built_meanwhile_embedding_idx')";
-    let state = third.value(state)?;
-    ensure!(state != "ready", "built under an open transaction");
+    wait_until_it_is_told_for_whom(&built, &mut third, prepared.name)?;
     // Another one that commits later, and before it.
     items.insert(&mut other, 2_001..2_002)?;
     ensure!(other.ids(&items.nearest(2_001, 1))? == [2_001]);

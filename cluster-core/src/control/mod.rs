@@ -26,9 +26,15 @@ mod stale;
 mod state;
 
 #[cfg(test)]
+mod any_command_tests;
+#[cfg(test)]
+mod collections_tests;
+#[cfg(test)]
 mod coordinators_tests;
 #[cfg(test)]
 mod moves_tests;
+#[cfg(test)]
+mod sources_tests;
 #[cfg(test)]
 mod splits_tests;
 #[cfg(test)]

@@ -485,3 +485,7 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<&str>().copied());
     format!("broken assumption: {}", text.unwrap_or("no message"))
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

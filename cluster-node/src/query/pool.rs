@@ -152,6 +152,38 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn p8_with_one_thread_the_next_turn_is_the_other_sources_however_many_wait() {
+        let pool = pool(1, 0, 10);
+        let (release, held) = mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let mut asked = Vec::new();
+        for (waiting, source) in [GREEDY, GREEDY, GREEDY, GREEDY, MODEST].iter().enumerate() {
+            let (pool, held, done) = (pool.clone(), held.clone(), done.clone());
+            let source = *source;
+            let queue = pool.queue.clone();
+            asked.push(tokio::spawn(async move {
+                let search = move || {
+                    held.lock().recv().unwrap();
+                    done.lock().push(source);
+                };
+                pool.run(source, search).await
+            }));
+            // One has the thread, and each of the others its place in the queue.
+            while queue.lock().waiting() < waiting {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        for _ in &asked {
+            release.send(()).unwrap();
+        }
+        for search in asked {
+            search.await.unwrap().unwrap();
+        }
+        assert_eq!(*done.lock(), [GREEDY, MODEST, GREEDY, GREEDY, GREEDY]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn who_gives_up_waiting_leaves_its_turn_to_the_next() {
         let pool = pool(1, 0, 10);
         let (release, held) = mpsc::channel::<()>();

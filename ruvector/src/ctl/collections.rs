@@ -1,6 +1,6 @@
 //! `ctl collections`: what is searchable, and what is not yet and why.
 
-use super::progress::backfill_text;
+use super::progress::{backfill_text, waits_for};
 use super::table::{Align, Table, count};
 use super::{Ctl, Observed, Report};
 use crate::failure::Failure;
@@ -36,7 +36,7 @@ struct CollectionLine {
     blocks_copied: Option<u64>,
     blocks_total: Option<u64>,
     backfill_snapshots: Option<u64>,
-    /// For what its backfill's next snapshot waits.
+    /// For what its backfill's next snapshot waits; absent: for nothing.
     waits_for: Option<String>,
     reason: String,
     #[serde(skip)]
@@ -97,9 +97,7 @@ impl CollectionLine {
             blocks_copied: backfill.map(|backfill| backfill.blocks_copied),
             blocks_total: backfill.map(|backfill| backfill.blocks_total),
             backfill_snapshots: backfill.map(|backfill| backfill.snapshots),
-            waits_for: backfill
-                .map(|backfill| backfill.waits_for.clone())
-                .filter(|waits_for| !waits_for.is_empty()),
+            waits_for: backfill.and_then(waits_for),
             backfill: backfill.map(backfill_text),
             reason: match &collection.state {
                 CollectionState::Failed { reason } => reason.clone(),

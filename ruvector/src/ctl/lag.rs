@@ -1,6 +1,6 @@
 //! `ctl lag`: how far each source is followed, and what its WAL costs.
 
-use super::progress::backfill_text;
+use super::progress::{backfill_text, waits_for};
 use super::table::{Align, Table, bytes};
 use super::{Ctl, Observed, Report, words};
 use crate::failure::Failure;
@@ -55,8 +55,8 @@ struct Backfill {
     blocks_copied: u64,
     blocks_total: u64,
     snapshots: u64,
-    /// For what its next snapshot waits; empty: for nothing.
-    waits_for: String,
+    /// For what its next snapshot waits; absent: for nothing.
+    waits_for: Option<String>,
     #[serde(skip)]
     text: String,
 }
@@ -112,7 +112,7 @@ impl Progress {
                 blocks_copied: backfill.blocks_copied,
                 blocks_total: backfill.blocks_total,
                 snapshots: backfill.snapshots,
-                waits_for: backfill.waits_for.clone(),
+                waits_for: waits_for(backfill),
                 text: backfill_text(backfill),
             }
         });

@@ -1,5 +1,6 @@
 //! What somebody should look at, found in map and reports, in sentences.
 
+use super::progress::waits_for;
 use super::table::{bytes, span};
 use super::{Observed, words};
 use cluster_core::collection::CollectionState;
@@ -96,15 +97,15 @@ impl Observed {
                 ));
             }
             for backfill in progress.iter().flat_map(|p| &p.backfills) {
-                if backfill.waits_for.is_empty() {
+                let Some(waits_for) = waits_for(backfill) else {
                     continue;
-                }
+                };
                 let collection = CollectionId(backfill.collection_id);
                 let collection = self.map.collections.get(&collection);
                 let index = collection.map_or("?", |c| c.spec.index_name.as_str());
                 problems.push(format!(
-                    "collection {} ({index}): the next snapshot of its backfill {}",
-                    backfill.collection_id, backfill.waits_for
+                    "collection {} ({index}): the next snapshot of its backfill {waits_for}",
+                    backfill.collection_id
                 ));
             }
         }

@@ -54,6 +54,11 @@ impl Observed {
     }
 }
 
+/// In a sentence without its subject, the next snapshot.
+pub fn waits_for(progress: &BackfillProgress) -> Option<String> {
+    Some(progress.waits_for.clone()).filter(|waits_for| !waits_for.is_empty())
+}
+
 /// `1,200 of about 60,000 rows (2 %), 64 of 3,000 blocks, 2 snapshots`.
 pub fn backfill_text(progress: &BackfillProgress) -> String {
     use super::table::count;
@@ -79,8 +84,8 @@ pub fn backfill_text(progress: &BackfillProgress) -> String {
             if progress.snapshots == 1 { "" } else { "s" }
         );
     }
-    if !progress.waits_for.is_empty() {
-        text += &format!("; its next snapshot {}", progress.waits_for);
+    if let Some(waits_for) = waits_for(progress) {
+        text += &format!("; its next snapshot {waits_for}");
     }
     text
 }
@@ -101,6 +106,7 @@ mod tests {
             "1,200 of about 60,000 rows (2 %)",
             "no snapshot yet"
         );
+        assert_eq!(waits_for(&progress), None);
         (progress.blocks_copied, progress.blocks_total) = (64, 3_000);
         progress.snapshots = 2;
         assert_eq!(
@@ -108,6 +114,7 @@ mod tests {
             "1,200 of about 60,000 rows (2 %), 64 of 3,000 blocks, 2 snapshots"
         );
         progress.waits_for = "waits for pid 7".to_owned();
+        assert_eq!(waits_for(&progress).as_deref(), Some("waits for pid 7"));
         let said = backfill_text(&progress);
         assert!(
             said.ends_with("2 snapshots; its next snapshot waits for pid 7"),

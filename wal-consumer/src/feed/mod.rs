@@ -10,8 +10,12 @@ pub mod router;
 pub mod stream;
 
 #[cfg(test)]
+mod learner_tests;
+#[cfg(test)]
 mod replica_tests;
 #[cfg(test)]
 pub(crate) mod router_tests;
 #[cfg(test)]
 mod split_tests;
+#[cfg(test)]
+mod testing;

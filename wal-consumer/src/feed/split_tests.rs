@@ -1,7 +1,7 @@
 //! A partition that is split while the stream goes on.
 #![allow(clippy::unwrap_used)]
 
-use super::replica_tests::World;
+use super::testing::World;
 use cluster_core::ids::*;
 use cluster_core::map::{HashRange, Partition, Replica, ReplicaState, Split};
 
