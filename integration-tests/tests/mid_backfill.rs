@@ -6,12 +6,12 @@
 use anyhow::{Context, Result, ensure};
 use cluster_core::collection::{Collection, CollectionState};
 use cluster_core::map::{PartitionMap, ReplicaState};
-use integration_tests::history::{is_whole, slot_name, source, wait_for_map};
+use integration_tests::history::{
+    DIMENSIONS, is_whole, slot_name, source, wait_for_map, wait_until,
+};
 use integration_tests::{Cluster, Items, Session, Shape, Wire, clustered_vector, literal};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// Such a vector lies out of line: an UPDATE of another column does not carry it.
-const DIMENSIONS: usize = 600;
 const ROWS: i64 = 4_000;
 const COPIED: u64 = 1_000;
 const SHAPE: Shape = Shape {
@@ -42,16 +42,12 @@ fn half_copied(cluster: &Cluster, session: &mut Session) -> Result<Items> {
         "CREATE INDEX {} ON items USING ruhnsw (embedding vector_l2_ops)",
         items.index()
     ))?;
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
+    wait_until("half copied", || {
         let all = cluster.ctl("collections")?;
         ensure!(all[0]["state"] != "ready", "too fast to be looked at");
-        if all[0]["rows_copied"].as_u64().unwrap_or(0) >= COPIED {
-            return Ok(items);
-        }
-        ensure!(Instant::now() < deadline, "it is not filled: {all}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        Ok(all[0]["rows_copied"].as_u64().unwrap_or(0) >= COPIED)
+    })?;
+    Ok(items)
 }
 
 fn collection(map: &PartitionMap) -> Result<&Collection> {
@@ -72,11 +68,7 @@ fn p11_past_its_limit_the_slot_passes_a_node_in_mid_backfill_and_the_index_is_fi
     let is_past = format!(
         "SELECT confirmed_flush_lsn >= '{held}' FROM pg_replication_slots WHERE slot_name = '{slot}'"
     );
-    while session.value(&is_past)? != "t" {
-        let took = written_at.elapsed();
-        ensure!(took < Duration::from_secs(60), "the slot is below {held}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    wait_until("past its limit", || Ok(session.value(&is_past)? == "t"))?;
     println!("the slot passed it after {:?}", written_at.elapsed());
     let map = wire.map()?;
     let passed = collection(&map)?;

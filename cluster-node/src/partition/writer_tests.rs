@@ -108,6 +108,7 @@ impl ByHand {
         by_hand.queue(Job::OpenBackfill {
             backfill: BACKFILL,
             since: Some(BACKFILL),
+            published: None,
             reply,
         });
         by_hand.turn();

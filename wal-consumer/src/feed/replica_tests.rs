@@ -168,6 +168,20 @@ async fn p2_a_replica_below_the_slot_is_left_out_and_the_others_go_on() {
 }
 
 #[tokio::test]
+async fn p2_one_that_is_being_filled_and_lacks_what_leads_to_the_slot_is_left_out() {
+    let mut world = World::new(Config::default(), map(false), Promotions::default());
+    world.open(1, &[(1, 10, false), (2, 10, false)]).unwrap();
+    // The second has nothing yet, and lacks nothing.
+    world.open(2, &[(1, 9, false), (2, 0, false)]).unwrap();
+    assert_eq!(world.feed(2).below_slot(), [(key(2), end(9), end(10))]);
+    assert!(world.ends.try_recv().is_err(), "the others go on");
+    world.commit(20).await;
+    assert_eq!(world.sent(1, 1), ["10..20"]);
+    assert!(world.sent(2, 1).is_empty());
+    assert_eq!(world.sent(2, 2), ["10..20"]);
+}
+
+#[tokio::test]
 async fn p2_a_replica_that_gives_its_place_when_the_run_begins_is_told_nothing() {
     // The slot has passed it, perhaps: "nothing else" would call it complete, and
     // whoever copies from it would miss rows.

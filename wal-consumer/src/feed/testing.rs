@@ -65,18 +65,23 @@ impl World {
         self.router.feed(NodeId(node)).unwrap().clone()
     }
 
-    /// The node answers, and holds partitions up to a position, or learns them.
+    /// The node answers, and holds partitions up to a position (0: with nothing in
+    /// them), or learns them.
     pub(super) fn open(&self, node: u64, held: &[(u64, u64, bool)]) -> Result<(), String> {
         let partitions = held.iter().map(|(partition, lsn, is_learning)| {
+            let durable = match lsn {
+                0 => WalPosition::ZERO,
+                lsn => end(*lsn),
+            };
             let applied = match is_learning {
                 true => WalPosition::ZERO,
-                false => end(*lsn),
+                false => durable,
             };
             v1::PartitionWatermark {
                 partition_id: *partition,
                 generation: 1,
                 applied: Some(applied.into()),
-                durable: Some(end(*lsn).into()),
+                durable: Some(durable.into()),
                 is_learning: *is_learning,
             }
         });
