@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the benchmarks share. Sourced behind env.sh, never run.
 
-# build_bench: what is measured.
+# build_bench: what is measured; before own_run_dir, for it is built into the clone's.
 build_bench() {
   "$SCRIPTS/setup.sh"
   # shellcheck source=scripts/env.sh

@@ -22,7 +22,7 @@ allow_one_partition() {
   done
 }
 
-make -s --no-print-directory up NODES=3 COORDINATORS=3 REPLICAS=2
+quietly up NODES=3 COORDINATORS=3 REPLICAS=2
 for part in "$@"; do
   if [ "$part" = move ]; then allow_one_partition; fi
   path_bench failover "$part" "$RUN_DIR"

@@ -128,9 +128,9 @@ pub struct Collection {
     pub reconcile: Option<Reconcile>,
 }
 
-/// A complete collection is filled once more over what its replicas hold, and what
-/// the table has not goes: docs/rfcs/2026-11-27-reconcile.md. Those that serve go on
-/// meanwhile.
+/// A collection is filled once more over what its replicas hold, and what the table has
+/// not goes: docs/rfcs/2026-11-27-reconcile.md. A complete one goes on serving meanwhile;
+/// one that the slot passed while it was first filled serves only afterwards.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reconcile {
     /// What happened, in a sentence for the operator.
@@ -141,7 +141,7 @@ pub struct Reconcile {
 }
 
 impl Collection {
-    /// A complete collection's reconcile has begun: stale replicas are fed again.
+    /// Its reconcile has begun: stale replicas are fed again.
     pub fn reconciles_since(&self) -> Option<BackfillId> {
         self.reconcile.as_ref()?.since
     }

@@ -4,10 +4,11 @@
 //! calls it decides whether that is its own broken assumption (assert) or bad
 //! input (refuse).
 
+use crate::collection::CollectionState;
 use crate::ids::{
     CollectionId, ConsumerEpoch, ConsumerId, LeaseEpoch, NodeId, PartitionId, SourceId,
 };
-use crate::map::{HashRange, PartitionMap, tiles_whole_space};
+use crate::map::{HashRange, PartitionMap, ReplicaState, tiles_whole_space};
 use crate::wal_position::WalPosition;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +18,8 @@ pub enum Violation {
     Untiled(CollectionId),
     #[error("{0} has no serving replica, and none that is stale")]
     NoServingReplica(PartitionId),
+    #[error("{0} is being filled, and a stale replica of it is fed by nothing again")]
+    StaleUnreconciled(PartitionId),
     #[error("{0} has two replicas on {1}")]
     SharedNode(PartitionId, NodeId),
     #[error("{0} is on {1}, which the map does not list")]
@@ -108,6 +111,12 @@ pub fn check_map(map: &PartitionMap) -> Result<(), Violation> {
                 partition.id,
                 partition.collection,
             ));
+        }
+        let collection = &map.collections[&partition.collection];
+        let is_building = matches!(collection.state, CollectionState::Building { .. });
+        let is_stale = partition.in_state(ReplicaState::Stale).next().is_some();
+        if is_building && is_stale && collection.reconcile.is_none() {
+            return Err(Violation::StaleUnreconciled(partition.id));
         }
         if !partition.is_served() && !partition.needs_reconcile() {
             return Err(Violation::NoServingReplica(partition.id));

@@ -76,7 +76,8 @@ pub enum ReplicaState {
     /// back as a learner.
     Demoted,
     /// The slot has passed it for the sake of the primary's disk, and no peer had
-    /// what it lacks. It keeps its data, and answers only who takes old data,
+    /// what it lacks. It keeps its data, and, of a
+    /// complete collection, answers only who takes old data,
     /// flagged, or asks for a position that it has reached.
     Stale,
     /// Gives its place to another; answers nothing from the moment its node

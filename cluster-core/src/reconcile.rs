@@ -1,4 +1,4 @@
-//! How a complete replica is brought into agreement with its table although changes
+//! How a replica that holds something is brought into agreement with its table although changes
 //! are missing, and why nothing that is visible goes missing meanwhile. The rule and
 //! its reasons: docs/rfcs/2026-11-27-reconcile.md.
 //!
@@ -85,7 +85,7 @@ pub fn resume(
 
 /// What a table was published by, and a position of the server's since that was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Published {
+pub struct SeenPublished {
     /// As in [`backfill::TableFile`].
     pub membership: u32,
     pub seen_at: WalPosition,
@@ -96,23 +96,25 @@ pub struct Published {
 /// From where on a replica trusts its rows, once a backfill is opened on it, and the mark
 /// that still holds. What left the publication, and came back, may have changed unseen
 /// below `seen_at`, whenever the stream tells the rest: copied under another membership,
-/// or before anything was copied, when nobody has noted which it was.
-pub fn trusted_from(
+/// or before anything was copied, when nobody has noted which it was. What was `applied`
+/// since rests on such rows.
+pub fn trust_at_opening(
     mark: Option<BackfillMark>,
     trusted: Option<WalPosition>,
-    published: Option<Published>,
+    published: Option<SeenPublished>,
+    applied: WalPosition,
 ) -> (Option<BackfillMark>, Option<WalPosition>) {
     let Some(published) = published else {
         return (mark, trusted);
     };
     let is_told = match mark {
         Some(mark) => mark.file.membership == published.membership,
-        // One that was attached distrusts what lies below already.
+        // What changed since an attachment may have gone by unseen as well.
         None => published.is_noted && trusted.is_none(),
     };
     match is_told {
         true => (mark, trusted),
-        false => (None, trusted.max(Some(published.seen_at))),
+        false => (None, trusted.max(Some(published.seen_at.max(applied)))),
     }
 }
 
@@ -155,7 +157,7 @@ mod tests {
     #[test]
     fn p2_rows_that_came_under_a_membership_that_nobody_noted_are_not_trusted() {
         let published = |is_noted| {
-            Some(Published {
+            Some(SeenPublished {
                 membership: 5,
                 seen_at: at(20),
                 is_noted,
@@ -186,7 +188,10 @@ mod tests {
             ),
         ];
         for (mark, trusted, published, expected, what) in cases {
-            assert_eq!(trusted_from(mark, trusted, published), expected, "{what}");
+            let got = trust_at_opening(mark, trusted, published, at(19));
+            assert_eq!(got, expected, "{what}");
         }
+        let got = trust_at_opening(other, None, published(false), at(40));
+        assert_eq!(got, (None, Some(at(40))), "applied before it was opened");
     }
 }

@@ -12,6 +12,7 @@
 use crate::node::Node;
 use crate::partition::replicas::ReplicaError;
 use crate::storage::PartitionMeta;
+use cluster_core::collection::CollectionState;
 use cluster_core::ids::*;
 use cluster_core::map::{PartitionMap, ReplicaState};
 use cluster_core::wal_position::WalPosition;
@@ -52,15 +53,20 @@ pub fn plan(
             continue;
         };
         assigned.insert(partition.id, replica.generation);
+        let collection = map.collections.get(&partition.collection);
+        let is_building =
+            collection.is_some_and(|c| matches!(c.state, CollectionState::Building { .. }));
         let is_learner = match replica.state {
             ReplicaState::Learner => true,
             ReplicaState::Serving => false,
+            // It may have been passed before its node ever knew of it.
+            ReplicaState::Stale if is_building => false,
             ReplicaState::Demoted | ReplicaState::Stale | ReplicaState::Releasing => continue,
         };
         if held.contains_key(&partition.id) {
             continue;
         }
-        let Some(collection) = map.collections.get(&partition.collection) else {
+        let Some(collection) = collection else {
             continue;
         };
         let spec = &collection.spec;
@@ -77,7 +83,7 @@ pub fn plan(
             last_backfill: BackfillId(0),
             open_backfill: None,
             backfill_mark: None,
-            reconcile_from: None,
+            trusted_from: None,
         };
         plan.create.push(NewReplica {
             partition: partition.id,
@@ -177,7 +183,7 @@ mod tests {
     use super::*;
     use crate::clock::boot_ms;
     use crate::testing::{PARTITION, TestNode, map as served_map};
-    use cluster_core::collection::{Collection, CollectionSpec, CollectionState, Metric};
+    use cluster_core::collection::{Collection, CollectionSpec, Metric};
     use cluster_core::map::{HashRange, Partition, Replica};
 
     fn map(generation: u64) -> PartitionMap {
@@ -224,6 +230,22 @@ mod tests {
             },
         );
         map
+    }
+
+    #[test]
+    fn p11_what_was_passed_before_its_node_knew_of_it_is_created_to_be_filled() {
+        let mut passed = map(1);
+        let partition = passed.partitions.get_mut(&PartitionId(3)).unwrap();
+        partition.replicas[0].state = ReplicaState::Stale;
+        let created = plan(&passed, NodeId(7), &BTreeMap::new());
+        assert_eq!(created.create.len(), 1);
+        assert!(!created.create[0].is_learner);
+        let collection = passed.collections.get_mut(&CollectionId(2)).unwrap();
+        collection.state = CollectionState::Ready {
+            snapshot: Default::default(),
+        };
+        let nothing = plan(&passed, NodeId(7), &BTreeMap::new());
+        assert!(nothing.create.is_empty(), "it would stand there empty");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use cluster_core::learner::CopyKey;
 use cluster_core::map::{
     HashRange, Partition, PartitionMap, Replica as Assigned, ReplicaState, Source,
 };
-use cluster_core::reconcile::Published;
+use cluster_core::reconcile::SeenPublished;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
@@ -320,7 +320,7 @@ impl TestNode {
         seen_at: u64,
     ) -> Result<Option<BackfillMark>, String> {
         let backfill = BackfillId(backfill);
-        let published = Published {
+        let published = SeenPublished {
             membership,
             seen_at: end(seen_at),
             is_noted: false,

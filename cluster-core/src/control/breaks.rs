@@ -119,9 +119,7 @@ impl ClusterState {
         let record = self.map.collections.get(&collection);
         let record = record.ok_or(Refusal::UnknownCollection { collection })?;
         match &record.state {
-            CollectionState::Ready { .. } if record.reconcile.is_some() => {
-                Ok((Response::Done, MapChanged::No))
-            }
+            _ if record.reconcile.is_some() => Ok((Response::Done, MapChanged::No)),
             CollectionState::Ready { .. } => {
                 self.want_reconcile(collection, reason);
                 Ok((Response::Done, MapChanged::Yes))

@@ -174,6 +174,10 @@ impl ClusterState {
         token: ConsumerEpoch,
         collection: CollectionId,
     ) -> Outcome {
+        let mut partitions = self.map.partitions.values();
+        let has_stale = partitions.any(|p| {
+            p.collection == collection && p.in_state(ReplicaState::Stale).next().is_some()
+        });
         let record = self.fenced_collection(token, collection)?;
         let backfill = record.last_backfill.next();
         let is_ready = is_ready(record);
@@ -184,6 +188,13 @@ impl ClusterState {
             None if is_ready => {
                 let what = format!("{collection} is ready: nothing to fill");
                 return Err(Refusal::Conflict { what });
+            }
+            // It had failed: what is stale is fed by a reconcile only.
+            None if has_stale => {
+                record.reconcile = Some(Reconcile {
+                    reason: "it had failed with replicas that lack changes".to_owned(),
+                    since: Some(backfill),
+                });
             }
             None => {}
         }
@@ -226,8 +237,9 @@ impl ClusterState {
             _ => return Err(void),
         }
         record.state = CollectionState::Ready { snapshot };
-        record.reconcile = None;
-        self.serve_reconciled(collection);
+        if record.reconcile.take().is_some() {
+            self.serve_reconciled(collection);
+        }
         self.drop_earlier_generations(collection);
         Ok((Response::Done, MapChanged::Yes))
     }

@@ -192,7 +192,7 @@ pub enum Command {
         partition: PartitionId,
         node: NodeId,
         generation: Generation,
-        /// Empty: the slot has passed it.
+        /// Empty, from 0.1.0: the slot has passed it; refused while it is being filled.
         #[serde(default)]
         reason: String,
     },

@@ -48,4 +48,5 @@ pub use command::{
 };
 pub use coordinators::COORDINATORS_MAX;
 pub use sources::{base_of_slot_name, names_of_next_slot, slot_name_of_incarnation};
+pub use stale::passed;
 pub use state::{ClusterState, ConsumerRecord};

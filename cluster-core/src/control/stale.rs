@@ -3,9 +3,10 @@
 //! The one exception to P2, taken only when the holder of the source's token says
 //! that a limit is reached. A stale replica is not copied from: what it lacks would
 //! be missing in the copy as well. With a peer that serves it learns anew, like one
-//! that was demoted; without one its collection is reconciled with its table. One of a
-//! collection that is still being filled is no longer waited for either, and the backfill
-//! becomes a reconcile: nothing of it is served before that has gone over all of it.
+//! that was demoted; without one its collection is reconciled with its table. Of a
+//! collection that is still being filled one with a peer is demoted, for it answers nobody;
+//! without one it is stale, and the backfill becomes a reconcile: nothing of it is served
+//! before that has gone over all of it.
 
 use super::command::Response;
 use super::moves::{conflict, replica_of};
@@ -30,23 +31,30 @@ impl ClusterState {
         }
         self.check_partition_token(token, partition)?;
         let collection = self.partition(partition)?.collection;
-        let can_be_mended = match self.map.collections[&collection].state {
-            CollectionState::Ready { .. } => true,
-            // Without a reason it was asked by a release that failed such collections.
-            CollectionState::Building { .. } => !reason.is_empty(),
-            CollectionState::Failed { .. } => false,
-        };
-        if !can_be_mended {
-            return conflict(format!(
-                "{collection} is not complete, so that nothing of it can be served: it fails instead"
-            ));
+        let state = &self.map.collections[&collection].state;
+        let is_building = matches!(state, CollectionState::Building { .. });
+        match state {
+            CollectionState::Building { .. } if reason.is_empty() => {
+                return conflict(format!(
+                    "{collection} is not complete, and release 0.1.0 fails such ones instead"
+                ));
+            }
+            CollectionState::Failed { .. } => {
+                return conflict(format!("{collection} has failed: nothing of it is served"));
+            }
+            CollectionState::Ready { .. } | CollectionState::Building { .. } => {}
         }
         let record = self.map.partitions.get_mut(&partition).expect("checked");
+        let has_peer = record.in_state(ReplicaState::Serving).count() > 1;
         let Some(replica) = replica_of(record, node, generation) else {
             return Ok((Response::Done, MapChanged::No));
         };
         let reconciles = self.map.collections[&collection].reconciles_since();
         match replica.state {
+            ReplicaState::Serving if is_building && has_peer => {
+                replica.state = ReplicaState::Demoted;
+                return Ok((Response::Done, MapChanged::Yes));
+            }
             ReplicaState::Serving => replica.state = ReplicaState::Stale,
             ReplicaState::Learner => return self.cancel_move(partition, generation),
             // Fed again, and passed again: what was copied to it has a hole.
@@ -72,10 +80,10 @@ impl ClusterState {
     }
 }
 
-/// Why a collection is reconciled of which the slot has passed a replica.
-fn passed(partition: PartitionId, node: NodeId) -> String {
+/// Why a replica that the slot has passed is stale, and its collection reconciled.
+pub fn passed(partition: PartitionId, node: NodeId) -> String {
     format!(
-        "the slot has passed {partition} on {node}, and no other replica has what it lacks: \
-         it is compared with the table"
+        "the slot has passed {partition} on {node}, and no other replica has what it lacks: it \
+         is compared with the table once the node answers"
     )
 }

@@ -165,7 +165,7 @@ fn a_split_ends_with_a_half_that_holds_the_slot_and_with_its_last_source() {
 }
 
 #[test]
-fn a_building_collection_is_never_served_stale() {
+fn what_0_1_0_asks_of_a_building_collection_is_refused() {
     let mut cluster = Cluster::with_building_collection(1, &[1]);
     assert!(is_refused(&mark(&mut cluster, 1)));
 }
@@ -207,7 +207,6 @@ fn finish(cluster: &mut Cluster, backfill: u64) -> Response {
 fn p11_one_that_is_passed_while_it_is_filled_is_filled_by_a_reconcile_and_serves_only_then() {
     let mut cluster = Cluster::with_building_collection(3, &[1]);
     begin(&mut cluster);
-    assert!(is_refused(&pass(&mut cluster, 1, "")), "asked as of old");
     assert_eq!(pass(&mut cluster, 1, "passed"), Response::Done);
     assert_eq!(pass(&mut cluster, 1, "passed"), Response::Done, "once more");
     assert_eq!(states(&cluster), [(1, Stale)]);
@@ -240,5 +239,42 @@ fn p11_passed_again_while_it_is_reconciled_it_begins_again() {
     assert!(is_refused(&finish(&mut cluster, 2)));
     begin(&mut cluster);
     assert_eq!(finish(&mut cluster, 3), Response::Done);
+    assert_eq!(states(&cluster), [(1, Serving)]);
+}
+
+#[test]
+fn p11_one_with_a_peer_that_is_filled_is_demoted_and_serves_only_as_a_learner_again() {
+    let mut cluster = Cluster::with_building_collection(3, &[1, 2]);
+    begin(&mut cluster);
+    assert_eq!(pass(&mut cluster, 1, "passed"), Response::Done);
+    assert_eq!(states(&cluster), [(1, Demoted), (2, Serving)]);
+    assert_eq!(finish(&mut cluster, 1), Response::Done, "the other has all");
+    assert_eq!(states(&cluster), [(1, Demoted), (2, Serving)]);
+
+    let mut cluster = Cluster::with_building_collection(3, &[1, 2]);
+    begin(&mut cluster);
+    for node in [1, 2] {
+        pass(&mut cluster, node, "passed");
+    }
+    assert_eq!(states(&cluster), [(1, Demoted), (2, Stale)]);
+    begin(&mut cluster);
+    assert_eq!(finish(&mut cluster, 2), Response::Done);
+    assert_eq!(states(&cluster), [(1, Demoted), (2, Serving)]);
+}
+
+#[test]
+fn p3_what_had_failed_with_stale_replicas_is_filled_by_a_reconcile() {
+    let mut cluster = Cluster::with_building_collection(3, &[1]);
+    begin(&mut cluster);
+    pass(&mut cluster, 1, "passed");
+    cluster.apply(Command::FailCollection {
+        token: TOKEN,
+        collection: C,
+        reason: "the table is gone".to_owned(),
+    });
+    begin(&mut cluster);
+    let record = cluster.state.map().collections[&C].clone();
+    assert_eq!(record.reconciles_since(), Some(BackfillId(2)));
+    assert_eq!(finish(&mut cluster, 2), Response::Done);
     assert_eq!(states(&cluster), [(1, Serving)]);
 }

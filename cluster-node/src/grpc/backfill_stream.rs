@@ -8,7 +8,7 @@ use crate::partition::job::{Job, Sweep};
 use cluster_core::backfill::BackfillMark;
 use cluster_core::change::BackfillRow;
 use cluster_core::ids::*;
-use cluster_core::reconcile::Published;
+use cluster_core::reconcile::SeenPublished;
 use proto::convert::required;
 use proto::v1::{self, backfill_request};
 use std::sync::Arc;
@@ -82,8 +82,8 @@ async fn answer(mut queued: mpsc::Receiver<Outstanding>, responses: Responses) {
     }
 }
 
-fn published(told: v1::BackfillPublished) -> Result<Published, Status> {
-    Ok(Published {
+fn published(told: v1::BackfillPublished) -> Result<SeenPublished, Status> {
+    Ok(SeenPublished {
         membership: told.membership,
         seen_at: required(told.seen_at, "seen_at")?.into(),
         is_noted: told.is_noted,

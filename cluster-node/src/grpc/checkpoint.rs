@@ -111,7 +111,7 @@ impl Checkpoint {
             assigned,
             Some(ReplicaState::Serving | ReplicaState::Releasing)
         );
-        if !may_serve || self.replica.is_learning() || self.replica.is_reconciling() {
+        if !may_serve || self.replica.is_learning() || self.replica.distrusts() {
             let message = format!("{} does not serve here", id.partition);
             return Err(node.estale("generation", message));
         }

@@ -126,9 +126,10 @@ impl v1::node_server::Node for NodeService {
             return Err(Status::data_loss(problem));
         }
         let storage = self.node.storage.clone();
-        let found = blocking(move || storage.row_before(partition, &key, before)).await?;
         // What it holds may be of before a gap: the caller reads the table instead.
-        let found = found.filter(|_| !replica.is_reconciling());
+        let trusted_from = replica.trusted_from();
+        let found = blocking(move || storage.row_before(partition, &key, before, trusted_from));
+        let found = found.await?;
         let (found, vector) = match found {
             Some(StoredVector::Value(vector)) => (Found::Value, vector_to_bytes(&vector)),
             Some(StoredVector::Pending) => (Found::Pending, Default::default()),

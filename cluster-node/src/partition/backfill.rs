@@ -13,7 +13,7 @@ use crate::storage::{OpenBackfill, WriteSet};
 use cluster_core::backfill::BackfillMark;
 use cluster_core::change::BackfillRow;
 use cluster_core::ids::BackfillId;
-use cluster_core::reconcile::{Published, admits_chunk, mark_that_holds, trusted_from};
+use cluster_core::reconcile::{SeenPublished, admits_chunk, mark_that_holds, trust_at_opening};
 use cluster_core::wal_position::WalPosition;
 
 pub(super) type Answer = Result<Result<Option<BackfillMark>, String>, Fatal>;
@@ -34,7 +34,7 @@ pub(super) fn open(
     writer: &mut Writer,
     backfill: BackfillId,
     since: Option<BackfillId>,
-    published: Option<Published>,
+    published: Option<SeenPublished>,
 ) -> Answer {
     let last = writer.meta.last_backfill;
     if backfill < last {
@@ -49,12 +49,13 @@ pub(super) fn open(
     let mut meta = writer.meta.clone();
     meta.last_backfill = backfill;
     meta.open_backfill = Some(OpenBackfill { last_chunk: 0 });
-    let (mark, from) = trusted_from(meta.backfill_mark, meta.reconcile_from, published);
+    let applied = writer.replica.progress.applied();
+    let (mark, from) = trust_at_opening(meta.backfill_mark, meta.trusted_from, published, applied);
     meta.backfill_mark = mark_that_holds(mark, last, since);
-    meta.reconcile_from = from;
+    meta.trusted_from = from;
     let mut set = WriteSet::default();
     set.put_meta(writer.replica.id.partition, &meta);
-    writer.replica.set_reconcile_from(meta.reconcile_from);
+    writer.replica.set_trusted_from(meta.trusted_from);
     writer.context.storage.commit(set)?;
     writer.meta = meta;
     Ok(Ok(writer.meta.backfill_mark))
@@ -82,9 +83,9 @@ pub(super) fn chunk(
         let last_chunk = open.last_chunk;
         return refuse(format!("chunk {chunk} does not follow {last_chunk}"));
     }
-    if !admits_chunk(stamp, mark.as_ref(), writer.meta.reconcile_from) {
+    if !admits_chunk(stamp, mark.as_ref(), writer.meta.trusted_from) {
         return refuse(format!(
-            "the copy up to {stamp} began before the replica was attached"
+            "the copy up to {stamp} began before what the replica trusts its rows from"
         ));
     }
     let mut meta = writer.meta.clone();
@@ -114,17 +115,17 @@ pub(super) fn close(writer: &mut Writer, backfill: BackfillId) -> Answer {
     if pending > 0 {
         return refuse(format!("PENDING {pending}"));
     }
-    if writer.meta.reconcile_from.is_some() && writer.swept != Some(backfill) {
+    if writer.meta.trusted_from.is_some() && writer.swept != Some(backfill) {
         return refuse("the replica has not been swept".to_owned());
     }
     let mut meta = writer.meta.clone();
     meta.open_backfill = None;
-    meta.reconcile_from = None;
+    meta.trusted_from = None;
     let mut set = WriteSet::default();
     set.put_meta(writer.replica.id.partition, &meta);
     set.clear_tombstones(writer.replica.id.partition);
     writer.context.storage.commit(set)?;
     writer.meta = meta;
-    writer.replica.set_reconcile_from(None);
+    writer.replica.set_trusted_from(None);
     Ok(Ok(None))
 }

@@ -86,7 +86,7 @@ async fn a_moved_row_is_fetched_as_it_stood_before_the_move() {
     let before = |lsn| {
         t.node
             .storage
-            .row_before(PARTITION, &key(1), end(lsn))
+            .row_before(PARTITION, &key(1), end(lsn), None)
             .unwrap()
     };
     let value = Some(StoredVector::Value(vec![1.0, 0.0].into()));
@@ -94,7 +94,10 @@ async fn a_moved_row_is_fetched_as_it_stood_before_the_move() {
     t.apply(batch(10, 20, vec![delete(1)])).await;
     t.apply(batch(20, 30, vec![upsert(1, [3.0, 0.0])])).await;
     let moved_at = batch(10, 20, vec![delete(1)]).changes[0].position;
-    let replayed = t.node.storage.row_before(PARTITION, &key(1), moved_at);
+    let replayed = t
+        .node
+        .storage
+        .row_before(PARTITION, &key(1), moved_at, None);
     assert_eq!(replayed.unwrap(), value);
 }
 
@@ -146,7 +149,7 @@ async fn p2_a_vector_from_before_the_table_left_the_publication_is_not_kept() {
     let stored = t
         .node
         .storage
-        .row_before(PARTITION, &key(1), end(40))
+        .row_before(PARTITION, &key(1), end(40), None)
         .unwrap();
     assert_eq!(stored, Some(StoredVector::Value(vec![9.0, 0.0].into())));
     assert_eq!(

@@ -6,7 +6,7 @@ use cluster_core::backfill::BackfillMark;
 use cluster_core::change::{BackfillRow, Batch};
 use cluster_core::ids::{BackfillId, PartitionId};
 use cluster_core::learner::{CopyKey, CopyRun};
-use cluster_core::reconcile::Published;
+use cluster_core::reconcile::SeenPublished;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use parking_lot::Mutex;
@@ -161,7 +161,7 @@ pub enum Job {
         backfill: BackfillId,
         /// The first backfill of the reconcile that it belongs to.
         since: Option<BackfillId>,
-        published: Option<Published>,
+        published: Option<SeenPublished>,
         reply: BackfillReply,
     },
     Chunk {

@@ -20,13 +20,13 @@ pub(super) fn attach(writer: &mut Writer, from: WalPosition) -> Result<(), Fatal
     let replica = writer.replica.clone();
     let partition = replica.id.partition;
     let mut meta = writer.meta.clone();
-    meta.reconcile_from = Some(from);
+    meta.trusted_from = Some(from);
     meta.backfill_mark = None;
     let mut set = WriteSet::default();
     set.put_meta(partition, &meta);
     set.put_watermark(partition, from);
     // First of all: once the watermark moves, nobody may take it for what it was.
-    replica.set_reconcile_from(Some(from));
+    replica.set_trusted_from(Some(from));
     writer.context.storage.commit(set)?;
     writer.meta = meta;
     writer.swept = None;
@@ -46,11 +46,11 @@ pub(super) fn sweep(writer: &mut Writer, sweep: &mut Sweep) -> Answer {
             sweep.backfill
         )));
     }
-    if !admits_stamp(sweep.below, writer.meta.reconcile_from) {
+    if !admits_stamp(sweep.below, writer.meta.trusted_from) {
         // Attached anew since: what was copied before has not seen what it lacks.
         let below = sweep.below;
         return Ok(Err(format!(
-            "the replica was attached above {below}, where the copy began"
+            "the replica trusts its rows only from above {below}, where the copy began"
         )));
     }
     if writer.swept == Some(sweep.backfill) {

@@ -120,7 +120,7 @@ async fn p3_what_was_not_seen_is_swept_and_what_was_stays() {
     t.stop().await;
     let t = TestNode::start(dir.path()).await;
     assert_eq!(t.find(CURRENT).await, [1, 3], "and so it is on the disk");
-    assert!(!t.replica().is_reconciling());
+    assert!(!t.replica().distrusts());
 }
 
 #[tokio::test(flavor = "multi_thread")]

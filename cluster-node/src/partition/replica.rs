@@ -33,8 +33,8 @@ pub struct Replica {
     pub progress: Progress,
     /// Set while it copies and catches up: it answers nothing.
     learning: Mutex<Option<Learning>>,
-    /// Set while it is reconciled: what stands below is not to be trusted.
-    reconcile_from: Mutex<Option<WalPosition>>,
+    /// What stands below is not to be trusted, until a backfill has gone over it.
+    trusted_from: Mutex<Option<WalPosition>>,
     /// Held from reading the watermark to writing it, by writer and housekeeping.
     pub commit_lock: Mutex<()>,
     pub(super) live: ArcSwap<LiveIndex>,
@@ -85,7 +85,7 @@ impl Replica {
             source,
             progress: Progress::new(watermark),
             learning: Mutex::new(None),
-            reconcile_from: Mutex::new(None),
+            trusted_from: Mutex::new(None),
             commit_lock: Mutex::new(()),
             live: ArcSwap::new(live),
             pending: Mutex::default(),
@@ -122,14 +122,20 @@ impl Replica {
         self.learning.lock().is_some()
     }
 
-    /// Its watermark says nothing: what it holds from before is not to be trusted.
-    pub fn is_reconciling(&self) -> bool {
-        self.reconcile_from.lock().is_some()
+    /// What it holds is not what its watermark says: it is being filled or reconciled, and
+    /// nobody is told or copies its rows.
+    pub fn distrusts(&self) -> bool {
+        self.trusted_from().is_some()
+    }
+
+    /// What stands below may be of before a gap.
+    pub fn trusted_from(&self) -> Option<WalPosition> {
+        *self.trusted_from.lock()
     }
 
     /// Before the watermark moves, and after the last row is right.
-    pub(super) fn set_reconcile_from(&self, from: Option<WalPosition>) {
-        *self.reconcile_from.lock() = from;
+    pub(super) fn set_trusted_from(&self, from: Option<WalPosition>) {
+        *self.trusted_from.lock() = from;
     }
 
     pub fn learner_progress(&self) -> Option<LearnerProgress> {

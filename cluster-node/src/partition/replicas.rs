@@ -281,7 +281,7 @@ impl Replicas {
         replica.recovered_rows.store(tail, Ordering::Relaxed);
         *replica.pending.lock() = loaded.pending;
         replica.set_learning(loaded.learning);
-        replica.set_reconcile_from(meta.reconcile_from);
+        replica.set_trusted_from(meta.trusted_from);
         if let Some(problem) = loaded.problem {
             replica.quarantine(problem);
         }

@@ -63,7 +63,7 @@ impl<'a> Stage<'a> {
             change,
         } = change;
         let open = self.meta.open_backfill.is_some();
-        let from = self.meta.reconcile_from;
+        let from = self.meta.trusted_from;
         match change {
             Change::Upsert { key, vector } => {
                 let (state, was_there) = reconcile::distrust(self.state(&key)?, from);

@@ -57,7 +57,7 @@ impl ByHand {
             last_backfill: BackfillId(0),
             open_backfill: None,
             backfill_mark: None,
-            reconcile_from: None,
+            trusted_from: None,
         };
         let index = IndexState::new(IndexParams {
             metric: index_engine::Metric::L2,

@@ -284,7 +284,7 @@ impl Node {
         let is_stale = match self.assigned(of.partition, of.generation) {
             Some(ReplicaState::Serving) => false,
             // It is fed again, and its watermark says nothing of what it holds.
-            Some(ReplicaState::Stale) if search.min_lsn.is_some() && replica.is_reconciling() => {
+            Some(ReplicaState::Stale) if search.min_lsn.is_some() && replica.distrusts() => {
                 let message = format!(
                     "{} is being reconciled with its table, and has old data until then",
                     of.partition

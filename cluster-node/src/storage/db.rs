@@ -195,16 +195,23 @@ impl Storage {
     }
 
     /// What the replica held for a key just before a position: the current row
-    /// if it is older, else the former version that ended next.
+    /// if it is older, else the former version that ended next. Nothing, if the row
+    /// stands below where it is trusted from.
     pub fn row_before(
         &self,
         partition: PartitionId,
         row_key: &RowKey,
         before: WalPosition,
+        trusted_from: Option<WalPosition>,
     ) -> Result<Option<StoredVector>, StorageError> {
         let row = self.row(partition, row_key)?;
         if let Some(row) = row.filter(|row| row.position < before) {
-            return Ok(Some(row.vector));
+            let is_trusted = trusted_from.is_none_or(|from| row.position >= from);
+            return Ok(is_trusted.then_some(row.vector));
+        }
+        if trusted_from.is_some() {
+            // Where a former version began is not kept.
+            return Ok(None);
         }
         let from = keys::former(partition, row_key, before);
         let mut options = ReadOptions::default();

@@ -16,8 +16,8 @@ use std::ops::RangeInclusive;
 const VERSION: u8 = 1;
 /// Version 1, of release 0.1.0, had no mark; it is read, and written as version 2.
 const META_VERSION: u8 = 2;
-/// That of a replica that is being reconciled bears one position more.
-const META_VERSION_RECONCILING: u8 = 3;
+/// That of a replica that does not trust all of its rows bears one position more.
+const META_VERSION_DISTRUSTING: u8 = 3;
 const CHECKSUM_BYTES: usize = 4;
 /// The most bytes of a name in a record.
 const TEXT_BYTES_MAX: usize = 1024;
@@ -62,9 +62,9 @@ pub struct PartitionMeta {
     /// How far the collection's backfills have come here. It outlives them: a
     /// later one goes on where the earlier one broke off.
     pub backfill_mark: Option<BackfillMark>,
-    /// Set from the attachment of a replica that is reconciled to its close: rows that
-    /// stand below this are not to be trusted, and it answers as a stale one does.
-    pub reconcile_from: Option<WalPosition>,
+    /// Set while a backfill may be open: rows that stand below this are not to be trusted,
+    /// for changes of them may have gone by unseen (`cluster_core::reconcile`).
+    pub trusted_from: Option<WalPosition>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,7 +304,7 @@ impl PartitionMeta {
             last_backfill: BackfillId(0),
             open_backfill: None,
             backfill_mark: None,
-            reconcile_from: None,
+            trusted_from: None,
             ..self.clone()
         }
     }
@@ -376,9 +376,9 @@ pub fn encode_meta(key: &[u8], meta: &PartitionMeta) -> Vec<u8> {
         Metric::Cosine => 2,
         Metric::InnerProduct => 3,
     };
-    let version = match meta.reconcile_from {
+    let version = match meta.trusted_from {
         None => META_VERSION,
-        Some(_) => META_VERSION_RECONCILING,
+        Some(_) => META_VERSION_DISTRUSTING,
     };
     let head = Encoder::of_version(version)
         .u64(meta.source.0)
@@ -394,7 +394,7 @@ pub fn encode_meta(key: &[u8], meta: &PartitionMeta) -> Vec<u8> {
         .u8(u8::from(meta.open_backfill.is_some()))
         .u64(meta.open_backfill.map_or(0, |open| open.last_chunk))
         .mark(meta.backfill_mark);
-    match meta.reconcile_from {
+    match meta.trusted_from {
         None => head,
         Some(from) => head.position(from),
     }
@@ -402,7 +402,7 @@ pub fn encode_meta(key: &[u8], meta: &PartitionMeta) -> Vec<u8> {
 }
 
 pub fn decode_meta(key: &[u8], record: &[u8]) -> Result<PartitionMeta, Corrupt> {
-    let (mut decoder, version) = Decoder::of_version(1..=META_VERSION_RECONCILING, key, record)?;
+    let (mut decoder, version) = Decoder::of_version(1..=META_VERSION_DISTRUSTING, key, record)?;
     let source = SourceId(decoder.u64()?);
     let collection = CollectionId(decoder.u64()?);
     let generation = Generation(decoder.u64()?);
@@ -426,8 +426,8 @@ pub fn decode_meta(key: &[u8], record: &[u8]) -> Result<PartitionMeta, Corrupt> 
         1 => None,
         _ => decoder.mark()?,
     };
-    let reconcile_from = match version {
-        META_VERSION_RECONCILING => Some(decoder.position()?),
+    let trusted_from = match version {
+        META_VERSION_DISTRUSTING => Some(decoder.position()?),
         _ => None,
     };
     decoder.finish(PartitionMeta {
@@ -443,7 +443,7 @@ pub fn decode_meta(key: &[u8], record: &[u8]) -> Result<PartitionMeta, Corrupt> 
         last_backfill,
         open_backfill: is_open.then_some(OpenBackfill { last_chunk }),
         backfill_mark,
-        reconcile_from,
+        trusted_from,
     })
 }
 

@@ -53,14 +53,14 @@ fn meta() -> PartitionMeta {
             rows: 16,
             snapshots: 17,
         }),
-        reconcile_from: None,
+        trusted_from: None,
     }
 }
 
 /// Only a replica that is being reconciled bears the position.
 fn reconciling() -> PartitionMeta {
     PartitionMeta {
-        reconcile_from: Some(at(18)),
+        trusted_from: Some(at(18)),
         ..meta()
     }
 }
@@ -141,7 +141,7 @@ fn a_row_before_a_position_is_the_current_one_or_the_version_that_ended_next() {
     set.put_former(partition, &key, at(0x10), 2, &[16.0]);
     set.put_former(partition, &other, at(0x11), 2, &[17.0]);
     storage.commit(set).unwrap();
-    let before = |lsn| storage.row_before(partition, &key, at(lsn)).unwrap();
+    let before = |lsn| storage.row_before(partition, &key, at(lsn), None).unwrap();
     let value = |x: f32| Some(StoredVector::Value(vec![x].into()));
     assert_eq!(before(4), value(5.0));
     assert_eq!(before(5), value(5.0));
@@ -149,7 +149,9 @@ fn a_row_before_a_position_is_the_current_one_or_the_version_that_ended_next() {
     assert_eq!(before(0x11), Some(row().vector));
     let missing = RowKey::from_columns([b"aa".as_slice()]).unwrap();
     assert_eq!(
-        storage.row_before(partition, &missing, at(1)).unwrap(),
+        storage
+            .row_before(partition, &missing, at(1), None)
+            .unwrap(),
         None
     );
     assert_eq!(storage.partition_ids().unwrap(), [partition]);

@@ -396,21 +396,17 @@ fn flatten(
                 running: [0; RUNNING_MAX],
                 reason: Text::new(&source.problem),
             };
+            if let Some(reconcile) = &collection.reconcile {
+                entry.reason = Text::new(&reconcile.reason);
+            }
             match &collection.state {
-                CollectionState::Building { .. } => {
-                    if let Some(reconcile) = &collection.reconcile {
-                        entry.reason = Text::new(&reconcile.reason);
-                    }
-                }
+                CollectionState::Building { .. } => {}
                 CollectionState::Failed { reason } => {
                     entry.state = FAILED;
                     entry.reason = Text::new(reason);
                 }
                 CollectionState::Ready { snapshot } => {
                     entry.state = READY;
-                    if let Some(reconcile) = &collection.reconcile {
-                        entry.reason = Text::new(&reconcile.reason);
-                    }
                     entry.xmax = snapshot.xmax;
                     if snapshot.running.len() > RUNNING_MAX {
                         // No snapshot covers this one.

@@ -115,8 +115,8 @@ impl CollectionLine {
     fn remark(&self) -> String {
         match &self.backfill {
             Some(backfill) if self.reason.is_empty() => backfill.clone(),
-            Some(backfill) if self.state == "ready" => format!("{backfill}: {}", self.reason),
-            _ => self.reason.clone(),
+            Some(backfill) => format!("{backfill}: {}", self.reason),
+            None => self.reason.clone(),
         }
     }
 }

@@ -13,7 +13,7 @@
 //! A table may have left the publication, and come back, at any time before the copy is
 //! done: what changed then the stream has not told. So what a replica holds from before the
 //! backfill was opened, under a membership that it has no mark of, is not trusted
-//! ([`reconcile::trusted_from`]); an attempt in which the membership changes is given up; and
+//! ([`cluster_core::reconcile::trust_at_opening`]); an attempt in which the membership changes is given up; and
 //! each copy ends with a sweep of the rows that no snapshot saw and nothing has changed
 //! since. A [reconcile](super::reconcile) is the same over what replicas hold.
 
@@ -29,7 +29,7 @@ use anyhow::ensure;
 use cluster_core::backfill::{BackfillMark, needs_last_snapshot};
 use cluster_core::collection::{BackfillSnapshot, CollectionSpec, CollectionState};
 use cluster_core::ids::{BackfillId, CollectionId};
-use cluster_core::reconcile;
+use cluster_core::reconcile::SeenPublished;
 use cluster_core::row_key::RowKey;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -93,7 +93,7 @@ pub struct Attempt<'a> {
     membership: u32,
     /// As it was told last.
     mark: Option<BackfillMark>,
-    /// A complete collection is filled once more.
+    /// What replicas hold is gone over.
     pub(super) reconcile: Option<Reconciling>,
 }
 
@@ -134,16 +134,13 @@ impl<'a> Attempt<'a> {
             reconcile.wait_until_fed(shared).await?;
         }
         let since = attempt.reconcile.as_ref().map(|r| r.since);
-        let published = reconcile::Published {
+        let seen = SeenPublished {
             membership: published.membership,
             seen_at: shared.progress.following.end_of(published.seen_at),
             is_noted: matches!(collection.state, CollectionState::Ready { .. }),
         };
-        let opening = (since, published);
-        let marks = attempt
-            .chunks
-            .open_everywhere(&attempt.spec, opening)
-            .await?;
+        let chunks = &attempt.chunks;
+        let marks = chunks.open_everywhere(&attempt.spec, since, seen).await?;
         let seen = attempt.fill(marks).await?;
         coordination::finish_backfill(context, id, backfill, &seen).await?;
         Ok(())
@@ -163,7 +160,7 @@ impl<'a> Attempt<'a> {
             reconcile.check(self.shared)?;
         }
         // Who left the publication meanwhile may have moved rows unseen.
-        self.still_published().await?;
+        self.publish_as_before().await?;
         self.chunks
             .sweep_everywhere(copied.mark.first_stamp)
             .await?;
@@ -172,7 +169,7 @@ impl<'a> Attempt<'a> {
             let pending = self.chunks.list_pending().await?;
             let is_clear = pending.is_empty();
             had_pending |= !is_clear;
-            let table = self.still_published().await?;
+            let table = self.publish_as_before().await?;
             if needs_last_snapshot(copied.mark.snapshots, had_pending) {
                 let snapshot = self.take_snapshot(&table).await?;
                 seen = snapshot.seen.clone();
@@ -185,9 +182,9 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// The table as it is now. One that left the publication since the backfill was
-    /// opened may have changed unseen.
-    pub(super) async fn still_published(&self) -> Result<Table, Outcome> {
+    /// The table as it is now, put back if it is out. One that left the publication since
+    /// the backfill was opened may have changed unseen.
+    pub(super) async fn publish_as_before(&self) -> Result<Table, Outcome> {
         let Published {
             table, membership, ..
         } = table::publish(self.shared, &self.spec).await?;

@@ -4,13 +4,13 @@
 
 use super::Shared;
 use super::links::{Links, accepted};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use cluster_core::backfill::BackfillMark;
 use cluster_core::change::BackfillRow;
 use cluster_core::collection::CollectionSpec;
 use cluster_core::ids::{BackfillId, CollectionId, NodeId, PartitionId};
 use cluster_core::map::{HashRange, Partition, PartitionMap, Replica, ReplicaState};
-use cluster_core::reconcile::Published;
+use cluster_core::reconcile::SeenPublished;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use proto::v1;
@@ -22,6 +22,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 const ROW_OVERHEAD_BYTES: usize = 32;
+/// What a replica that has pending rows refuses a close with.
+const PENDING: &str = "PENDING";
 /// Pending keys that one replica names per question.
 const PENDING_PAGE: u32 = 1_000;
 
@@ -39,8 +41,12 @@ struct Target {
 }
 
 /// A stale replica is filled only in a reconcile, for otherwise it is not fed.
-pub(super) fn filled(partition: &Partition) -> impl Iterator<Item = &Replica> {
-    let is_filled = |r: &&Replica| matches!(r.state, ReplicaState::Serving | ReplicaState::Stale);
+pub(super) fn filled(partition: &Partition, reconciles: bool) -> impl Iterator<Item = &Replica> {
+    let is_filled = move |r: &&Replica| match r.state {
+        ReplicaState::Serving => true,
+        ReplicaState::Stale => reconciles,
+        _ => false,
+    };
     partition.replicas.iter().filter(is_filled)
 }
 
@@ -63,13 +69,15 @@ impl<'a> Chunks<'a> {
         map: &PartitionMap,
         (collection, backfill): (CollectionId, BackfillId),
     ) -> anyhow::Result<Self> {
+        let record = map.collections.get(&collection);
+        let reconciles = record.is_some_and(|c| c.reconcile.is_some());
         let targets: Vec<Target> = map
             .partitions_of(collection)
             .into_iter()
             .map(|p| Target {
                 id: p.id,
                 range: p.range,
-                replicas: filled(p).map(|r| r.node).collect(),
+                replicas: filled(p, reconciles).map(|r| r.node).collect(),
                 chunks: 0,
                 rows: Vec::new(),
                 stamp: WalPosition::ZERO,
@@ -101,7 +109,8 @@ impl<'a> Chunks<'a> {
     pub async fn open_everywhere(
         &self,
         spec: &CollectionSpec,
-        (since, published): (Option<BackfillId>, Published),
+        since: Option<BackfillId>,
+        published: SeenPublished,
     ) -> anyhow::Result<Vec<Option<BackfillMark>>> {
         let mut marks = Vec::new();
         for target in &self.targets {
@@ -273,10 +282,12 @@ impl<'a> Chunks<'a> {
                 Ok(_) => {
                     self.closed.insert((partition, node));
                 }
-                Err(refusal) => {
+                Err(refusal) if refusal.contains(PENDING) => {
                     tracing::debug!(%node, %partition, refusal, "backfill not closed yet");
                     is_closed = false;
                 }
+                // As of one that was attached anew since it was swept.
+                Err(refusal) => bail!("{node} does not close {partition}: {refusal}"),
             }
         }
         Ok(is_closed)

@@ -1,5 +1,5 @@
-//! Fills new collections beside the stream, and complete ones once more whose replicas
-//! may differ from the table ([`reconcile`]). In reading order: one attempt at a
+//! Fills new collections beside the stream, and once more those whose replicas may differ
+//! from the table ([`reconcile`]). In reading order: one attempt at a
 //! collection ([`attempt`]), its table ([`table`]), the snapshots that it is read
 //! under ([`snapshot`]), range by range ([`ranges`]), the rows as COPY sends them
 //! ([`copy`]), the way to the nodes ([`chunks`], [`links`]) and its pace

@@ -10,9 +10,7 @@ use super::snapshot::Snapshot;
 use super::table::{KeyColumn, Table};
 use crate::vector;
 use anyhow::anyhow;
-use cluster_core::backfill::{
-    self, BackfillMark, BlockNumber, FIRST_RANGE_BLOCKS, next_range_blocks,
-};
+use cluster_core::backfill::{BackfillMark, BlockNumber, FIRST_RANGE_BLOCKS, next_range_blocks};
 use cluster_core::change::BackfillRow;
 use cluster_core::reconcile;
 use cluster_core::row_key::RowKey;
@@ -45,7 +43,7 @@ impl Attempt<'_> {
         let wished = RANGE_TIME.min(limit / RANGES_PER_SNAPSHOT);
         let mut range_blocks = FIRST_RANGE_BLOCKS;
         loop {
-            let table = self.still_published().await?;
+            let table = self.publish_as_before().await?;
             let snapshot = self.take_snapshot(&table).await?;
             let mut mark = self.begin_snapshot(&marks, &snapshot, &table);
             // Each snapshot brings the copy on, however short it may be held.
@@ -91,10 +89,7 @@ impl Attempt<'_> {
         table: &Table,
     ) -> BackfillMark {
         let incarnation = snapshot.stamp.incarnation;
-        let resumed = match self.reconcile {
-            None => backfill::resume(marks.iter().copied(), snapshot.file, incarnation),
-            Some(_) => reconcile::resume(marks, snapshot.file, incarnation),
-        };
+        let resumed = reconcile::resume(marks, snapshot.file, incarnation);
         let had_marks = marks.iter().any(Option::is_some);
         match &resumed {
             Some(mark) => {

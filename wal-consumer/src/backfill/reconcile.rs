@@ -95,7 +95,7 @@ impl Reconciling {
 
 fn keys(map: &PartitionMap, collection: CollectionId, only_stale: bool) -> BTreeSet<ReplicaKey> {
     let partitions = map.partitions_of(collection).into_iter();
-    let replicas = partitions.flat_map(|p| filled(p).map(move |r| (p.id, r)));
+    let replicas = partitions.flat_map(|p| filled(p, true).map(move |r| (p.id, r)));
     let wanted = replicas.filter(|(_, r)| !only_stale || r.state == ReplicaState::Stale);
     let key = |(partition, r): (_, &cluster_core::map::Replica)| ReplicaKey {
         partition,

@@ -115,7 +115,8 @@ impl NodeFeed {
 
     /// A complete partition must already hold everything up to where the stream
     /// starts. Another one has that too, or nothing at all: it is about to be backfilled
-    /// under a later snapshot, which covers whatever the stream does not.
+    /// under a later snapshot, which covers whatever the stream does not. One that has
+    /// something, and less than that, is left out once it has said so.
     pub fn add_serving(&self, id: PartitionId, generation: Generation, is_complete: bool) {
         let mut state = self.state.lock();
         let from = match is_complete {

@@ -11,7 +11,7 @@
 //! A slot of another database or another plugin is nobody's to take: the new one gets
 //! a name with the incarnation in it.
 
-use super::asked::Asked;
+use super::answers::Answers;
 use super::postgres::Postgres;
 use super::preflight::{Server, bring_definitions, read_slot, release};
 use super::{
@@ -22,7 +22,7 @@ use crate::replication::connection::Connection;
 use crate::replication::slot::{self, Lifetime};
 use crate::source::preflight::begin_at_snapshot;
 use anyhow::Context;
-use cluster_core::collection::CollectionState;
+use cluster_core::collection::Collection;
 use cluster_core::confirm::ReplicaKey;
 use cluster_core::control::names_of_next_slot;
 use cluster_core::history::{goes_on, parse_history};
@@ -57,7 +57,7 @@ impl Followed<'_> {
         &self,
         server: &Server,
         known: &Slot,
-        asked: &Asked,
+        asked: &Answers,
     ) -> Result<Verdict, RunEnd> {
         let broken = |why: String| Ok(Verdict::Broken(why));
         if let Some(why) = other_server(server, known) {
@@ -128,7 +128,7 @@ impl Followed<'_> {
         server: &Server,
         known: &Slot,
         confirmed: Lsn,
-        asked: &Asked,
+        asked: &Answers,
     ) -> Result<Verdict, RunEnd> {
         let (from, to) = (known.timeline, server.system.timeline);
         let map = self.context.client.map();
@@ -291,7 +291,7 @@ fn gone(slot_name: &str, server: &Server, known: &Slot) -> String {
 
 /// A server whose WAL ends below what a replica has of it was put back: an older copy of
 /// its files, which has the same identifiers, writes another history from there.
-fn put_back(asked: &Asked, flushed: WalPosition) -> Option<String> {
+fn put_back(asked: &Answers, flushed: WalPosition) -> Option<String> {
     let highest = asked.floors.iter().max_by_key(|(_, durable)| **durable);
     let (replica, durable) = highest.filter(|(_, durable)| **durable > flushed)?;
     Some(format!(
@@ -302,7 +302,7 @@ fn put_back(asked: &Asked, flushed: WalPosition) -> Option<String> {
 }
 
 /// The same of learners, and of what is applied and not on disk yet.
-fn is_ahead(asked: &Asked, flushed: WalPosition) -> Option<String> {
+fn is_ahead(asked: &Answers, flushed: WalPosition) -> Option<String> {
     let highest = asked.applied.iter().max().filter(|at| **at > flushed)?;
     Some(format!(
         "the server was restored, or is a copy: its WAL ends at {flushed}, but a replica has \
@@ -312,32 +312,27 @@ fn is_ahead(asked: &Asked, flushed: WalPosition) -> Option<String> {
 
 /// A backfill or a reconcile of the source has begun and is not complete.
 fn is_being_filled(map: &PartitionMap, source: SourceId) -> bool {
-    let of_source = map.collections.values().filter(|c| c.spec.source == source);
-    let mut unfinished = of_source.filter(|c| match c.state {
-        CollectionState::Building { .. } => true,
-        CollectionState::Ready { .. } => c.reconcile.is_some(),
-        CollectionState::Failed { .. } => false,
-    });
-    unfinished.next().is_some()
+    let mut of_source = map.collections.values().filter(|c| c.spec.source == source);
+    of_source.any(Collection::wants_backfill)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::replication::slot::SystemIdentity;
-    use crate::source::asked::tests::{at, end};
+    use crate::source::answers::tests::{at, end};
 
     #[test]
     fn p3_a_server_whose_wal_ends_below_a_replica_is_another_history() {
-        let asked = |floors: &[_]| Asked {
+        let asked = |floors: &[_]| Answers {
             floors: floors.iter().copied().collect(),
-            ..Asked::default()
+            ..Answers::default()
         };
         assert_eq!(put_back(&asked(&[]), end(1)), None);
         assert_eq!(put_back(&asked(&[at(3, 2, 10)]), end(10)), None);
-        let ahead = |lsn| Asked {
+        let ahead = |lsn| Answers {
             applied: vec![end(lsn)],
-            ..Asked::default()
+            ..Answers::default()
         };
         assert_eq!(is_ahead(&ahead(10), end(10)), None);
         assert!(is_ahead(&ahead(11), end(10)).is_some());

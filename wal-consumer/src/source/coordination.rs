@@ -9,6 +9,7 @@ use crate::retry::Backoff;
 use cluster_client::ClientError;
 use cluster_core::collection::{BackfillSnapshot, CollectionSpec};
 use cluster_core::confirm::ReplicaKey;
+use cluster_core::control;
 use cluster_core::ids::{BackfillId, CollectionId, Incarnation, ServerStart};
 use cluster_core::map::{PartitionMap, ReplicaState, Slot};
 use proto::v1;
@@ -319,13 +320,7 @@ pub async fn change_replica(
 
 /// Why a replica that the slot has passed is stale.
 pub fn passed(replica: ReplicaKey) -> String {
-    let ReplicaKey {
-        partition, node, ..
-    } = replica;
-    format!(
-        "the slot has passed {partition} on {node}, and no other replica has what it lacks: it \
-         is compared with the table once the node answers"
-    )
+    control::passed(replica.partition, replica.node)
 }
 
 /// Replicas that lack rows which the stream does not tell again are stale before anything

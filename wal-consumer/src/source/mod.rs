@@ -1,5 +1,5 @@
 //! One source: attempts at following it, one after the other, until the lease
-//! ends. In reading order: what must be so before ([`preflight`], [`breaks`]), one run
+//! ends. In reading order: what must be so before ([`preflight`], `answers`, [`breaks`]), one run
 //! ([`run`]), what a transaction does (`prepare`, [`commit`], [`key_change`]), who comes to
 //! serve and who is left behind ([`replica_changes`], [`slot_limit`]), what the slot costs the
 //! server ([`slot_watch`], [`slot_trace`]), what its creation waits for ([`slot_wait`]) and what moves it in a quiet database ([`heartbeat`]), and the parties: Postgres (how it is reached, [`postgres`], [`sql`]; what the role may
@@ -7,7 +7,7 @@
 //! ([`coordination`]) and who gives them orders ([`orders`]), the table that lists the
 //! collections ([`definitions`]).
 
-mod asked;
+mod answers;
 mod breaks;
 pub mod commit;
 pub mod coordination;

@@ -12,7 +12,7 @@
 //! standby, a server without logical WAL, a database without the extension or under
 //! another name.
 
-use super::asked::{Asked, install_token};
+use super::answers::{Answers, install_token};
 use super::breaks::{self, Followed, NewSlot, Verdict};
 use super::coordination::{self, wait_for_map};
 use super::postgres::Postgres;
@@ -302,7 +302,7 @@ fn defines_the_same(a: &CollectionSpec, b: &CollectionSpec) -> bool {
 /// the gap are brought about. Nobody waits for a gap that a peer can fill.
 async fn pass_what_is_below(
     followed: &Followed<'_>,
-    asked: &Asked,
+    asked: &Answers,
     confirmed: WalPosition,
 ) -> Result<(), RunEnd> {
     let (context, source) = (followed.context, followed.source);

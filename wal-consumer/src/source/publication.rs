@@ -1,8 +1,8 @@
 //! The publication that a source is followed through, as it is read and put right. What
 //! is found is judged in [`cluster_core::publication`].
 //!
-//! The consumer puts nothing back that somebody took out: a table that has left fails its
-//! collections.
+//! Of a complete collection the consumer puts nothing back that somebody took out: a table
+//! that has left fails it.
 
 use super::SourceContext;
 use super::coordination;

@@ -13,7 +13,7 @@ use crate::clock::boot_ms;
 use crate::feed::node::NodeFeed;
 use crate::feed::progress::{Progress, RunEnd};
 use crate::feed::router::Feeds;
-use cluster_core::collection::CollectionState;
+use cluster_core::collection::{Collection, CollectionState};
 use cluster_core::confirm::ReplicaKey;
 use cluster_core::demotion::{DemotionWatch, Limits, Observed};
 use cluster_core::map::{PartitionMap, Replica, ReplicaState};
@@ -175,6 +175,12 @@ impl ReplicaChanges {
                 continue;
             }
             match way_back(&map, replica) {
+                // It holds up the backfill, however few others there are.
+                WayBack::Peer if is_building(&map, replica) => due.push(Ask {
+                    replica,
+                    change: ReplicaChange::MarkStale,
+                    reason: BELOW_SLOT,
+                }),
                 WayBack::Peer => due.push(Ask {
                     replica,
                     change: ReplicaChange::Demote,
@@ -293,9 +299,16 @@ fn way_back(map: &PartitionMap, replica: ReplicaKey) -> WayBack {
 }
 
 fn is_fed(map: &PartitionMap, replica: ReplicaKey) -> bool {
-    let partition = map.partitions.get(&replica.partition);
-    let collection = partition.and_then(|p| map.collections.get(&p.collection));
-    collection.is_some_and(|c| !matches!(c.state, CollectionState::Failed { .. }))
+    collection(map, replica).is_some_and(|c| !matches!(c.state, CollectionState::Failed { .. }))
+}
+
+fn is_building(map: &PartitionMap, replica: ReplicaKey) -> bool {
+    collection(map, replica).is_some_and(|c| matches!(c.state, CollectionState::Building { .. }))
+}
+
+fn collection(map: &PartitionMap, replica: ReplicaKey) -> Option<&Collection> {
+    let partition = map.partitions.get(&replica.partition)?;
+    map.collections.get(&partition.collection)
 }
 
 #[cfg(test)]
@@ -316,12 +329,18 @@ mod tests {
 
     #[test]
     fn p2_one_below_the_slot_comes_back_from_a_peer_that_serves_or_is_reconciled() {
-        let mut map = map(true);
+        let (mut map, mut building) = (map(true), map(false));
         assert_eq!(way_back(&map, key(1)), WayBack::Peer);
         set_state(&mut map, P, 2, ReplicaState::Learner);
         assert_eq!(way_back(&map, key(1)), WayBack::None);
         set_state(&mut map, P, 1, ReplicaState::Demoted);
         assert_eq!(way_back(&map, key(1)), WayBack::NotServing);
         assert!(is_fed(&map, key(1)));
+        assert!(is_fed(&building, key(1)), "it is filled by a reconcile");
+        let failed = building.collections.values_mut().next().expect("one");
+        failed.state = CollectionState::Failed {
+            reason: String::new(),
+        };
+        assert!(!is_fed(&building, key(1)));
     }
 }

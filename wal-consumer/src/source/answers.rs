@@ -17,7 +17,7 @@ pub(super) type Floors = BTreeMap<ReplicaKey, WalPosition>;
 
 /// What the nodes that hold replicas said.
 #[derive(Debug, Default)]
-pub(super) struct Asked {
+pub(super) struct Answers {
     pub floors: Floors,
     /// What nodes have applied or logged, of learners too.
     pub applied: Vec<WalPosition>,
@@ -25,7 +25,7 @@ pub(super) struct Asked {
     pub silent: BTreeSet<NodeId>,
 }
 
-impl Asked {
+impl Answers {
     /// The highest position, durable or not, that anybody has.
     pub fn highest(&self) -> Lsn {
         let positions = self.floors.values().chain(&self.applied);
@@ -148,7 +148,7 @@ fn serving<'a>(
 /// Stores the token durably on every node that holds a replica. One that does
 /// not answer is fenced when its stream is opened, which bears the token too;
 /// until it answers it holds the slot.
-pub(super) async fn install_token(context: &SourceContext) -> Result<Asked, RunEnd> {
+pub(super) async fn install_token(context: &SourceContext) -> Result<Answers, RunEnd> {
     let map = context.client.map();
     let of_source = |p: &cluster_core::map::Partition| {
         map.collections
@@ -176,7 +176,7 @@ pub(super) async fn install_token(context: &SourceContext) -> Result<Asked, RunE
         };
         (node, answer)
     });
-    let mut asked = Asked::default();
+    let mut asked = Answers::default();
     for (node, answer) in futures::future::join_all(calls).await {
         match answer {
             Ok(Ok(answer)) => {
@@ -286,15 +286,15 @@ pub(super) mod tests {
             at(5, 1, 9),
         ]);
         let source = spec().source;
-        let mut asked = Asked {
+        let mut asked = Answers {
             floors,
-            ..Asked::default()
+            ..Answers::default()
         };
         let lost = asked.below_slot(&map, source, end(10));
         assert_eq!(lost, [at(2, 1, 9).0, at(2, 2, 8).0]);
         assert!(asked.below_slot(&map, SourceId(99), end(10)).is_empty());
 
-        let all = |asked: &Asked, confirmed| asked.all_are_below(&map, source, end(confirmed));
+        let all = |asked: &Answers, confirmed| asked.all_are_below(&map, source, end(confirmed));
         assert_eq!(
             all(&asked, 10),
             None,
@@ -306,7 +306,7 @@ pub(super) mod tests {
         assert_eq!(all(&asked, 10), None, "one has it");
 
         // What is being filled holds nothing yet, or what leads up to the slot.
-        let filled = |asked: &Asked, confirmed| asked.filled_below(&map, source, end(confirmed));
+        let filled = |asked: &Answers, confirmed| asked.filled_below(&map, source, end(confirmed));
         assert_eq!(filled(&asked, 10), None, "nothing was copied");
         asked.floors.extend([at(3, 1, 7)]);
         assert_eq!(filled(&asked, 7), None);
