@@ -148,10 +148,10 @@ impl VectorArena {
         }
     }
 
-    /// Asks the memory system for the whole row.
+    /// Asks the memory system for the whole rows.
     #[inline]
-    pub(crate) fn prefetch_whole(&self, row: u32) {
-        prefetch_row(self.get(row));
+    pub(crate) fn prefetch_whole(&self, rows: &[u32]) {
+        prefetch_rows(rows, |row| self.get(row));
     }
 
     /// Asks the memory system for the row's first bytes; its prefetcher streams
@@ -194,6 +194,18 @@ pub(crate) fn prefetch_row<T>(row: &[T]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = row;
+}
+
+/// Several rows. A prefetch waits until its address is translated, and several are
+/// translated at a time: so the first lines go first.
+#[inline(always)]
+pub(crate) fn prefetch_rows<'a, T: 'a>(rows: &[u32], row: impl Fn(u32) -> &'a [T]) {
+    for id in rows {
+        prefetch_row(&row(*id)[..1]);
+    }
+    for id in rows {
+        prefetch_row(&row(*id)[1..]);
+    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub(crate) struct Lookup {
     kernel: Kernel,
     /// The query in sixteen bits an element, and what one is worth.
     fine: Box<[Fine]>,
-    fine_step: f32,
+    pub(super) fine_step: f32,
     pub(super) sum: f32,
     pub(super) squares: f32,
 }
@@ -32,6 +32,7 @@ struct Fine([i16; Lane::WIDTH]);
 #[allow(unsafe_code)]
 type Kernel = unsafe fn(
     batch: *const u8,
+    ahead: *const u8,
     lookup: &Lookup,
     rank: f32,
     margin: f32,
@@ -105,19 +106,21 @@ impl Lookup {
     /// negative.
     ///
     /// # Safety
-    /// `batch` points to a whole batch of as many dimensions as the query has.
+    /// `batch` points to a whole batch of as many dimensions as the query has. `ahead`
+    /// is only asked for.
     #[inline]
     #[allow(unsafe_code)]
     pub(super) unsafe fn scan(
         &self,
         batch: *const u8,
+        ahead: *const u8,
         rank: f32,
         margin: f32,
         threshold: f32,
         estimates: &mut [f32; BATCH],
     ) -> u32 {
         // SAFETY: `detect` chose a kernel that this processor has; the rest is the caller's.
-        unsafe { (self.kernel)(batch, self, rank, margin, threshold, estimates) }
+        unsafe { (self.kernel)(batch, ahead, self, rank, margin, threshold, estimates) }
     }
 
     /// The inner product with a byte a dimension.
@@ -209,6 +212,7 @@ fn fill(query: &[Fine], table: &mut [Line]) {
 #[allow(unsafe_code)]
 unsafe fn scan_portable(
     batch: *const u8,
+    _ahead: *const u8,
     lookup: &Lookup,
     rank: f32,
     margin: f32,
@@ -320,18 +324,24 @@ mod x86 {
     #[allow(unsafe_code)]
     pub(super) unsafe fn dot8_avx2(bytes: *const u8, fine: &[Fine]) -> i32 {
         let mut sums = [_mm256_setzero_si256(); 4];
-        for (i, four) in fine.chunks(4).enumerate() {
-            for (j, fine) in four.iter().enumerate() {
-                // SAFETY: within both by the contract.
-                let (q, v) = unsafe {
-                    let at = bytes.add((i * 4 + j) * 16).cast::<__m128i>();
-                    (
-                        _mm256_load_si256(std::ptr::from_ref(fine).cast()),
-                        _mm_load_si128(at),
-                    )
-                };
-                sums[j] = _mm256_add_epi32(sums[j], _mm256_madd_epi16(q, _mm256_cvtepu8_epi16(v)));
+        let product = |i: usize, fine: &Fine| {
+            // SAFETY: within both by the contract.
+            let (q, v) = unsafe {
+                (
+                    _mm256_load_si256(std::ptr::from_ref(fine).cast()),
+                    _mm_load_si128(bytes.add(i * Lane::WIDTH).cast()),
+                )
+            };
+            _mm256_madd_epi16(q, _mm256_cvtepu8_epi16(v))
+        };
+        let (fours, rest) = fine.as_chunks::<4>();
+        for (i, four) in fours.iter().enumerate() {
+            for j in 0..4 {
+                sums[j] = _mm256_add_epi32(sums[j], product(4 * i + j, &four[j]));
             }
+        }
+        for (j, fine) in rest.iter().enumerate() {
+            sums[0] = _mm256_add_epi32(sums[0], product(4 * fours.len() + j, fine));
         }
         let sum = _mm256_add_epi32(
             _mm256_add_epi32(sums[0], sums[1]),
@@ -354,6 +364,7 @@ mod x86 {
     #[allow(unsafe_code)]
     pub(super) unsafe fn scan_avx2(
         batch: *const u8,
+        ahead: *const u8,
         lookup: &Lookup,
         rank: f32,
         margin: f32,
@@ -381,6 +392,14 @@ mod x86 {
             );
             (low, high)
         };
+        // Between the sums, not before them: a burst would be waited for.
+        let ask_for = |line: usize| {
+            let at = ahead.wrapping_add(line * Line::BYTES);
+            _mm_prefetch::<_MM_HINT_T1>(at.cast());
+        };
+        for line in 0..SIGNS / Line::BYTES {
+            ask_for(line);
+        }
         let halves = 2 * lookup.table.len();
         let mut wide = [0u32; BATCH];
         let mut from = 0;
@@ -390,18 +409,25 @@ mod x86 {
             let (mut a_low, mut b_low, mut a_high, mut b_high) = (zero, zero, zero, zero);
             let mut i = from;
             while i < end {
+                // Two of a line, and as a rule two lines: four bytes fit into one.
+                ask_for(SIGNS / Line::BYTES + i / 2);
                 let (mut low, mut high) = looked_up(i);
-                let upto = end.min(i + 4);
-                for j in i + 1..upto {
-                    let (more_low, more_high) = looked_up(j);
+                let mut add = |i| {
+                    let (more_low, more_high) = looked_up(i);
                     low = _mm256_add_epi8(low, more_low);
                     high = _mm256_add_epi8(high, more_high);
+                };
+                add(i + 1);
+                if i + 4 <= end {
+                    ask_for(SIGNS / Line::BYTES + i / 2 + 1);
+                    add(i + 2);
+                    add(i + 3);
                 }
                 a_low = _mm256_add_epi16(a_low, low);
                 b_low = _mm256_add_epi16(b_low, _mm256_srli_epi16::<8>(low));
                 a_high = _mm256_add_epi16(a_high, high);
                 b_high = _mm256_add_epi16(b_high, _mm256_srli_epi16::<8>(high));
-                i = upto;
+                i += 4;
             }
             from = end;
             for (first, (a, b)) in [(0, (a_low, b_low)), (16, (a_high, b_high))] {
@@ -418,19 +444,29 @@ mod x86 {
                 }
             }
         }
+        let (step, offset) = (_mm256_set1_ps(lookup.step), _mm256_set1_ps(lookup.offset));
+        let (rank, margin) = (_mm256_set1_ps(rank), _mm256_set1_ps(margin));
+        let threshold = _mm256_set1_ps(threshold);
         let mut near = 0;
-        for slot in 0..BATCH {
-            // SAFETY: the batch's factors.
-            let (add, scale) = unsafe {
-                let factors = batch.add(BATCH * 4).cast::<f32>();
+        for eight in 0..BATCH / 8 {
+            // SAFETY: of the batch's factors and the sums, eight each.
+            let (add, scale, sum) = unsafe {
+                let factors = batch.add(BATCH * 4).cast::<__m256>().add(eight);
                 (
-                    factors.add(slot).read_volatile(),
-                    factors.add(BATCH + slot).read_volatile(),
+                    factors.read_volatile(),
+                    factors.add(BATCH / 8).read_volatile(),
+                    _mm256_loadu_si256(wide.as_ptr().cast::<__m256i>().add(eight)),
                 )
             };
-            let along = (wide[slot] as f32).mul_add(lookup.step, lookup.offset);
-            estimates[slot] = scale.mul_add(along, rank + add);
-            near |= u32::from(scale.mul_add(margin, estimates[slot]) < threshold) << slot;
+            let along = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), step, offset);
+            let estimate = _mm256_fmadd_ps(scale, along, _mm256_add_ps(rank, add));
+            let least = _mm256_fmadd_ps(scale, margin, estimate);
+            let is_near = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(least, threshold));
+            near |= (is_near as u32) << (8 * eight);
+            // SAFETY: eight of the estimates.
+            unsafe {
+                _mm256_storeu_ps(estimates.as_mut_ptr().add(8 * eight), estimate);
+            }
         }
         near
     }
@@ -468,8 +504,8 @@ mod tests {
             #[allow(unsafe_code)]
             let near = unsafe {
                 let at = batch.as_ptr().cast();
-                let near = lookup.scan(at, 1.0, 0.0, 0.5, &mut fast);
-                scan_portable(at, &lookup, 1.0, 0.0, 0.5, &mut slow);
+                let near = lookup.scan(at, at, 1.0, 0.0, 0.5, &mut fast);
+                scan_portable(at, at, &lookup, 1.0, 0.0, 0.5, &mut slow);
                 near
             };
             for slot in 0..BATCH {

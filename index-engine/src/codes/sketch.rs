@@ -10,7 +10,7 @@ use std::cell::UnsafeCell;
 
 use super::Line;
 use super::lookup::Lookup;
-use crate::arena::{Segments, prefetch_row};
+use crate::arena::{Segments, prefetch_rows};
 use crate::params::Metric;
 
 /// What a sketch's bytes are worth.
@@ -87,10 +87,14 @@ impl Sketches {
     /// The node's rank, nearly.
     #[inline]
     pub(crate) fn rank(&self, node: u32, lookup: &Lookup) -> f32 {
-        let factors = self.factors(node);
-        // SAFETY: a byte a dimension follows the factors.
+        let at = self.at(node);
+        // SAFETY: the row's factors, written before the node was published, and the
+        // byte a dimension that follows them.
         #[allow(unsafe_code)]
-        let dot = unsafe { lookup.dot8(self.at(node).add(size_of::<Factors>())) };
+        let (factors, dot) = unsafe {
+            let dot = lookup.dot8(at.add(size_of::<Factors>()));
+            (*at.cast::<Factors>(), dot)
+        };
         let dot = factors.least * lookup.sum + factors.step * dot;
         let rank = match self.metric {
             Metric::L2 => lookup.squares + factors.squares + factors.correction - 2.0 * dot,
@@ -111,9 +115,25 @@ impl Sketches {
         squared.max(0.0).sqrt()
     }
 
+    /// What the node's rank errs by at most, as good as surely: three deviations of
+    /// `2 <q - s, s - v>` and of what is rounded off the query, `2 <dq, v>`.
     #[inline]
-    pub(crate) fn prefetch(&self, node: u32) {
-        prefetch_row(self.lines.row(node));
+    pub(crate) fn doubt(&self, node: u32, lookup: &Lookup, rank: f32) -> f32 {
+        const DEVIATIONS: f32 = 3.0;
+        let factors = self.factors(node);
+        let of_sketch = factors.step * self.distance(node, lookup, rank);
+        let of_query = lookup.fine_step * factors.squares.sqrt();
+        let twice = match self.metric {
+            Metric::L2 => 2.0,
+            Metric::InnerProduct | Metric::Cosine => 1.0,
+        };
+        // A number rounded to whole steps deviates by a step / sqrt 12.
+        DEVIATIONS * twice * of_sketch.hypot(of_query) / 12f32.sqrt()
+    }
+
+    #[inline]
+    pub(crate) fn prefetch(&self, nodes: &[u32]) {
+        prefetch_rows(nodes, |node| self.lines.row(node));
     }
 
     #[inline]
@@ -174,7 +194,13 @@ mod tests {
                 let spread = dimensions as f32 * if metric == Metric::L2 { 2.0 } else { 1.0 };
                 for (node, vector) in all.iter().enumerate() {
                     let exact = Scorer::new(metric).rank(&query, &Lane::pack(vector));
-                    let error = sketches.rank(node as u32, &lookup) - exact;
+                    let rank = sketches.rank(node as u32, &lookup);
+                    let error = rank - exact;
+                    let doubt = sketches.doubt(node as u32, &lookup, rank);
+                    assert!(
+                        error.abs() <= doubt + 1e-3 * spread,
+                        "{metric:?} {dimensions} {offset} {node}: {error} beyond {doubt}"
+                    );
                     let allowed = spread * if node == 0 { 0.03 } else { 0.1 };
                     assert!(
                         error.abs() < allowed,

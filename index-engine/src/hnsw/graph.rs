@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::arena::{Segments, ZeroIsValid};
+use crate::arena::{Segments, ZeroIsValid, prefetch};
 
 /// Four bits beside the list number. With m = 16 level 15 takes 16^15 vectors.
 pub(crate) const LEVEL_MAX: u8 = 15;
@@ -152,6 +152,12 @@ impl Graph {
         let next = head.load(Ordering::Relaxed);
         self.copies.row(copy)[0].store(next, Ordering::Relaxed);
         head.store(copy + 1, Ordering::Release);
+    }
+
+    /// A hint that `copies` will be asked.
+    #[inline]
+    pub(crate) fn prefetch_copies(&self, node: u32) {
+        prefetch(&self.copies.row(node)[0]);
     }
 
     /// The vectors equal to this node's.

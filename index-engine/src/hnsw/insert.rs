@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::{Candidate, Hnsw, START_LEVEL};
+use crate::codes::Lookup;
 use crate::distance::Lane;
 
 impl Hnsw {
@@ -25,17 +26,25 @@ impl Hnsw {
             None => unreachable!("the entry is set and never unset"),
         };
         let mut distances = 0;
-        let lowest = match (&self.coding, level) {
-            (Some(_), 0) => START_LEVEL,
-            _ => level.min(top),
+        let lookup = self.coding.as_ref().map(|_| Lookup::new(target));
+        let start = match (&self.coding, &lookup, level) {
+            (Some(coding), Some(lookup), 0) => {
+                self.descend_by_sketches(coding, lookup, START_LEVEL, &mut distances)
+            }
+            _ => self.descend(target, level.min(top), &mut distances),
         };
-        let Some(start) = self.descend(target, lowest, &mut distances) else {
+        let Some(start) = start else {
             unreachable!("the entry is set and never unset");
         };
         let mut starts = vec![start];
         let mut chosen = Vec::with_capacity(usize::from(level) + 1);
         for level in (0..=level.min(top)).rev() {
-            starts = self.nearest_on(target, level, &starts);
+            starts = match (&self.coding, &lookup, level) {
+                (Some(coding), Some(lookup), 0) => {
+                    self.nearest_by_codes(coding, target, lookup, &starts)
+                }
+                _ => self.nearest_on(target, level, &starts),
+            };
             if let Some(node) = self.equal_among(&starts, target) {
                 self.graph.add_copy(node, id);
                 return;
@@ -72,9 +81,6 @@ impl Hnsw {
 
     /// The `ef_construction` nearest on a level, in order.
     fn nearest_on(&self, target: &[Lane], level: u8, starts: &[Candidate]) -> Vec<Candidate> {
-        if let (Some(coding), 0) = (&self.coding, level) {
-            return self.nearest_by_codes(coding, target, starts);
-        }
         let width = self.ef_construction;
         let mut visited = self.visited.take(self.vectors.len());
         let mut frontier = BinaryHeap::with_capacity(2 * width);

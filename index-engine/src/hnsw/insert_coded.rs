@@ -25,14 +25,14 @@ impl Hnsw {
         &self,
         coding: &Coding,
         lanes: &[Lane],
+        lookup: &Lookup,
         starts: &[Candidate],
     ) -> Vec<Candidate> {
-        let lookup = Lookup::new(lanes);
         let width = self.ef_construction;
         let mut visited = self.visited.take(self.vectors.len());
         let mut nearest = Vec::with_capacity(width + width / 4);
         let starts = &starts[..starts.len().min(width)];
-        self.beam(coding, &lookup, starts, width, &mut visited, |node| {
+        self.beam(coding, lookup, starts, width, &mut visited, |node| {
             nearest.push(node);
         });
         nearest.sort_unstable();
