@@ -41,7 +41,7 @@ fn the_pure_crates_know_no_io_no_async_and_no_shell() {
             "cluster-core",
             vec!["hashring", "serde", "thiserror", "xxhash-rust"],
         ),
-        ("index-engine", vec!["parking_lot", "thiserror"]),
+        ("index-engine", vec!["libc", "parking_lot", "thiserror"]),
     ]);
     let dependencies = dependencies();
     for (name, allowed) in allowed {
@@ -52,6 +52,32 @@ fn the_pure_crates_know_no_io_no_async_and_no_shell() {
             );
         }
     }
+}
+
+/// It may ask the system for memory, for huge pages have to be asked for.
+#[test]
+fn the_engine_asks_the_system_for_memory_only() {
+    let mut sources = Vec::new();
+    let engine = concat!(env!("CARGO_MANIFEST_DIR"), "/../index-engine/src");
+    rust_files(Path::new(engine), &mut sources);
+    let mut calls = BTreeSet::new();
+    for source in sources {
+        let text = std::fs::read_to_string(&source).unwrap();
+        for call in text.split("libc::").skip(1) {
+            assert!(
+                source.ends_with("region.rs"),
+                "{} uses libc",
+                source.display()
+            );
+            let name = call.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+            calls.insert(name.take(1).collect::<String>());
+        }
+    }
+    calls.retain(|call| call.starts_with(char::is_lowercase));
+    assert_eq!(
+        calls,
+        BTreeSet::from(["mmap", "munmap", "madvise"].map(String::from))
+    );
 }
 
 #[test]

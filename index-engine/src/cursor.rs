@@ -10,8 +10,9 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
+use crate::codes::Lookup;
 use crate::distance::Lane;
-use crate::hnsw::{Candidate, Visited, Walk};
+use crate::hnsw::{Beam, Candidate, Eligible, Sight, Visited, Walk};
 use crate::params::PAGE_ROWS_MAX;
 use crate::partition_index::{PartitionIndex, VectorId};
 
@@ -33,12 +34,14 @@ pub struct Page {
 /// A search in progress. Belongs to the index that opened it.
 pub struct Cursor {
     target: Box<[Lane]>,
+    /// For an index with codes.
+    lookup: Option<Lookup>,
     ef: usize,
     snapshot_xmin: u64,
     linked: u32,
     upto: u32,
     visited: Visited,
-    walk: Walk,
+    walk: AnyWalk,
     /// Exactly scanned rows, of the tail and of the sweep.
     scanned: BinaryHeap<Reverse<Candidate>>,
     tail_scanned: bool,
@@ -46,23 +49,102 @@ pub struct Cursor {
     bound: f64,
 }
 
+/// The rows of a search in the graph.
+struct Rows<'a> {
+    index: &'a PartitionIndex,
+    linked: u32,
+    snapshot_xmin: u64,
+}
+
+impl Eligible for Rows<'_> {
+    fn prefetch(&self, id: u32) {
+        self.index.prefetch_state(id);
+    }
+
+    fn is_eligible(&self, id: u32) -> bool {
+        id < self.linked && self.index.is_visible(id, self.snapshot_xmin)
+    }
+}
+
+/// How the graph is searched.
+enum AnyWalk {
+    Exact(Walk),
+    Coded(Beam),
+}
+
+impl AnyWalk {
+    fn start_giving(&mut self) {
+        if let Self::Exact(walk) = self {
+            walk.start_giving();
+        }
+    }
+
+    fn finish_giving(&mut self) {
+        if let Self::Exact(walk) = self {
+            walk.finish_giving();
+        }
+    }
+
+    fn peek(&self) -> Option<Candidate> {
+        match self {
+            Self::Exact(walk) => walk.peek(),
+            Self::Coded(beam) => beam.peek(),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Candidate> {
+        match self {
+            Self::Exact(walk) => walk.pop(),
+            Self::Coded(beam) => beam.pop(),
+        }
+    }
+
+    fn nearest_pending(&self) -> Option<Candidate> {
+        match self {
+            Self::Exact(walk) => walk.nearest_pending(),
+            Self::Coded(beam) => beam.nearest_pending(),
+        }
+    }
+
+    fn is_spent(&self) -> bool {
+        match self {
+            Self::Exact(walk) => walk.is_spent(),
+            Self::Coded(beam) => beam.is_spent(),
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Exact(walk) => walk.memory_bytes(),
+            Self::Coded(beam) => beam.memory_bytes(),
+        }
+    }
+}
+
 impl Cursor {
     pub(crate) fn new(
         query: &[f32],
+        has_codes: bool,
         visited: Visited,
         ef: usize,
         snapshot_xmin: u64,
         linked: u32,
         upto: u32,
     ) -> Self {
+        let target = Lane::pack(query);
         Self {
-            target: Lane::pack(query),
+            lookup: has_codes.then(|| Lookup::new(&target)),
+            target,
             ef,
             snapshot_xmin,
             linked,
             upto,
             visited,
-            walk: Walk::default(),
+            walk: if has_codes {
+                AnyWalk::Coded(Beam::default())
+            } else {
+                AnyWalk::Exact(Walk::default())
+            },
             scanned: BinaryHeap::new(),
             tail_scanned: false,
             swept: linked == 0,
@@ -128,6 +210,7 @@ impl Cursor {
         size_of::<Self>()
             + size_of_val(&*self.target)
             + self.visited.memory_bytes()
+            + self.lookup.as_ref().map_or(0, Lookup::memory_bytes)
             + self.walk.memory_bytes()
             + self.scanned.capacity() * size_of::<Candidate>()
     }
@@ -139,14 +222,32 @@ impl Cursor {
             return false;
         }
         let (linked, snapshot_xmin) = (self.linked, self.snapshot_xmin);
-        let more = self.walk.advance(
-            &index.hnsw,
-            &self.target,
-            self.ef.max(rows),
-            &mut self.visited,
-            |id| id < linked && index.is_visible(id, snapshot_xmin),
-            distances,
-        );
+        let width = self.ef.max(rows);
+        let eligible = Rows {
+            index,
+            linked,
+            snapshot_xmin,
+        };
+        let (hnsw, visited) = (&index.hnsw, &mut self.visited);
+        let more = match (&mut self.walk, &hnsw.coding, &self.lookup) {
+            (AnyWalk::Coded(beam), Some(coding), Some(lookup)) => {
+                let mut sight = Sight {
+                    hnsw,
+                    coding,
+                    lanes: &self.target,
+                    lookup,
+                    eligible,
+                    visited,
+                    distances,
+                };
+                beam.advance(&mut sight, rows, width)
+            }
+            (AnyWalk::Coded(_), ..) => unreachable!("a beam is made beside a lookup"),
+            (AnyWalk::Exact(walk), ..) => {
+                let eligible = |id| eligible.is_eligible(id);
+                walk.advance(hnsw, &self.target, width, visited, eligible, distances)
+            }
+        };
         if !more && !self.swept {
             self.swept = true;
             *distances += self.scan(index, 0..self.linked, true);
@@ -173,11 +274,11 @@ impl Cursor {
     /// those that have lost their visibility since they were met.
     fn emit(&mut self, index: &PartitionIndex, rows: usize, found: &mut Vec<Candidate>) -> usize {
         let mut used = 0;
-        let mut best = self.walk.take_best().into_iter().peekable();
+        self.walk.start_giving();
         while found.len() < rows {
             let scanned = self.scanned.peek().map(|r| r.0);
-            let next = match (best.peek().copied(), scanned) {
-                (Some(walked), scanned) if scanned.is_none_or(|s| walked < s) => best.next(),
+            let next = match (self.walk.peek(), scanned) {
+                (Some(walked), scanned) if scanned.is_none_or(|s| walked < s) => self.walk.pop(),
                 (None, _) if !self.walk.is_spent() => None,
                 _ => self.scanned.pop().map(|r| r.0),
             };
@@ -187,7 +288,7 @@ impl Cursor {
                 found.push(next);
             }
         }
-        self.walk.give_back(best.collect());
+        self.walk.finish_giving();
         used
     }
 }

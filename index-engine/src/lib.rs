@@ -9,16 +9,19 @@
 //! - [`params`]: what an index is made of, its limits, and what it refuses.
 //! - `distance`: kernels, and the three metrics as a rank and as SQL shows them.
 //! - `arena`: append-only storage that readers use without locks.
+//! - `codes`: one-bit codes of a node's neighbours, scanned as a batch.
 //! - `hnsw`: the navigable graph (Malkov & Yashunin, arXiv:1603.09320).
 //! - [`partition_index`]: rows, their life, the tail, folding.
 //! - [`cursor`]: one search, page by page, until nothing is left.
 
 mod arena;
+mod codes;
 pub mod cursor;
 mod distance;
 mod hnsw;
 pub mod params;
 pub mod partition_index;
+mod region;
 mod tail;
 
 pub use cursor::{Cursor, Page};

@@ -58,7 +58,27 @@ impl PartitionIndex {
     /// seeded otherwise than the one that routes rows to partitions.
     pub fn insert(&self, vector: &[f32], level_hash: u64) -> Result<VectorId, IndexError> {
         self.params.check_vector(vector)?;
-        let prepared = self.hnsw.scorer.prepare(vector);
+        self.insert_prepared(&self.hnsw.prepare(vector), level_hash)
+    }
+
+    /// Adds a vector of another index of the same parameters, bit for bit as it is
+    /// compared there.
+    ///
+    /// # Panics
+    /// If the parameters differ, or the other index has no such vector.
+    pub fn insert_from(
+        &self,
+        other: &PartitionIndex,
+        id: VectorId,
+        level_hash: u64,
+    ) -> Result<VectorId, IndexError> {
+        assert_eq!(self.params, other.params, "indexes of two kinds");
+        let lanes = other.hnsw.vectors.get(id.0).iter();
+        let prepared: Vec<f32> = lanes.flat_map(|lane| lane.0).collect();
+        self.insert_prepared(&prepared, level_hash)
+    }
+
+    fn insert_prepared(&self, prepared: &[f32], level_hash: u64) -> Result<VectorId, IndexError> {
         let level = level_of(level_hash, self.params.m);
         let _writer = self.writer.lock();
         if self.hnsw.vectors.len() >= VECTORS_MAX {
@@ -67,11 +87,11 @@ impl PartitionIndex {
         let reserve = |id| {
             self.states.ensure(id);
             self.states.row(id)[0].store(CURRENT, Ordering::Relaxed);
-            self.hnsw.reserve(id, level);
+            self.hnsw.reserve(id, level, prepared);
         };
         // SAFETY: the writer's lock is held.
         #[allow(unsafe_code)]
-        let id = unsafe { self.hnsw.vectors.append(&prepared, reserve) };
+        let id = unsafe { self.hnsw.vectors.append(prepared, reserve) };
         Ok(VectorId(id))
     }
 
@@ -139,14 +159,6 @@ impl PartitionIndex {
             + vectors as usize * size_of::<AtomicU64>()
     }
 
-    /// The vector as the index compares it: under cosine scaled to length one, so
-    /// not the row's own value there.
-    pub fn vector(&self, id: VectorId) -> Vec<f32> {
-        let lanes = self.hnsw.vectors.get(id.0);
-        let values = lanes.iter().flat_map(|lane| lane.0);
-        values.take(self.params.dimensions).collect()
-    }
-
     /// Opens a search over the vectors inserted so far. `ef` rows are kept in
     /// sight beyond what a page returns: more finds better and costs more.
     /// `snapshot_xmin = u64::MAX` sees current versions only. `exact` ranks every
@@ -163,10 +175,12 @@ impl PartitionIndex {
         // In this order: what is linked is surely published.
         let linked = if exact { 0 } else { self.linked_upto() };
         let upto = self.hnsw.vectors.len();
-        let query = self.hnsw.scorer.prepare(query);
+        let query = self.hnsw.prepare(query);
+        let lookup = linked > 0 && self.hnsw.coding.is_some();
         let visited = self.hnsw.visited.take(upto);
         Ok(Cursor::new(
             &query,
+            lookup,
             visited,
             ef,
             snapshot_xmin,
@@ -184,6 +198,11 @@ impl PartitionIndex {
     pub(crate) fn is_visible(&self, id: u32, snapshot_xmin: u64) -> bool {
         let state = self.states.row(id)[0].load(Ordering::Acquire);
         state != REMOVED && state >= snapshot_xmin
+    }
+
+    #[inline]
+    pub(crate) fn prefetch_state(&self, id: u32) {
+        crate::arena::prefetch(&self.states.row(id)[0]);
     }
 
     fn state(&self, id: VectorId) -> &AtomicU64 {

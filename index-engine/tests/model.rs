@@ -79,10 +79,15 @@ impl Open {
     }
 }
 
-fn run(metric: Metric, steps: Vec<Step>) {
+fn run(metric: Metric, dimensions: usize, steps: Vec<Step>) {
+    let vector = |x: f32, y: f32| {
+        let mut vector = vec![0.0; dimensions];
+        (vector[0], vector[1]) = (x, y);
+        vector
+    };
     let params = IndexParams {
         metric,
-        dimensions: 2,
+        dimensions,
         m: 2,
         ef_construction: 4,
     };
@@ -92,7 +97,9 @@ fn run(metric: Metric, steps: Vec<Step>) {
         match step {
             Step::Insert(x, y) => {
                 let hash = rows.len() as u64;
-                let id = index.insert(&[f32::from(x), f32::from(y)], hash).unwrap();
+                let id = index
+                    .insert(&vector(f32::from(x), f32::from(y)), hash)
+                    .unwrap();
                 assert_eq!(id.0 as usize, rows.len());
                 rows.push(Row::Current);
             }
@@ -117,7 +124,7 @@ fn run(metric: Metric, steps: Vec<Step>) {
                 index.fold(most);
             }
             Step::Open { xmin, ef, exact } => open.push(Open {
-                cursor: index.cursor(&[2.5, 1.0], ef, xmin, exact).unwrap(),
+                cursor: index.cursor(&vector(2.5, 1.0), ef, xmin, exact).unwrap(),
                 xmin,
                 upto: rows.len(),
                 returned: HashSet::new(),
@@ -142,13 +149,15 @@ fn run(metric: Metric, steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
     #[test]
     fn every_history_pages_each_visible_row_once(
         metric in prop::sample::select(vec![Metric::L2, Metric::Cosine, Metric::InnerProduct]),
+        // Walked by exact distances, and by codes.
+        dimensions in prop::sample::select(vec![2usize, 128]),
         steps in prop::collection::vec(step(), 1..300),
     ) {
-        run(metric, steps);
+        run(metric, dimensions, steps);
     }
 }

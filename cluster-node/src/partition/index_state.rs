@@ -117,6 +117,32 @@ impl IndexState {
         Ok(())
     }
 
+    /// Takes over a row of another index of the same parameters.
+    pub fn copy_row(
+        &mut self,
+        key: RowKey,
+        from: &LiveIndex,
+        id: VectorId,
+    ) -> Result<(), PublishError> {
+        let id = self.live.insert_from(&key, from, id)?;
+        self.ids.insert(key, id);
+        Ok(())
+    }
+
+    /// Takes over a former version of another index of the same parameters.
+    pub fn copy_former(
+        &mut self,
+        key: RowKey,
+        (ended, ended_xid): (WalPosition, FullXid),
+        from: &LiveIndex,
+        id: VectorId,
+    ) -> Result<(), PublishError> {
+        let id = self.live.insert_from(&key, from, id)?;
+        self.live.index().end(id, ended_xid);
+        self.replace_former(key, ended, ended_xid, id);
+        Ok(())
+    }
+
     pub fn formers(&self) -> &Formers {
         &self.formers
     }

@@ -53,9 +53,28 @@ impl LiveIndex {
     /// Inserts; only the partition's writer calls it. The key is named first,
     /// for a search may return the vector at once.
     pub fn insert(&self, key: &RowKey, vector: &[f32]) -> Result<VectorId, IndexError> {
+        self.add(key, || self.index.insert(vector, key.level_hash()))
+    }
+
+    /// Inserts what another index of the same parameters holds.
+    pub fn insert_from(
+        &self,
+        key: &RowKey,
+        other: &LiveIndex,
+        id: VectorId,
+    ) -> Result<VectorId, IndexError> {
+        let insert = || self.index.insert_from(&other.index, id, key.level_hash());
+        self.add(key, insert)
+    }
+
+    fn add(
+        &self,
+        key: &RowKey,
+        insert: impl FnOnce() -> Result<VectorId, IndexError>,
+    ) -> Result<VectorId, IndexError> {
         let expected = self.next.load(Ordering::Relaxed);
         self.keys.set(expected, key.clone());
-        let id = self.index.insert(vector, key.level_hash())?;
+        let id = insert()?;
         assert_eq!(id.0, expected, "the index gave an id out of order");
         self.next.store(expected + 1, Ordering::Relaxed);
         Ok(id)

@@ -82,10 +82,10 @@ impl Rebuild {
                 .map_err(PublishError::from)
                 .and_then(|mut state| {
                     for (key, id) in versions.rows {
-                        state.add_row(key, &old.index().vector(id))?;
+                        state.copy_row(key, &old, id)?;
                     }
                     for (key, ended, xid, id) in versions.formers {
-                        state.add_former(key, ended, xid, &old.index().vector(id))?;
+                        state.copy_former(key, (ended, xid), &old, id)?;
                     }
                     let mut folded = usize::MAX;
                     while folded > 0 && !replica.is_stopping.load(Ordering::SeqCst) {

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::arena::{Segments, ZeroIsValid};
+use crate::arena::{Segments, ZeroIsValid, prefetch};
 
 /// Four bits beside the list number. With m = 16 level 15 takes 16^15 vectors.
 pub(crate) const LEVEL_MAX: u8 = 15;
@@ -30,6 +30,8 @@ unsafe impl ZeroIsValid for Place {}
 
 pub(crate) struct Graph {
     m: usize,
+    /// Level 0's links are here, not beside codes.
+    has_base: bool,
     base: Segments<AtomicU32>,
     upper: Segments<AtomicU32>,
     upper_lists: AtomicU32,
@@ -42,9 +44,10 @@ pub(crate) struct Graph {
 }
 
 impl Graph {
-    pub(crate) fn new(m: usize) -> Self {
+    pub(crate) fn new(m: usize, has_base: bool) -> Self {
         Self {
             m,
+            has_base,
             base: Segments::new(2 * m),
             upper: Segments::new(m),
             upper_lists: AtomicU32::new(0),
@@ -68,7 +71,9 @@ impl Graph {
     /// Reserves the lists of a vector about to be published. One writer at a time.
     pub(crate) fn reserve(&self, id: u32, level: u8) {
         assert!(level <= LEVEL_MAX, "level {level} of vector {id}");
-        self.base.ensure(id);
+        if self.has_base {
+            self.base.ensure(id);
+        }
         self.places.ensure(id);
         self.copies.ensure(id);
         let first = self.upper_lists.load(Ordering::Relaxed);
@@ -149,6 +154,12 @@ impl Graph {
         head.store(copy + 1, Ordering::Release);
     }
 
+    /// A hint that `copies` will be asked.
+    #[inline]
+    pub(crate) fn prefetch_copies(&self, node: u32) {
+        prefetch(&self.copies.row(node)[0]);
+    }
+
     /// The vectors equal to this node's.
     #[inline]
     pub(crate) fn copies(&self, node: u32) -> impl Iterator<Item = u32> + '_ {
@@ -182,8 +193,9 @@ impl Graph {
     }
 
     pub(crate) fn memory_bytes(&self, vectors: u32) -> usize {
+        let base = if self.has_base { 2 * self.m } else { 0 };
         let per_vector =
-            2 * self.m * size_of::<AtomicU32>() + size_of::<Place>() + size_of::<AtomicU32>();
+            base * size_of::<AtomicU32>() + size_of::<Place>() + size_of::<AtomicU32>();
         let upper = self.upper_lists.load(Ordering::Relaxed) as usize;
         vectors as usize * per_vector + upper * self.m * size_of::<AtomicU32>()
     }
@@ -229,7 +241,7 @@ mod tests {
 
     #[test]
     fn lists_of_all_levels_are_apart() {
-        let graph = Graph::new(3);
+        let graph = Graph::new(3, true);
         for id in 0..2_000u32 {
             graph.reserve(id, (id % 5) as u8);
         }
@@ -251,7 +263,7 @@ mod tests {
 
     #[test]
     fn the_entry_only_rises() {
-        let graph = Graph::new(4);
+        let graph = Graph::new(4, true);
         assert_eq!(graph.entry(), None);
         assert!(graph.found(1, 5) && !graph.found(3, 6));
         for (level, id, expected) in [(1, 7, (1, 5)), (3, 8, (3, 8)), (2, 9, (3, 8))] {

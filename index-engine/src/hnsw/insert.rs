@@ -8,7 +8,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::{Candidate, Hnsw};
+use super::{Candidate, Hnsw, START_LEVEL};
+use crate::codes::Lookup;
 use crate::distance::Lane;
 
 impl Hnsw {
@@ -25,26 +26,54 @@ impl Hnsw {
             None => unreachable!("the entry is set and never unset"),
         };
         let mut distances = 0;
-        let Some(start) = self.descend(target, level.min(top), &mut distances) else {
+        let lookup = self.coding.as_ref().map(|_| Lookup::new(target));
+        let start = match (&self.coding, &lookup, level) {
+            (Some(coding), Some(lookup), 0) => {
+                self.descend_by_sketches(coding, lookup, START_LEVEL, &mut distances)
+            }
+            _ => self.descend(target, level.min(top), &mut distances),
+        };
+        let Some(start) = start else {
             unreachable!("the entry is set and never unset");
         };
         let mut starts = vec![start];
         let mut chosen = Vec::with_capacity(usize::from(level) + 1);
         for level in (0..=level.min(top)).rev() {
-            starts = self.nearest_on(target, level, &starts);
+            starts = match (&self.coding, &lookup, level) {
+                (Some(coding), Some(lookup), 0) => {
+                    self.nearest_by_codes(coding, target, lookup, &starts)
+                }
+                _ => self.nearest_on(target, level, &starts),
+            };
             if let Some(node) = self.equal_among(&starts, target) {
                 self.graph.add_copy(node, id);
                 return;
             }
-            chosen.push((level, self.select(&starts, self.graph.m(), self.graph.m())));
+            let m = self.graph.m();
+            chosen.push((level, self.select(&starts, m, m, |_| false)));
         }
         for (level, neighbours) in &chosen {
-            self.graph
-                .set(id, *level, neighbours.iter().map(|c| c.id()));
+            match &self.coding {
+                Some(coding) if *level == 0 => self.set_coded(coding, id, neighbours),
+                _ => self
+                    .graph
+                    .set(id, *level, neighbours.iter().map(|c| c.id())),
+            }
         }
         for (level, neighbours) in chosen.iter().rev() {
-            for neighbour in neighbours {
-                self.link_back(neighbour.id(), *level, Candidate::new(neighbour.rank(), id));
+            match &self.coding {
+                Some(coding) if *level == 0 => {
+                    self.link_back_coded(coding, id, neighbours, &starts);
+                }
+                _ => {
+                    for neighbour in neighbours {
+                        self.link_back(
+                            neighbour.id(),
+                            *level,
+                            Candidate::new(neighbour.rank(), id),
+                        );
+                    }
+                }
             }
         }
         self.graph.raise(level, id);
@@ -97,13 +126,29 @@ impl Hnsw {
 
     /// Algorithm 4 of the paper, from candidates in order: those nearer to the new
     /// node than to any already chosen, so that links point in many directions;
-    /// then the nearest of the others, until `filled` are chosen.
-    fn select(&self, candidates: &[Candidate], capacity: usize, filled: usize) -> Vec<Candidate> {
+    /// then the nearest of the others, until `filled` are chosen. What `is_held` is
+    /// chosen whatever else is near it.
+    pub(super) fn select(
+        &self,
+        candidates: &[Candidate],
+        capacity: usize,
+        filled: usize,
+        is_held: impl Fn(u32) -> bool,
+    ) -> Vec<Candidate> {
+        let mut held = candidates.iter().filter(|c| is_held(c.id())).count();
         let mut chosen: Vec<Candidate> = Vec::with_capacity(capacity);
         let mut pruned = Vec::new();
         for candidate in candidates {
             if chosen.len() == capacity {
                 return chosen;
+            }
+            if is_held(candidate.id()) {
+                held -= 1;
+                chosen.push(*candidate);
+                continue;
+            }
+            if chosen.len() + held == capacity {
+                continue;
             }
             let vector = self.vectors.get(candidate.id());
             let diverse = chosen.iter().all(|other| {
@@ -135,7 +180,8 @@ impl Hnsw {
             candidates.push(self.candidate(vector, neighbour));
         }
         candidates.sort_unstable();
-        let chosen = self.select(&candidates, self.graph.capacity(level), self.graph.m());
+        let (capacity, filled) = (self.graph.capacity(level), self.graph.m());
+        let chosen = self.select(&candidates, capacity, filled, |_| false);
         self.graph.set(node, level, chosen.iter().map(|c| c.id()));
     }
 }

@@ -4,14 +4,18 @@
 //! - `visited`: which ids a search has met.
 //! - `graph`: links, entry point, levels.
 //! - `search`: greedy descent and the expansion of one node.
-//! - `insert`: linking a vector, with the paper's neighbour selection.
-//! - `walk`: the resumable best-first search on level 0.
+//! - `insert`, `insert_coded`: linking a vector, with the paper's neighbour selection.
+//! - `walk`: the resumable best-first search on level 0, by exact distances.
+//! - `pool`, `beam`: the same over one-bit codes, from 128 dimensions on.
 //!
 //! Links are never taken out: a removed vector remains a waypoint.
 
+mod beam;
 mod candidate;
 mod graph;
 mod insert;
+mod insert_coded;
+mod pool;
 mod search;
 mod visited;
 mod walk;
@@ -19,37 +23,83 @@ mod walk;
 use std::sync::Arc;
 
 use crate::arena::VectorArena;
+use crate::codes::{Blocks, Rotation, Sketches};
 use crate::distance::{Lane, Scorer};
 use crate::params::IndexParams;
 
+pub(crate) use beam::{Beam, Eligible, Sight};
 pub(crate) use candidate::Candidate;
 pub(crate) use graph::level_of;
 pub(crate) use visited::{Visited, VisitedPool};
 pub(crate) use walk::Walk;
+
+/// From so many dimensions on, one-bit codes tell near from far well enough: their
+/// error falls with the root of the dimensions, and the more they err, the more
+/// sketches a search has to look at. Fewer are not measured against exact distances.
+const CODED_DIMENSIONS_MIN: usize = 128;
+/// Where a search over codes leaves the upper levels: a step on level 0 costs less
+/// than the sixteen exact distances of one on level 1.
+const START_LEVEL: u8 = 2;
+
+/// Level 0's links with one-bit codes beside them.
+pub(crate) struct Coding {
+    rotation: Rotation,
+    pub(crate) blocks: Blocks,
+    pub(crate) sketches: Sketches,
+}
 
 /// The prepared vectors and the graph over those of them that are linked.
 pub(crate) struct Hnsw {
     pub(crate) vectors: VectorArena,
     pub(crate) scorer: Scorer,
     pub(crate) visited: Arc<VisitedPool>,
+    /// `None`: level 0 is walked by exact distances, and its links lie in `graph`.
+    pub(crate) coding: Option<Coding>,
     graph: graph::Graph,
     ef_construction: usize,
 }
 
 impl Hnsw {
     pub(crate) fn new(params: &IndexParams) -> Self {
+        let coding = (params.dimensions >= CODED_DIMENSIONS_MIN).then(|| {
+            let rotation = Rotation::new(params.dimensions);
+            let blocks = Blocks::new(params.metric, rotation.dimensions(), 2 * params.m);
+            let sketches = Sketches::new(params.metric, rotation.dimensions());
+            Coding {
+                rotation,
+                blocks,
+                sketches,
+            }
+        });
+        let dimensions = coding
+            .as_ref()
+            .map_or(params.dimensions, |coding| coding.rotation.dimensions());
         Self {
-            vectors: VectorArena::new(params.dimensions),
+            vectors: VectorArena::new(dimensions),
             scorer: Scorer::new(params.metric),
             visited: Arc::default(),
-            graph: graph::Graph::new(params.m),
+            graph: graph::Graph::new(params.m, coding.is_none()),
             ef_construction: params.ef_construction,
+            coding,
+        }
+    }
+
+    /// The vector as it is stored and compared.
+    pub(crate) fn prepare(&self, vector: &[f32]) -> Vec<f32> {
+        let prepared = self.scorer.prepare(vector);
+        match &self.coding {
+            Some(coding) => coding.rotation.apply(&prepared),
+            None => prepared.into_owned(),
         }
     }
 
     /// Reserves the links of a vector about to be published. One writer at a time.
-    pub(crate) fn reserve(&self, id: u32, level: u8) {
+    pub(crate) fn reserve(&self, id: u32, level: u8, vector: &[f32]) {
         self.graph.reserve(id, level);
+        if let Some(coding) = &self.coding {
+            coding.blocks.reserve(id);
+            coding.sketches.write(id, vector);
+        }
     }
 
     #[inline]
@@ -59,6 +109,9 @@ impl Hnsw {
 
     /// Resident bytes of what is stored for this many vectors.
     pub(crate) fn memory_bytes(&self, vectors: u32) -> usize {
-        self.vectors.memory_bytes() + self.graph.memory_bytes(vectors)
+        let blocks = self.coding.as_ref().map_or(0, |c| {
+            c.blocks.bytes_per_node() + c.sketches.bytes_per_node()
+        });
+        self.vectors.memory_bytes() + self.graph.memory_bytes(vectors) + vectors as usize * blocks
     }
 }

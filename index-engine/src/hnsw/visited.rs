@@ -67,6 +67,15 @@ impl Visited {
         new
     }
 
+    /// Was the id added?
+    #[inline]
+    pub(crate) fn contains(&self, id: u32) -> bool {
+        let word = self.marks.words.get((id / 32) as usize).copied();
+        word.is_some_and(|word| {
+            (word >> 32) as u32 == self.marks.epoch && word & (1u64 << (id % 32)) != 0
+        })
+    }
+
     pub(crate) fn memory_bytes(&self) -> usize {
         self.marks.words.capacity() * size_of::<u64>()
     }
@@ -95,7 +104,8 @@ mod tests {
         let pool = Arc::new(VisitedPool::default());
         for _ in 0..3 {
             let mut visited = pool.take(10);
-            assert!(visited.insert(3) && !visited.insert(3));
+            assert!(!visited.contains(3) && !visited.contains(1_000_000));
+            assert!(visited.insert(3) && !visited.insert(3) && visited.contains(3));
             assert!(visited.insert(1_000_000) && !visited.insert(1_000_000));
         }
         let mut wrapped = pool.take(10);

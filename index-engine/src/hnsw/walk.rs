@@ -24,6 +24,8 @@ pub(crate) struct Walk {
     /// `evicted` of earlier pages, in order.
     later: BinaryHeap<Reverse<Candidate>>,
     fresh: Vec<u32>,
+    /// The best, farthest first, while rows are given out.
+    giving: Vec<Candidate>,
 }
 
 impl Walk {
@@ -106,14 +108,22 @@ impl Walk {
         }
     }
 
-    /// Takes the rows known best, in order. What is not used comes back by `give_back`.
-    pub(crate) fn take_best(&mut self) -> Vec<Candidate> {
-        std::mem::take(&mut self.best).into_sorted_vec()
+    /// Between this and `finish` rows are given out, and the walk stands still.
+    pub(crate) fn start_giving(&mut self) {
+        self.giving = std::mem::take(&mut self.best).into_sorted_vec();
+        self.giving.reverse();
     }
 
-    pub(crate) fn give_back(&mut self, unused: Vec<Candidate>) {
-        debug_assert!(self.best.is_empty(), "give_back follows take_best");
-        self.best = BinaryHeap::from(unused);
+    pub(crate) fn peek(&self) -> Option<Candidate> {
+        self.giving.last().copied()
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Candidate> {
+        self.giving.pop()
+    }
+
+    pub(crate) fn finish_giving(&mut self) {
+        self.best = BinaryHeap::from(std::mem::take(&mut self.giving));
     }
 
     /// The nearest row met but not given out.

@@ -53,6 +53,12 @@ impl World {
         }
     }
 
+    /// `add`, padded with zeros to the world's dimensions.
+    pub fn add_padded(&mut self, mut vector: Vec<f32>) -> u32 {
+        vector.resize(self.dimensions, 0.0);
+        self.add(vector)
+    }
+
     pub fn add(&mut self, vector: Vec<f32>) -> u32 {
         let id = self.index.insert(&vector, self.random.next()).unwrap();
         assert_eq!(

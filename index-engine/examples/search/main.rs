@@ -1,0 +1,250 @@
+//! Build time, memory, recall and queries per second of one search thread, on a data
+//! set or on noise.
+//!
+//! `cargo run --release -p index-engine --example search -- FOLDER|noise:ROWSxDIMENSIONS [m=16] [ef_construction=100] [threads=1] [queries=2000] [rounds=5] [ef=10,14,20,…]`
+//! FOLDER holds `base.npy`, `query.npy` (f32, C order), `gt_ids.npy` (exact nearest,
+//! i32 or i64) and `meta.json` with its metric, "l2" or another for cosine. Noise is
+//! compared with the exact search of the engine, and every row is looked for by its own
+//! vector.
+//!
+//! A round searches all queries at every `ef`; what is printed is the median over the
+//! rounds, in queries per second of the thread's CPU time and of the wall clock.
+
+#![allow(clippy::print_stdout)]
+
+mod npy;
+
+use std::error::Error;
+use std::path::Path;
+use std::time::Instant;
+
+use index_engine::{IndexParams, Metric, PartitionIndex};
+
+/// Rows that a search asks for when speed is measured.
+const ROWS: usize = 10;
+
+struct Data {
+    metric: Metric,
+    base: Vec<Vec<f32>>,
+    queries: Vec<Vec<f32>>,
+    /// The nearest hundred of each query; empty where the engine is to say it.
+    truth: Vec<Vec<u32>>,
+}
+
+impl Data {
+    fn of_folder(folder: &Path, queries: usize) -> Result<Self, Box<dyn Error>> {
+        let base = npy::Array::read(&folder.join("base.npy"))?;
+        let query = npy::Array::read(&folder.join("query.npy"))?;
+        let truth = npy::Array::read(&folder.join("gt_ids.npy"))?;
+        let meta = std::fs::read_to_string(folder.join("meta.json"))?;
+        let metric = match meta.contains("\"l2\"") {
+            true => Metric::L2,
+            false => Metric::Cosine,
+        };
+        let queries = queries.min(query.len());
+        Ok(Self {
+            metric,
+            base: (0..base.len()).map(|row| base.floats(row)).collect(),
+            queries: (0..queries).map(|q| query.floats(q)).collect(),
+            truth: (0..queries).map(|q| truth.ids(q, 100)).collect(),
+        })
+    }
+
+    /// Sums of three uniform numbers, near enough to a normal distribution.
+    fn of_noise(rows: usize, dimensions: usize, queries: usize) -> Self {
+        let mut state = 7u64;
+        let mut unit = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        let mut vectors = |count: usize| -> Vec<Vec<f32>> {
+            let mut vector = || (0..dimensions).map(|_| unit() + unit() + unit()).collect();
+            (0..count).map(|_| vector()).collect()
+        };
+        Self {
+            metric: Metric::L2,
+            base: vectors(rows),
+            queries: vectors(queries),
+            truth: Vec::new(),
+        }
+    }
+
+    fn open(name: &str, queries: usize) -> Result<Self, Box<dyn Error>> {
+        let Some(size) = name.strip_prefix("noise:") else {
+            return Self::of_folder(Path::new(name), queries);
+        };
+        let (rows, dimensions) = size.split_once('x').ok_or("want noise:ROWSxDIMENSIONS")?;
+        Ok(Self::of_noise(rows.parse()?, dimensions.parse()?, queries))
+    }
+}
+
+/// Seconds of this thread's CPU time, and of the wall clock.
+#[derive(Clone, Copy)]
+struct Clock(f64, Instant);
+
+impl Clock {
+    fn now() -> Self {
+        // The system adds up a thread's time when it is scheduled, or at ticks.
+        std::thread::yield_now();
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        let ns = text.split(' ').next().and_then(|n| n.parse::<f64>().ok());
+        Self(ns.unwrap_or(0.0) / 1e9, Instant::now())
+    }
+
+    fn elapsed(self) -> [f64; 2] {
+        [Self::now().0 - self.0, self.1.elapsed().as_secs_f64()]
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn search(
+    index: &PartitionIndex,
+    query: &[f32],
+    (ef, rows): (usize, usize),
+    exact: bool,
+) -> Result<(Vec<u32>, usize), Box<dyn Error>> {
+    let mut cursor = index.cursor(query, ef, u64::MAX, exact)?;
+    let page = cursor.next_page(index, rows);
+    Ok((
+        page.hits.iter().map(|hit| hit.0.0).collect(),
+        page.distances,
+    ))
+}
+
+/// Shares of the nearest `rows` that were found: the mean, and what all but a twentieth
+/// of the queries reach.
+fn recall(found: &[Vec<u32>], truth: &[Vec<u32>], rows: usize) -> (f64, f64) {
+    let share = |(found, truth): (&Vec<u32>, &Vec<u32>)| {
+        let truth = &truth[..rows];
+        let hits = found.iter().take(rows).filter(|id| truth.contains(id));
+        hits.count() as f64 / rows as f64
+    };
+    let mut shares: Vec<f64> = found.iter().zip(truth).map(share).collect();
+    shares.sort_by(f64::total_cmp);
+    let mean = shares.iter().sum::<f64>() / shares.len() as f64;
+    (mean, shares[shares.len() / 20])
+}
+
+/// Queries per second at a recall, from points of rising effort: between two of them
+/// on a straight line of the logarithm.
+fn at_recall(points: &[(f64, f64)], target: f64) -> Option<f64> {
+    if points.first().is_some_and(|first| first.0 >= target) {
+        return points.first().map(|first| first.1);
+    }
+    let pair = points
+        .windows(2)
+        .find(|pair| pair[0].0 < target && target <= pair[1].0)?;
+    let part = (target - pair[0].0) / (pair[1].0 - pair[0].0);
+    Some((pair[0].1.ln() * (1.0 - part) + pair[1].1.ln() * part).exp())
+}
+
+fn build(
+    data: &Data,
+    params: IndexParams,
+    threads: usize,
+) -> Result<PartitionIndex, Box<dyn Error>> {
+    let index = PartitionIndex::new(params)?;
+    let began = Clock::now();
+    for (row, vector) in data.base.iter().enumerate() {
+        index.insert(vector, (row as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))?;
+    }
+    let [inserted, _] = began.elapsed();
+    let began = Instant::now();
+    let spent: f64 = std::thread::scope(|scope| {
+        let work = || {
+            let clock = Clock::now();
+            index.fold(usize::MAX);
+            clock.elapsed()[0]
+        };
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        running.into_iter().map(|t| t.join().unwrap_or(0.0)).sum()
+    });
+    let vectors = data.base.len() * data.base[0].len() * size_of::<f32>();
+    println!(
+        "build: {:.2} s, {spent:.2} CPU s and {inserted:.2} for insertion; {:.0} bytes a row beside the vector",
+        began.elapsed().as_secs_f64(),
+        (index.memory_bytes() - vectors) as f64 / data.base.len() as f64
+    );
+    Ok(index)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let value = |name: &str, default: &str| {
+        let given = arguments
+            .iter()
+            .find_map(|a| a.strip_prefix(name)?.strip_prefix('='));
+        given.unwrap_or(default).to_owned()
+    };
+    let queries = value("queries", "2000").parse()?;
+    let data = Data::open(arguments.first().ok_or("want a data set")?, queries)?;
+    let params = IndexParams {
+        metric: data.metric,
+        dimensions: data.base[0].len(),
+        m: value("m", "16").parse()?,
+        ef_construction: value("ef_construction", "100").parse()?,
+    };
+    let index = build(&data, params, value("threads", "1").parse()?)?;
+    let mut truth = data.truth.clone();
+    if truth.is_empty() {
+        for query in &data.queries {
+            truth.push(search(&index, query, (1, 100), true)?.0);
+        }
+        for ef in [40, 100, 200] {
+            let mut lost = 0;
+            for (row, vector) in data.base.iter().enumerate() {
+                lost += usize::from(search(&index, vector, (ef, 1), false)?.0 != [row as u32]);
+            }
+            println!("ef {ef}: {lost} rows not found by their own vector");
+        }
+    }
+    let efforts = value("ef", "10,14,20,30,50,100,200");
+    let efforts: Vec<usize> = efforts
+        .split(',')
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    let rounds: usize = value("rounds", "5").parse()?;
+    let mut times = vec![Vec::new(); efforts.len()];
+    for _ in 0..rounds {
+        for (times, ef) in times.iter_mut().zip(&efforts) {
+            let clock = Clock::now();
+            for query in &data.queries {
+                search(&index, query, (*ef, ROWS), false)?;
+            }
+            times.push(clock.elapsed());
+        }
+    }
+    let mut points = Vec::new();
+    for (times, ef) in times.iter().zip(&efforts) {
+        let (mut found, mut hundred, mut distances) = (Vec::new(), Vec::new(), 0);
+        for query in &data.queries {
+            let (ids, ranked) = search(&index, query, (*ef, ROWS), false)?;
+            distances += ranked;
+            found.push(ids);
+            hundred.push(search(&index, query, (*ef, 100), false)?.0);
+        }
+        let [cpu, wall] =
+            [0, 1].map(|clock| data.queries.len() as f64 / median(times.iter().map(|t| t[clock])));
+        let (ten, worst) = recall(&found, &truth, ROWS);
+        points.push((ten, cpu));
+        println!(
+            "ef {ef}: recall@1 {:.4}, @10 {ten:.4} (all but 5 %: {worst:.1}), @100 {:.4}; {cpu:.0} queries a CPU second, {wall:.0} a second; {} distances",
+            recall(&found, &truth, 1).0,
+            recall(&hundred, &truth, 100).0,
+            distances / data.queries.len()
+        );
+    }
+    for target in [0.95, 0.99] {
+        if let Some(rate) = at_recall(&points, target) {
+            println!("recall@10 {target}: {rate:.0} queries a CPU second");
+        }
+    }
+    Ok(())
+}

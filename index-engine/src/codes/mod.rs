@@ -1,0 +1,43 @@
+//! One-bit codes of a node's neighbours, beside the node.
+//!
+//! A search that expands a node estimates the distances of all its neighbours
+//! from one contiguous block, 32 at a time, and looks at those only that may be
+//! near: at their sketches, of a byte a dimension, which are a quarter of their
+//! vectors. What is given out is ranked exactly. (Codes beside the links are the
+//! idea of SymphonyQG, Gou et al., SIGMOD 2025.)
+//!
+//! - [`rotation`]: makes one-bit codes good for any data.
+//! - [`block`]: what is stored for a node, and how a neighbour is encoded.
+//! - [`sketch`]: a node's own vector, a byte a dimension.
+//! - [`lookup`]: a query's table, and the scan of 32 codes against it.
+
+pub(crate) mod block;
+pub(crate) mod lookup;
+pub(crate) mod rotation;
+pub(crate) mod sketch;
+
+use std::cell::UnsafeCell;
+
+use crate::arena::ZeroIsValid;
+
+pub(crate) use block::{Blocks, Link};
+pub(crate) use lookup::Lookup;
+pub(crate) use rotation::Rotation;
+pub(crate) use sketch::Sketches;
+
+/// Codes that are scanned at once, and slots of a batch.
+pub(crate) const BATCH: usize = 32;
+
+/// A cache line.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(64))]
+pub(crate) struct Line([u8; Line::BYTES]);
+
+impl Line {
+    pub(crate) const BYTES: usize = 64;
+    pub(crate) const ZERO: Line = Line([0; Line::BYTES]);
+}
+
+// SAFETY: bytes in a cell; zeros are bytes.
+#[allow(unsafe_code)]
+unsafe impl ZeroIsValid for UnsafeCell<Line> {}

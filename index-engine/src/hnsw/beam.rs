@@ -1,0 +1,311 @@
+//! Best-first search over one-bit codes: the resumable walk of an index that
+//! has them.
+//!
+//! Expanding a node estimates its neighbours from their codes, and those that may
+//! be near enough are ranked by their sketches, to within a fraction of a per cent:
+//! codes only keep a search from looking at what is far. Where distances lie closer
+//! together than codes can tell apart, more is looked at. The rows that are given out
+//! next are ranked exactly.
+//!
+//! On the first page no more than `width` nodes are kept in sight. A later page
+//! looks at the expanded nodes' codes once more, for what fell out of sight, and
+//! goes on from there, keeping everything.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::pool::Pool;
+use super::{Candidate, Coding, Hnsw, START_LEVEL, Visited};
+use crate::codes::{BATCH, Lookup};
+use crate::distance::Lane;
+
+/// At most so many rows are ranked exactly beyond those of the page: sketches may order
+/// them otherwise.
+const REFINED_BEYOND: usize = 16;
+/// Neighbours are looked at whose estimate is so many of its deviations beyond what
+/// is in sight. More finds little: a node that is near is some other node's neighbour
+/// too.
+const DOUBT: f32 = 1.0;
+/// Of a node's neighbours so many at most, the nearest by estimate. The others have their
+/// turn where a nearer node has them as neighbours too: on its way to the target a search
+/// would look at most of what it passes. Twelve found no more of Fashion-MNIST.
+const LOOKED_AT_MAX: usize = 8;
+
+/// Which rows a search may return.
+pub(crate) trait Eligible {
+    /// A hint that `is_eligible` will be asked.
+    fn prefetch(&self, id: u32);
+    fn is_eligible(&self, id: u32) -> bool;
+}
+
+impl Hnsw {
+    /// Expands nodes from `starts` on until the `width` nearest are all expanded, and
+    /// passes each to `met` with its rank by sketch.
+    pub(super) fn beam(
+        &self,
+        coding: &Coding,
+        lookup: &Lookup,
+        starts: &[Candidate],
+        width: usize,
+        visited: &mut Visited,
+        mut met: impl FnMut(Candidate),
+    ) {
+        let (blocks, sketches) = (&coding.blocks, &coding.sketches);
+        let mut pool = Pool::new(width);
+        for start in starts {
+            if visited.insert(start.id()) {
+                pool.insert(*start);
+            }
+        }
+        let mut near = Vec::with_capacity(2 * BATCH);
+        let mut chosen = Vec::with_capacity(LOOKED_AT_MAX);
+        let mut next = pool.pop();
+        while let Some(node) = next {
+            // Chosen before this node's neighbours are seen, so that its memory is
+            // here when its turn comes: a few nodes more, and none waited for.
+            next = pool.pop();
+            met(node);
+            let ahead = next.unwrap_or(node).id();
+            let doubt = DOUBT * sketches.distance(node.id(), lookup, node.rank());
+            let threshold = pool.threshold();
+            let of = (node.id(), node.rank());
+            blocks.scan(of, ahead, lookup, doubt, threshold, |id, estimate| {
+                if !visited.contains(id) {
+                    near.push(Candidate::new(estimate, id));
+                }
+            });
+            if near.len() > LOOKED_AT_MAX {
+                near.select_nth_unstable(LOOKED_AT_MAX);
+                near.truncate(LOOKED_AT_MAX);
+            }
+            for node in near.drain(..) {
+                visited.insert(node.id());
+                chosen.push(node.id());
+            }
+            sketches.prefetch(&chosen);
+            for id in chosen.drain(..) {
+                pool.insert(Candidate::new(sketches.rank(id, lookup), id));
+            }
+            next = next.or_else(|| pool.pop());
+        }
+    }
+}
+
+/// One search, as its cursor lends it for a page.
+pub(crate) struct Sight<'a, E> {
+    pub(crate) hnsw: &'a Hnsw,
+    pub(crate) coding: &'a Coding,
+    pub(crate) lanes: &'a [Lane],
+    pub(crate) lookup: &'a Lookup,
+    pub(crate) eligible: E,
+    pub(crate) visited: &'a mut Visited,
+    pub(crate) distances: &'a mut usize,
+}
+
+impl<E: Eligible> Sight<'_, E> {
+    fn rank(&mut self, id: u32) -> Candidate {
+        *self.distances += 1;
+        Candidate::new(self.coding.sketches.rank(id, self.lookup), id)
+    }
+
+    /// What a rank by sketch errs by at most. A copy has its node's.
+    fn doubt(&self, row: Candidate) -> f32 {
+        self.coding
+            .sketches
+            .doubt(row.id(), self.lookup, row.rank())
+    }
+
+    /// The rows that an expanded node stands for: itself and its copies.
+    fn offer(&mut self, node: Candidate, mut each: impl FnMut(Candidate)) {
+        if self.eligible.is_eligible(node.id()) {
+            each(node);
+        }
+        for copy in self.hnsw.graph.copies(node.id()) {
+            if self.eligible.is_eligible(copy) && self.visited.insert(copy) {
+                each(Candidate::new(node.rank(), copy));
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Beam {
+    started: bool,
+    /// Rows at hand, ranked exactly.
+    ready: BinaryHeap<Reverse<Candidate>>,
+    /// Rows met, ranked by sketch.
+    rough: BinaryHeap<Reverse<Candidate>>,
+    /// Expanded for the first page; nodes near them may have fallen out of sight.
+    expanded: Vec<Candidate>,
+    /// Met and not expanded, by estimate. Empty on the first page.
+    estimated: BinaryHeap<Reverse<Candidate>>,
+    /// Of those the ones that were next by estimate, by sketch.
+    sketched: BinaryHeap<Reverse<Candidate>>,
+}
+
+impl Beam {
+    /// Searches until `width` rows are met and `rows` at hand, or until the graph's
+    /// reachable part is used up: false then.
+    pub(crate) fn advance(
+        &mut self,
+        sight: &mut Sight<'_, impl Eligible>,
+        rows: usize,
+        width: usize,
+    ) -> bool {
+        let mut is_enough = false;
+        if !self.started {
+            self.started = true;
+            self.begin(sight, width);
+            // Where many nodes are waypoints only, the first page looks farther.
+            is_enough = self.rough.len() >= width - width / 4;
+        }
+        if !is_enough {
+            self.look_again(sight);
+            self.go_on(sight, width);
+        }
+        self.refine(sight, rows);
+        !(self.expanded.is_empty() && self.has_no_frontier() && self.rough.is_empty())
+    }
+
+    fn begin(&mut self, sight: &mut Sight<'_, impl Eligible>, width: usize) {
+        let (hnsw, coding) = (sight.hnsw, sight.coding);
+        let start = hnsw.descend_by_sketches(coding, sight.lookup, START_LEVEL, sight.distances);
+        let Some(start) = start else { return };
+        self.expanded.reserve(width + width / 4);
+        let (expanded, eligible) = (&mut self.expanded, &sight.eligible);
+        let met = |node: Candidate| {
+            eligible.prefetch(node.id());
+            hnsw.graph.prefetch_copies(node.id());
+            expanded.push(node);
+        };
+        hnsw.beam(coding, sight.lookup, &[start], width, sight.visited, met);
+        *sight.distances += self.expanded.len();
+        let mut rough = Vec::with_capacity(self.expanded.len());
+        for node in &self.expanded {
+            sight.offer(*node, |row| rough.push(Reverse(row)));
+        }
+        self.rough = BinaryHeap::from(rough);
+    }
+
+    /// Takes up what fell out of sight: `visited` are the expanded nodes and what is
+    /// in the frontier from here on.
+    fn look_again(&mut self, sight: &mut Sight<'_, impl Eligible>) {
+        if self.expanded.is_empty() {
+            return;
+        }
+        let hnsw = sight.hnsw;
+        *sight.visited = hnsw.visited.take(hnsw.vectors.len());
+        for node in &self.expanded {
+            sight.visited.insert(node.id());
+            for copy in hnsw.graph.copies(node.id()) {
+                sight.visited.insert(copy);
+            }
+        }
+        for node in std::mem::take(&mut self.expanded) {
+            self.meet_neighbours(sight, node);
+        }
+    }
+
+    fn go_on(&mut self, sight: &mut Sight<'_, impl Eligible>, width: usize) {
+        while self.ready.len() + self.rough.len() < width
+            && let Some(node) = self.next(sight)
+        {
+            let rough = &mut self.rough;
+            sight.offer(node, |row| rough.push(Reverse(row)));
+            self.meet_neighbours(sight, node);
+        }
+    }
+
+    /// The nearest node of the frontier. An estimate is good for coming to be looked at.
+    fn next(&mut self, sight: &mut Sight<'_, impl Eligible>) -> Option<Candidate> {
+        loop {
+            let sketched = self.sketched.peek().map(|node| node.0);
+            let estimated = self.estimated.peek().map(|node| node.0);
+            match (sketched, estimated) {
+                (Some(node), estimate) if estimate.is_none_or(|e| node <= e) => {
+                    return self.sketched.pop().map(|node| node.0);
+                }
+                (_, Some(estimate)) => {
+                    self.estimated.pop();
+                    self.sketched.push(Reverse(sight.rank(estimate.id())));
+                }
+                (_, None) => return None,
+            }
+        }
+    }
+
+    fn meet_neighbours(&mut self, sight: &mut Sight<'_, impl Eligible>, node: Candidate) {
+        let visited = &mut *sight.visited;
+        let meet = |id, estimate| {
+            if visited.insert(id) {
+                self.estimated.push(Reverse(Candidate::new(estimate, id)));
+            }
+        };
+        let blocks = &sight.coding.blocks;
+        let of = (node.id(), node.rank());
+        blocks.scan(of, node.id(), sight.lookup, 0.0, f32::INFINITY, meet);
+    }
+
+    /// Ranks the nearest rows exactly, until `rows` are at hand, and those that sketches
+    /// may have put behind them.
+    fn refine(&mut self, sight: &mut Sight<'_, impl Eligible>, rows: usize) {
+        let wanted = rows.saturating_sub(self.ready.len());
+        let nearest = std::iter::from_fn(|| self.rough.pop()).take(wanted);
+        let nearest: Vec<u32> = nearest.map(|row| row.0.id()).collect();
+        self.rank_exactly(sight, &nearest);
+        // Not all of them if there are more: then too many are ranked, not too few.
+        let farthest = self.ready.iter().map(|row| row.0.rank());
+        let farthest = farthest.fold(f32::NEG_INFINITY, f32::max);
+        let mut behind = Vec::new();
+        while behind.len() < REFINED_BEYOND
+            && let Some(Reverse(row)) = self.rough.peek()
+            && row.rank() - sight.doubt(*row) < farthest
+        {
+            behind.push(row.id());
+            self.rough.pop();
+        }
+        self.rank_exactly(sight, &behind);
+    }
+
+    fn rank_exactly(&mut self, sight: &mut Sight<'_, impl Eligible>, rows: &[u32]) {
+        sight.hnsw.vectors.prefetch_whole(rows);
+        *sight.distances += rows.len();
+        let exact = |id: &u32| Reverse(sight.hnsw.candidate(sight.lanes, *id));
+        self.ready.extend(rows.iter().map(exact));
+    }
+
+    /// The nearest row at hand.
+    pub(crate) fn peek(&self) -> Option<Candidate> {
+        self.ready.peek().map(|row| row.0)
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Candidate> {
+        self.ready.pop().map(|row| row.0)
+    }
+
+    /// The nearest row met but not given out.
+    pub(crate) fn nearest_pending(&self) -> Option<Candidate> {
+        self.ready.peek().or(self.rough.peek()).map(|row| row.0)
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let candidates = self.ready.capacity()
+            + self.rough.capacity()
+            + self.expanded.capacity()
+            + self.estimated.capacity()
+            + self.sketched.capacity();
+        candidates * size_of::<Candidate>()
+    }
+
+    /// Every row met has been given out, and none is left to meet.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.started
+            && self.ready.is_empty()
+            && self.rough.is_empty()
+            && self.expanded.is_empty()
+            && self.has_no_frontier()
+    }
+    fn has_no_frontier(&self) -> bool {
+        self.estimated.is_empty() && self.sketched.is_empty()
+    }
+}
