@@ -281,11 +281,7 @@ mod tests {
         let held = BTreeMap::from([(PartitionId(3), Some(Generation(1)))]);
         let created = plan(&in_state(ReplicaState::Learner), NodeId(7), &nothing);
         assert!(created.create[0].is_learner);
-        for state in [
-            ReplicaState::Demoted,
-            ReplicaState::Stale,
-            ReplicaState::Releasing,
-        ] {
+        for state in [ReplicaState::Demoted, ReplicaState::Releasing] {
             let created = plan(&in_state(state), NodeId(7), &nothing);
             assert_eq!(created, Plan::default(), "{state:?}");
         }

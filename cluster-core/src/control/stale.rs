@@ -83,7 +83,7 @@ impl ClusterState {
 /// Why a replica that the slot has passed is stale, and its collection reconciled.
 pub fn passed(partition: PartitionId, node: NodeId) -> String {
     format!(
-        "the slot has passed {partition} on {node}, and no other replica has what it lacks: it \
-         is compared with the table once the node answers"
+        "the slot has passed {partition} on {node}, and no other replica has what it lacks: \
+         it is compared with the table"
     )
 }

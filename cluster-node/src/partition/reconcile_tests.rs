@@ -169,7 +169,11 @@ async fn p2_a_snapshot_of_before_the_attachment_is_not_taken_nor_what_was_copied
     t.reattach(100).await;
     assert!(!t.open_reconcile(5, 5).await.unwrap());
     let early = t.chunk(5, 1, 90, vec![row(1, [1.0, 0.0])]).await;
-    assert!(early.unwrap_err().contains("before the replica"));
+    assert!(
+        early
+            .unwrap_err()
+            .contains("before what the replica trusts")
+    );
     let copied = Some(mark(7, 110));
     let rows = vec![row(1, [1.0, 0.0])];
     t.last_chunk(5, 1, 110, rows, copied).await.unwrap();

@@ -178,7 +178,8 @@ async fn p2_one_that_is_being_filled_and_lacks_what_leads_to_the_slot_is_left_ou
     world.commit(20).await;
     assert_eq!(world.sent(1, 1), ["0..20"]);
     assert!(world.sent(2, 1).is_empty());
-    assert_eq!(world.sent(2, 2), ["0..20"]);
+    world.commit(30).await;
+    assert_eq!(world.sent(2, 2), ["20..30"]);
 }
 
 #[tokio::test]
