@@ -56,7 +56,7 @@ pub fn run(scale: &str, run_dir: &str, subscriber: &str, parts: &[&str]) -> Resu
             "single" => single::run(&cluster, scale)?,
             "small" => small::run(&cluster, scale)?,
             "memory" => memory::run(&cluster, scale)?,
-            _ => tps::run(&cluster, scale)?,
+            _ => tps::run(&cluster, subscriber, scale)?,
         };
         figures.insert((*part).to_owned(), found);
     }
