@@ -60,7 +60,10 @@ pub struct BackfillMark {
 }
 
 /// Where a copy goes on whose replicas hold these marks; `None`: at its first
-/// block. A replica without a mark has lost its rows, or never had them.
+/// block. A replica without a mark has lost its rows, or never had them. One that
+/// began under another snapshot, because it was opened or attached anew, lacks what
+/// others have from before, and may refuse a mark that goes back before it: the sweep
+/// goes by the first stamp.
 pub fn resume(
     marks: impl IntoIterator<Item = Option<BackfillMark>>,
     file: TableFile,
@@ -68,27 +71,23 @@ pub fn resume(
 ) -> Option<BackfillMark> {
     let mut lowest: Option<BackfillMark> = None;
     for mark in marks {
+        let first_stamp = lowest.map(|lowest| lowest.first_stamp);
         let mark = mark.filter(|mark| {
             mark.file == file
+                && first_stamp.is_none_or(|first| mark.first_stamp == first)
                 && mark.first_stamp.incarnation == incarnation
                 && mark.last_stamp.incarnation == incarnation
         })?;
-        let merged = match lowest {
-            None => mark,
-            Some(other) => {
-                let (low, high) = match mark.next_block < other.next_block {
-                    true => (mark, other),
-                    false => (other, mark),
-                };
-                BackfillMark {
-                    first_stamp: low.first_stamp.min(high.first_stamp),
-                    last_stamp: low.last_stamp.max(high.last_stamp),
-                    snapshots: low.snapshots.max(high.snapshots),
-                    ..low
-                }
-            }
+        let known = lowest.unwrap_or(mark);
+        let low = match mark.next_block < known.next_block {
+            true => mark,
+            false => known,
         };
-        lowest = Some(merged);
+        lowest = Some(BackfillMark {
+            last_stamp: mark.last_stamp.max(known.last_stamp),
+            snapshots: mark.snapshots.max(known.snapshots),
+            ..low
+        });
     }
     lowest
 }

@@ -23,7 +23,7 @@ fn mark(next_block: u32, first: u64, last: u64, snapshots: u32) -> BackfillMark 
 
 #[test]
 fn p2_a_copy_goes_on_where_the_replica_that_has_the_least_of_it_stands() {
-    let marks = [mark(700, 10, 30, 2), mark(300, 20, 20, 1)];
+    let marks = [mark(700, 10, 30, 2), mark(300, 10, 20, 1)];
     let resumed = resume(marks.map(Some), FILE, Incarnation(1)).expect("goes on");
     assert_eq!(resumed.next_block, BlockNumber(300));
     assert_eq!(resumed.rows, 3_000);
@@ -40,6 +40,14 @@ fn p2_a_copy_begins_again_where_a_replica_is_fresh_or_the_rows_have_moved() {
     assert!(going_on(&[Some(whole), Some(whole)], FILE, 1));
     assert!(!going_on(&[Some(whole), None], FILE, 1), "a fresh replica");
     assert!(!going_on(&[], FILE, 1), "nobody holds anything");
+    let later = mark(700, 20, 30, 2);
+    for marks in [[whole, later], [later, whole]] {
+        // The later one trusts nothing from before, and would refuse its mark for ever.
+        assert!(
+            !going_on(&marks.map(Some), FILE, 1),
+            "another first snapshot"
+        );
+    }
     let rewritten = TableFile {
         relfilenode: 16_401,
         ..FILE

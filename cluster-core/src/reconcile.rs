@@ -21,8 +21,8 @@
 //! argument: what the stream told of before the first stamp and no snapshot saw is gone.
 
 use crate::apply::RowState;
-use crate::backfill::{self, BackfillMark, TableFile};
-use crate::ids::{BackfillId, Incarnation};
+use crate::backfill::BackfillMark;
+use crate::ids::BackfillId;
 use crate::wal_position::WalPosition;
 
 /// What a change of the stream meets on a replica that trusts nothing below a
@@ -67,26 +67,10 @@ pub fn mark_that_holds(
     mark.filter(|_| since.is_none_or(|since| last_backfill >= since))
 }
 
-/// Where a reconcile goes on: as a backfill does, but only if all replicas began under
-/// the same snapshot. The sweep goes by the first stamp: one that began later, because it
-/// was attached anew, lacks what another has from before.
-pub fn resume(
-    marks: &[Option<BackfillMark>],
-    file: TableFile,
-    incarnation: Incarnation,
-) -> Option<BackfillMark> {
-    let first = marks.first()?.as_ref()?.first_stamp;
-    let began_then = |mark: &Option<BackfillMark>| mark.is_some_and(|m| m.first_stamp == first);
-    match marks.iter().all(began_then) {
-        true => backfill::resume(marks.iter().copied(), file, incarnation),
-        false => None,
-    }
-}
-
 /// What a table was published by, and a position of the server's since that was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeenPublished {
-    /// As in [`backfill::TableFile`].
+    /// As in [`crate::backfill::TableFile`].
     pub membership: u32,
     pub seen_at: WalPosition,
     /// The collection is complete: under which membership its rows came is noted with it.
@@ -134,6 +118,7 @@ pub fn is_former_swept(ended: WalPosition, first_stamp: WalPosition) -> bool {
 mod tests {
     use super::*;
     use crate::backfill::{BlockNumber, TableFile};
+    use crate::ids::Incarnation;
     use crate::wal_position::Lsn;
 
     fn at(lsn: u64) -> WalPosition {

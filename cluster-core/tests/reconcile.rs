@@ -5,12 +5,10 @@
 #![allow(clippy::unwrap_used)]
 
 use cluster_core::apply::{self, RowState, StoredRow, StoredVector};
-use cluster_core::backfill::{BackfillMark, BlockNumber, TableFile};
+use cluster_core::backfill::{BackfillMark, BlockNumber, TableFile, resume};
 use cluster_core::change::VectorColumn;
 use cluster_core::ids::{BackfillId, Incarnation};
-use cluster_core::reconcile::{
-    admits_chunk, admits_stamp, distrust, is_swept, mark_that_holds, resume,
-};
+use cluster_core::reconcile::{admits_chunk, admits_stamp, distrust, is_swept, mark_that_holds};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
@@ -346,7 +344,7 @@ impl World {
                 Some(mark) => vec![Some(mark)],
                 None => self.replicas.iter().map(|r| r.mark).collect(),
             };
-            let mut mark = resume(&known, file, NOW).unwrap_or(BackfillMark {
+            let mut mark = resume(known, file, NOW).unwrap_or(BackfillMark {
                 file,
                 next_block: BlockNumber(0),
                 first_stamp: behind(seen),

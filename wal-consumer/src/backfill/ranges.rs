@@ -10,9 +10,10 @@ use super::snapshot::Snapshot;
 use super::table::{KeyColumn, Table};
 use crate::vector;
 use anyhow::anyhow;
-use cluster_core::backfill::{BackfillMark, BlockNumber, FIRST_RANGE_BLOCKS, next_range_blocks};
+use cluster_core::backfill::{
+    BackfillMark, BlockNumber, FIRST_RANGE_BLOCKS, next_range_blocks, resume,
+};
 use cluster_core::change::BackfillRow;
-use cluster_core::reconcile;
 use cluster_core::row_key::RowKey;
 use futures::StreamExt;
 use std::pin::pin;
@@ -89,7 +90,7 @@ impl Attempt<'_> {
         table: &Table,
     ) -> BackfillMark {
         let incarnation = snapshot.stamp.incarnation;
-        let resumed = reconcile::resume(marks, snapshot.file, incarnation);
+        let resumed = resume(marks.iter().copied(), snapshot.file, incarnation);
         let had_marks = marks.iter().any(Option::is_some);
         match &resumed {
             Some(mark) => {
