@@ -11,6 +11,7 @@
 //! - `arena`: append-only storage that readers use without locks.
 //! - `codes`: one-bit codes of a node's neighbours, scanned as a batch.
 //! - `hnsw`: the navigable graph (Malkov & Yashunin, arXiv:1603.09320).
+//! - `life`: who may see a vector: current, former, removed.
 //! - [`partition_index`]: rows, their life, the tail, folding.
 //! - [`cursor`]: one search, page by page, until nothing is left.
 
@@ -19,6 +20,7 @@ mod codes;
 pub mod cursor;
 mod distance;
 mod hnsw;
+mod life;
 pub mod params;
 pub mod partition_index;
 mod region;

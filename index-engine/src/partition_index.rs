@@ -9,13 +9,11 @@
 //! Searches take no lock and never wait for a writer. Inserts go one at a time,
 //! folding runs on as many threads as call it.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use parking_lot::Mutex;
 
-use crate::arena::Segments;
 use crate::cursor::Cursor;
 use crate::hnsw::{Hnsw, level_of};
+use crate::life::Lives;
 use crate::params::{EF_MAX, IndexError, IndexParams, VECTORS_MAX, in_range};
 use crate::tail::Tail;
 
@@ -23,16 +21,11 @@ use crate::tail::Tail;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VectorId(pub u32);
 
-/// States of a vector; any other value is the xid that ended it.
-const REMOVED: u64 = 0;
-const CURRENT: u64 = u64::MAX;
-
 pub struct PartitionIndex {
     params: IndexParams,
     pub(crate) hnsw: Hnsw,
-    states: Segments<AtomicU64>,
+    lives: Lives,
     tail: Tail,
-    removed: AtomicU32,
     writer: Mutex<()>,
 }
 
@@ -41,9 +34,8 @@ impl PartitionIndex {
         params.check()?;
         Ok(Self {
             hnsw: Hnsw::new(&params),
-            states: Segments::new(1),
+            lives: Lives::new(),
             tail: Tail::default(),
-            removed: AtomicU32::new(0),
             writer: Mutex::new(()),
             params,
         })
@@ -85,8 +77,7 @@ impl PartitionIndex {
             return Err(IndexError::Full { limit: VECTORS_MAX });
         }
         let reserve = |id| {
-            self.states.ensure(id);
-            self.states.row(id)[0].store(CURRENT, Ordering::Relaxed);
+            self.lives.begin(id);
             self.hnsw.reserve(id, level, prepared);
         };
         // SAFETY: the writer's lock is held.
@@ -99,21 +90,12 @@ impl PartitionIndex {
     /// may still see the row: `snapshot_xmin <= ended_xid`. Repeating it keeps the
     /// later xid; a removed vector stays removed.
     pub fn end(&self, id: VectorId, ended_xid: u64) {
-        let ended = ended_xid.clamp(REMOVED + 1, CURRENT - 1);
-        let _ =
-            self.state(id)
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| match state {
-                    REMOVED => None,
-                    CURRENT => Some(ended),
-                    before => Some(before.max(ended)),
-                });
+        self.lives.end(self.known(id), ended_xid);
     }
 
     /// No page returns the vector any more, open cursors included.
     pub fn remove(&self, id: VectorId) {
-        if self.state(id).swap(REMOVED, Ordering::AcqRel) != REMOVED {
-            self.removed.fetch_add(1, Ordering::Relaxed);
-        }
+        self.lives.remove(self.known(id));
     }
 
     /// Links up to `rows_max` vectors of the tail into the graph and returns how
@@ -126,7 +108,7 @@ impl PartitionIndex {
             && let Some(id) = self.tail.claim(published)
         {
             // A removed vector is nobody's result and nobody's waypoint yet.
-            if self.state(VectorId(id)).load(Ordering::Acquire) != REMOVED {
+            if !self.lives.is_removed(id) {
                 self.hnsw.link(id);
             }
             self.tail.finish(id);
@@ -148,7 +130,7 @@ impl PartitionIndex {
 
     /// Removed vectors, which cost memory and detours until the index is rebuilt.
     pub fn removed_len(&self) -> usize {
-        self.removed.load(Ordering::Relaxed) as usize
+        self.lives.removed_len()
     }
 
     /// Bytes of vectors, links and states; open cursors not counted.
@@ -156,7 +138,7 @@ impl PartitionIndex {
         let vectors = self.hnsw.vectors.len();
         size_of::<Self>()
             + self.hnsw.memory_bytes(vectors)
-            + vectors as usize * size_of::<AtomicU64>()
+            + vectors as usize * Lives::BYTES_PER_VECTOR
     }
 
     /// Opens a search over the vectors inserted so far. `ef` rows are kept in
@@ -196,18 +178,17 @@ impl PartitionIndex {
     /// May a search with this snapshot return the vector?
     #[inline]
     pub(crate) fn is_visible(&self, id: u32, snapshot_xmin: u64) -> bool {
-        let state = self.states.row(id)[0].load(Ordering::Acquire);
-        state != REMOVED && state >= snapshot_xmin
+        self.lives.is_visible(id, snapshot_xmin)
     }
 
     #[inline]
     pub(crate) fn prefetch_state(&self, id: u32) {
-        crate::arena::prefetch(&self.states.row(id)[0]);
+        self.lives.prefetch(id);
     }
 
-    fn state(&self, id: VectorId) -> &AtomicU64 {
+    fn known(&self, id: VectorId) -> u32 {
         let len = self.hnsw.vectors.len();
         assert!(id.0 < len, "vector {} of {len} does not exist", id.0);
-        &self.states.row(id.0)[0]
+        id.0
     }
 }
