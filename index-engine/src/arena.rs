@@ -83,7 +83,7 @@ fn place(row: u32) -> (usize, usize) {
     (bucket as usize, (row - first) as usize)
 }
 
-/// The vectors, padded with zeros to whole lanes, and how many are published.
+/// The vectors as whole lanes, and how many are published.
 pub(crate) struct VectorArena {
     lanes: Segments<UnsafeCell<Lane>>,
     published: AtomicU32,
@@ -96,9 +96,10 @@ pub(crate) struct VectorArena {
 unsafe impl Sync for VectorArena {}
 
 impl VectorArena {
-    pub(crate) fn new(dimensions: usize) -> Self {
+    /// Of vectors of so many lanes each.
+    pub(crate) fn new(lanes: usize) -> Self {
         Self {
-            lanes: Segments::new(dimensions.div_ceil(Lane::WIDTH)),
+            lanes: Segments::new(lanes),
             published: AtomicU32::new(0),
         }
     }
@@ -120,14 +121,19 @@ impl VectorArena {
     /// # Safety
     /// At most one call runs at a time: the caller holds the writer's lock.
     #[allow(unsafe_code)]
-    pub(crate) unsafe fn append(&self, vector: &[f32], before_publish: impl FnOnce(u32)) -> u32 {
+    pub(crate) unsafe fn append(&self, vector: &[Lane], before_publish: impl FnOnce(u32)) -> u32 {
         let row = self.published.load(Ordering::Relaxed);
         self.lanes.ensure(row);
-        for (cell, values) in self.lanes.row(row).iter().zip(vector.chunks(Lane::WIDTH)) {
+        let cells = self.lanes.row(row);
+        assert_eq!(
+            cells.len(),
+            vector.len(),
+            "vectors of one index have one length"
+        );
+        for (cell, lane) in cells.iter().zip(vector) {
             // SAFETY: the row is not published, so nobody reads it, and this is
             // the only writer by the function's contract.
-            let lane = unsafe { &mut *cell.get() };
-            lane.0[..values.len()].copy_from_slice(values);
+            unsafe { *cell.get() = *lane };
         }
         before_publish(row);
         self.published.store(row + 1, Ordering::Release);
@@ -230,15 +236,14 @@ mod tests {
 
     #[test]
     #[allow(unsafe_code)]
-    fn appended_vectors_keep_their_values_and_zero_padding() {
-        let arena = VectorArena::new(19);
+    fn appended_vectors_keep_their_values() {
+        let arena = VectorArena::new(2);
         for row in 0..2_000u32 {
             let vector: Vec<f32> = (0..19).map(|i| (row * 31 + i) as f32).collect();
+            let lanes = Lane::pack(&vector);
             // SAFETY: one thread.
-            assert_eq!(unsafe { arena.append(&vector, |_| {}) }, row);
-            let stored: Vec<f32> = arena.get(row).iter().flat_map(|l| l.0).collect();
-            assert_eq!(&stored[..19], &vector[..]);
-            assert!(stored[19..].iter().all(|x| *x == 0.0));
+            assert_eq!(unsafe { arena.append(&lanes, |_| {}) }, row);
+            assert_eq!(arena.get(row), &*lanes);
         }
         assert_eq!(arena.len(), 2_000);
     }

@@ -123,7 +123,7 @@ impl AnyWalk {
 
 impl Cursor {
     pub(crate) fn new(
-        query: &[f32],
+        target: Box<[Lane]>,
         has_codes: bool,
         visited: Visited,
         ef: usize,
@@ -131,7 +131,6 @@ impl Cursor {
         linked: u32,
         upto: u32,
     ) -> Self {
-        let target = Lane::pack(query);
         Self {
             lookup: has_codes.then(|| Lookup::new(&target)),
             target,

@@ -12,6 +12,7 @@
 use parking_lot::Mutex;
 
 use crate::cursor::Cursor;
+use crate::distance::Lane;
 use crate::hnsw::{Hnsw, level_of};
 use crate::life::Lives;
 use crate::params::{EF_MAX, IndexError, IndexParams, VECTORS_MAX, in_range};
@@ -65,12 +66,10 @@ impl PartitionIndex {
         level_hash: u64,
     ) -> Result<VectorId, IndexError> {
         assert_eq!(self.params, other.params, "indexes of two kinds");
-        let lanes = other.hnsw.vectors.get(id.0).iter();
-        let prepared: Vec<f32> = lanes.flat_map(|lane| lane.0).collect();
-        self.insert_prepared(&prepared, level_hash)
+        self.insert_prepared(other.hnsw.vectors.get(id.0), level_hash)
     }
 
-    fn insert_prepared(&self, prepared: &[f32], level_hash: u64) -> Result<VectorId, IndexError> {
+    fn insert_prepared(&self, prepared: &[Lane], level_hash: u64) -> Result<VectorId, IndexError> {
         let level = level_of(level_hash, self.params.m);
         let _writer = self.writer.lock();
         if self.hnsw.vectors.len() >= VECTORS_MAX {
@@ -161,7 +160,7 @@ impl PartitionIndex {
         let lookup = linked > 0 && self.hnsw.coding.is_some();
         let visited = self.hnsw.visited.take(upto);
         Ok(Cursor::new(
-            &query,
+            query,
             lookup,
             visited,
             ef,

@@ -75,7 +75,7 @@ impl Hnsw {
             .as_ref()
             .map_or(params.dimensions, |coding| coding.rotation.dimensions());
         Self {
-            vectors: VectorArena::new(dimensions),
+            vectors: VectorArena::new(dimensions.div_ceil(Lane::WIDTH)),
             scorer: Scorer::new(params.metric),
             visited: Arc::default(),
             graph: graph::Graph::new(params.m, coding.is_none()),
@@ -85,20 +85,20 @@ impl Hnsw {
     }
 
     /// The vector as it is stored and compared.
-    pub(crate) fn prepare(&self, vector: &[f32]) -> Vec<f32> {
+    pub(crate) fn prepare(&self, vector: &[f32]) -> Box<[Lane]> {
         let prepared = self.scorer.prepare(vector);
         match &self.coding {
-            Some(coding) => coding.rotation.apply(&prepared),
-            None => prepared.into_owned(),
+            Some(coding) => Lane::pack(&coding.rotation.apply(&prepared)),
+            None => Lane::pack(&prepared),
         }
     }
 
     /// Reserves the links of a vector about to be published. One writer at a time.
-    pub(crate) fn reserve(&self, id: u32, level: u8, vector: &[f32]) {
+    pub(crate) fn reserve(&self, id: u32, level: u8, vector: &[Lane]) {
         self.graph.reserve(id, level);
         if let Some(coding) = &self.coding {
             coding.blocks.reserve(id);
-            coding.sketches.write(id, vector);
+            coding.sketches.write(id, Lane::floats(vector));
         }
     }
 
