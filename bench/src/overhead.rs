@@ -5,7 +5,7 @@
 use crate::percentile::{micros, percentile};
 use anyhow::{Result, ensure};
 use cluster_core::row_key::RowKey;
-use index_engine::{IndexParams, Metric, PartitionIndex};
+use index_engine::{IndexParams, Metric, PartitionIndex, Representation};
 use postgres::{Client, NoTls};
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,7 @@ fn build(rows: &[(i64, Vec<f32>)]) -> Result<PartitionIndex> {
         dimensions: rows[0].1.len(),
         m: 16,
         ef_construction: 64,
+        representation: Representation::default(),
     })?;
     for (id, vector) in rows {
         let key = RowKey::from_columns([id.to_be_bytes().as_slice()])?;

@@ -27,5 +27,5 @@ mod region;
 mod tail;
 
 pub use cursor::{Cursor, Page};
-pub use params::{IndexError, IndexParams, Metric};
+pub use params::{IndexError, IndexParams, Metric, Representation};
 pub use partition_index::{PartitionIndex, VectorId};

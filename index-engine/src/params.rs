@@ -26,12 +26,31 @@ pub enum Metric {
     InnerProduct,
 }
 
+/// From so many dimensions on, one-bit codes tell near from far well enough: their
+/// error falls with the root of the dimensions, and the more they err, the more
+/// sketches a search has to look at. Fewer are not measured against exact distances.
+const CODED_DIMENSIONS_MIN: usize = 128;
+
+/// How vectors are held for searching.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Representation {
+    /// `Coded` from 128 dimensions on, `Plain` below.
+    #[default]
+    ByDimensions,
+    /// Vectors only. Searches compute exact distances.
+    Plain,
+    /// For speed: beside the vectors a sketch of each, a byte a dimension, and one-bit codes of
+    /// its neighbours, `m / 4` bytes a dimension.
+    Coded,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexParams {
     pub metric: Metric,
     pub dimensions: usize,
     pub m: usize,
     pub ef_construction: usize,
+    pub representation: Representation,
 }
 
 /// Every kind is the caller's input to correct, except `Full`, which asks for a split.
@@ -61,6 +80,17 @@ impl IndexParams {
             self.ef_construction,
             &EF_CONSTRUCTION_RANGE,
         )
+    }
+
+    /// The representation, chosen by dimensions where that is asked for.
+    pub(crate) fn chosen(&self) -> Representation {
+        match self.representation {
+            Representation::ByDimensions if self.dimensions >= CODED_DIMENSIONS_MIN => {
+                Representation::Coded
+            }
+            Representation::ByDimensions => Representation::Plain,
+            chosen => chosen,
+        }
     }
 
     pub(crate) fn check_vector(&self, vector: &[f32]) -> Result<(), IndexError> {

@@ -1,7 +1,7 @@
 //! What an index refuses, and how it says so.
 #![allow(clippy::unwrap_used)]
 
-use index_engine::{IndexError, IndexParams, Metric, PartitionIndex};
+use index_engine::{IndexError, IndexParams, Metric, PartitionIndex, Representation};
 
 fn params() -> IndexParams {
     IndexParams {
@@ -9,6 +9,7 @@ fn params() -> IndexParams {
         dimensions: 3,
         m: 16,
         ef_construction: 64,
+        representation: Representation::default(),
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod world;
 
-use index_engine::{Metric, Page, VectorId};
+use index_engine::{Metric, Page, Representation, VectorId};
 use world::{World, collect, drain};
 
 /// Below 128 dimensions the graph is walked by exact distances, from there on by
@@ -27,6 +27,23 @@ fn graph_search_recalls_what_brute_force_finds() {
             assert_eq!(world.index.tail_len(), 0);
             let recall = world.recall(100, 10, 100);
             assert!(recall >= 0.98, "{metric:?}: recall {recall}");
+        }
+    }
+}
+
+#[test]
+fn either_representation_serves_any_number_of_dimensions() {
+    for representation in [Representation::Plain, Representation::Coded] {
+        for dimensions in [5, 150] {
+            let mut world = World::of(Metric::L2, dimensions, 16, 100, representation);
+            world.add_clustered(1_500, 20);
+            world.index.fold(usize::MAX);
+            let recall = world.recall(100, 10, 100);
+            assert!(recall >= 0.95, "{representation:?} {dimensions}: {recall}");
+            // Codes and sketches are what one of them has beside vectors and links.
+            let beside = world.index.memory_bytes() / 1_500 - 4 * dimensions.next_multiple_of(16);
+            let is_coded = representation == Representation::Coded;
+            assert_eq!(beside > 4 * dimensions + 300, is_coded, "{beside} bytes");
         }
     }
 }

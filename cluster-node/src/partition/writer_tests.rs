@@ -64,6 +64,7 @@ impl ByHand {
             dimensions: 2,
             m: 16,
             ef_construction: 64,
+            representation: index_engine::Representation::default(),
         });
         let index = index.unwrap();
         let id = ReplicaId {

@@ -1,7 +1,7 @@
 //! Build time, memory, recall and queries per second of one search thread, on a data
 //! set or on noise.
 //!
-//! `cargo run --release -p index-engine --example search -- FOLDER|noise:ROWSxDIMENSIONS [m=16] [ef_construction=100] [threads=1] [queries=2000] [rounds=5] [ef=10,14,20,…]`
+//! `cargo run --release -p index-engine --example search -- FOLDER|noise:ROWSxDIMENSIONS [m=16] [ef_construction=100] [representation=default|plain|coded] [threads=1] [queries=2000] [rounds=5] [ef=10,14,20,…]`
 //! FOLDER holds `base.npy`, `query.npy` (f32, C order), `gt_ids.npy` (exact nearest,
 //! i32 or i64) and `meta.json` with its metric, "l2" or another for cosine. Noise is
 //! compared with the exact search of the engine, and every row is looked for by its own
@@ -18,7 +18,7 @@ use std::error::Error;
 use std::path::Path;
 use std::time::Instant;
 
-use index_engine::{IndexParams, Metric, PartitionIndex};
+use index_engine::{IndexParams, Metric, PartitionIndex, Representation};
 
 /// Rows that a search asks for when speed is measured.
 const ROWS: usize = 10;
@@ -175,6 +175,15 @@ fn build(
     Ok(index)
 }
 
+fn representation(name: &str) -> Result<Representation, String> {
+    match name {
+        "default" => Ok(Representation::default()),
+        "plain" => Ok(Representation::Plain),
+        "coded" => Ok(Representation::Coded),
+        other => Err(format!("no representation is called {other}")),
+    }
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let value = |name: &str, default: &str| {
@@ -190,6 +199,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         dimensions: data.base[0].len(),
         m: value("m", "16").parse()?,
         ef_construction: value("ef_construction", "100").parse()?,
+        representation: representation(&value("representation", "default"))?,
     };
     let index = build(&data, params, value("threads", "1").parse()?)?;
     let mut truth = data.truth.clone();

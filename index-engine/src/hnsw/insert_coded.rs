@@ -133,6 +133,7 @@ mod tests {
             dimensions,
             m,
             ef_construction: 40,
+            representation: crate::Representation::Coded,
         };
         let index = PartitionIndex::new(params).expect("good parameters");
         let mut state = 3u64;

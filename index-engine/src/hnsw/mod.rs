@@ -25,7 +25,7 @@ use std::sync::Arc;
 use crate::arena::VectorArena;
 use crate::codes::{Blocks, Rotation, Sketches};
 use crate::distance::{Lane, Scorer};
-use crate::params::IndexParams;
+use crate::params::{IndexParams, Representation};
 
 pub(crate) use beam::{Beam, Eligible, Sight};
 pub(crate) use candidate::Candidate;
@@ -33,10 +33,6 @@ pub(crate) use graph::level_of;
 pub(crate) use visited::{Visited, VisitedPool};
 pub(crate) use walk::Walk;
 
-/// From so many dimensions on, one-bit codes tell near from far well enough: their
-/// error falls with the root of the dimensions, and the more they err, the more
-/// sketches a search has to look at. Fewer are not measured against exact distances.
-const CODED_DIMENSIONS_MIN: usize = 128;
 /// Where a search over codes leaves the upper levels: a step on level 0 costs less
 /// than the sixteen exact distances of one on level 1.
 const START_LEVEL: u8 = 2;
@@ -61,7 +57,7 @@ pub(crate) struct Hnsw {
 
 impl Hnsw {
     pub(crate) fn new(params: &IndexParams) -> Self {
-        let coding = (params.dimensions >= CODED_DIMENSIONS_MIN).then(|| {
+        let coding = (params.chosen() == Representation::Coded).then(|| {
             let rotation = Rotation::new(params.dimensions);
             let blocks = Blocks::new(params.metric, rotation.dimensions(), 2 * params.m);
             let sketches = Sketches::new(params.metric, rotation.dimensions());

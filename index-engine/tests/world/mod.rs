@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use index_engine::{Cursor, IndexParams, Metric, PartitionIndex, VectorId};
+use index_engine::{Cursor, IndexParams, Metric, PartitionIndex, Representation, VectorId};
 
 /// SplitMix64: a test run repeats itself.
 pub struct Random(pub u64);
@@ -36,11 +36,23 @@ pub struct World {
 
 impl World {
     pub fn new(metric: Metric, dimensions: usize, m: usize, ef_construction: usize) -> Self {
+        let by_dimensions = Representation::default();
+        Self::of(metric, dimensions, m, ef_construction, by_dimensions)
+    }
+
+    pub fn of(
+        metric: Metric,
+        dimensions: usize,
+        m: usize,
+        ef_construction: usize,
+        representation: Representation,
+    ) -> Self {
         let params = IndexParams {
             metric,
             dimensions,
             m,
             ef_construction,
+            representation,
         };
         Self {
             index: PartitionIndex::new(params).unwrap(),
