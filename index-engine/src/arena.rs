@@ -6,10 +6,13 @@
 //! the system allows it: a search's random reads then miss fewer translations.
 
 use std::cell::UnsafeCell;
-use std::sync::OnceLock;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::distance::Lane;
+use crate::memory::{Advice, Backing};
+use crate::params::IndexError;
 use crate::region::Region;
 
 /// Rows of the first bucket, as a power of two.
@@ -40,23 +43,69 @@ unsafe impl ZeroIsValid for UnsafeCell<Lane> {}
 pub(crate) struct Segments<T> {
     buckets: [OnceLock<Region<T>>; BUCKETS],
     stride: usize,
+    /// Where buckets come from, if not from the system.
+    backing: Option<Arc<dyn Backing>>,
 }
 
 impl<T: ZeroIsValid> Segments<T> {
     pub(crate) fn new(stride: usize) -> Self {
+        Self::backed(stride, None)
+    }
+
+    /// In memory that is handed in, if any.
+    fn backed(stride: usize, backing: Option<Arc<dyn Backing>>) -> Self {
         Self {
             buckets: [const { OnceLock::new() }; BUCKETS],
             stride,
+            backing,
         }
     }
 
-    /// Makes room for `row`. Only the appending writer calls this.
+    /// Makes room for `row`. Only the appending writer calls this, and not where memory is
+    /// handed in.
     pub(crate) fn ensure(&self, row: u32) {
+        assert!(self.backing.is_none(), "memory may be refused");
         let (bucket, _) = place(row);
-        self.buckets[bucket].get_or_init(|| {
-            let rows = 1usize << (bucket as u32 + FIRST_BUCKET_BITS);
-            Region::zeroed(rows * self.stride)
-        });
+        self.buckets[bucket].get_or_init(|| Region::zeroed(self.bucket_elements(bucket)));
+    }
+
+    /// The same for memory that is handed in, and may be refused.
+    fn try_ensure(&self, row: u32) -> Result<(), IndexError> {
+        let Some(backing) = &self.backing else {
+            self.ensure(row);
+            return Ok(());
+        };
+        let (bucket, _) = place(row);
+        let bucket_is_new = self.buckets[bucket].get().is_none();
+        if bucket_is_new {
+            let len = self.bucket_elements(bucket);
+            let bytes = len * size_of::<T>();
+            let mapping = backing.zeroed(bytes);
+            let mapping = mapping.ok_or(IndexError::NoMemory { bytes })?;
+            self.buckets[bucket].get_or_init(|| Region::of_mapping(mapping, len));
+        }
+        Ok(())
+    }
+
+    fn bucket_elements(&self, bucket: usize) -> usize {
+        (1 << (bucket as u32 + FIRST_BUCKET_BITS)) * self.stride
+    }
+
+    /// Tells the memory that was handed in of rows, as ranges of bytes.
+    fn advise(&self, rows: Range<u32>, advice: Advice) {
+        let row_bytes = self.stride * size_of::<T>();
+        let mut next = rows.start;
+        while next < rows.end {
+            let (bucket, offset) = place(next);
+            let bucket_rows = 1usize << (bucket as u32 + FIRST_BUCKET_BITS);
+            let count = (bucket_rows - offset).min((rows.end - next) as usize);
+            let bytes = offset * row_bytes..(offset + count) * row_bytes;
+            let region = self.buckets[bucket].get();
+            if let Some(mapping) = region.and_then(Region::mapping) {
+                mapping.advise(&[bytes], advice);
+            }
+            next += count as u32;
+        }
     }
 
     /// The row's elements.
@@ -97,16 +146,27 @@ unsafe impl Sync for VectorArena {}
 
 impl VectorArena {
     /// Of vectors of so many lanes each.
-    pub(crate) fn new(lanes: usize) -> Self {
+    pub(crate) fn new(lanes: usize, backing: Option<Arc<dyn Backing>>) -> Self {
         Self {
-            lanes: Segments::new(lanes),
+            lanes: Segments::backed(lanes, backing),
             published: AtomicU32::new(0),
         }
     }
 
-    /// Bytes of the published rows.
-    pub(crate) fn memory_bytes(&self) -> usize {
+    /// Bytes of the published rows, wherever they lie.
+    pub(crate) fn bytes(&self) -> usize {
         self.len() as usize * self.lanes.stride * size_of::<Lane>()
+    }
+
+    /// Are the rows in memory that was handed in?
+    pub(crate) fn is_backed(&self) -> bool {
+        self.lanes.backing.is_some()
+    }
+
+    /// Tells the memory that was handed in what is going to be read of it.
+    pub(crate) fn advise(&self, rows: Range<u32>, advice: Advice) {
+        self.lanes
+            .advise(rows.start..rows.end.min(self.len()), advice);
     }
 
     /// Rows that readers may see.
@@ -116,14 +176,19 @@ impl VectorArena {
     }
 
     /// Writes the next row and publishes it. `before_publish` prepares whatever
-    /// readers expect to find beside a published row.
+    /// readers expect to find beside a published row. Refuses, and changes nothing, where
+    /// memory is handed in and there is no more.
     ///
     /// # Safety
     /// At most one call runs at a time: the caller holds the writer's lock.
     #[allow(unsafe_code)]
-    pub(crate) unsafe fn append(&self, vector: &[Lane], before_publish: impl FnOnce(u32)) -> u32 {
+    pub(crate) unsafe fn append(
+        &self,
+        vector: &[Lane],
+        before_publish: impl FnOnce(u32),
+    ) -> Result<u32, IndexError> {
         let row = self.published.load(Ordering::Relaxed);
-        self.lanes.ensure(row);
+        self.lanes.try_ensure(row)?;
         let cells = self.lanes.row(row);
         assert_eq!(
             cells.len(),
@@ -137,7 +202,7 @@ impl VectorArena {
         }
         before_publish(row);
         self.published.store(row + 1, Ordering::Release);
-        row
+        Ok(row)
     }
 
     /// # Panics
@@ -237,12 +302,12 @@ mod tests {
     #[test]
     #[allow(unsafe_code)]
     fn appended_vectors_keep_their_values() {
-        let arena = VectorArena::new(2);
+        let arena = VectorArena::new(2, None);
         for row in 0..2_000u32 {
             let vector: Vec<f32> = (0..19).map(|i| (row * 31 + i) as f32).collect();
             let lanes = Lane::pack(&vector);
             // SAFETY: one thread.
-            assert_eq!(unsafe { arena.append(&lanes, |_| {}) }, row);
+            assert_eq!(unsafe { arena.append(&lanes, |_| {}) }, Ok(row));
             assert_eq!(arena.get(row), &*lanes);
         }
         assert_eq!(arena.len(), 2_000);

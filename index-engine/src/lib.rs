@@ -9,6 +9,7 @@
 //! - [`params`]: what an index is made of, its limits, and what it refuses.
 //! - `distance`: kernels, and the three metrics as a rank and as SQL shows them.
 //! - `arena`: append-only storage that readers use without locks.
+//! - [`memory`]: what a caller may hand in for the vectors to lie in.
 //! - `codes`: one-bit codes of a node's neighbours, scanned as a batch.
 //! - `hnsw`: the navigable graph (Malkov & Yashunin, arXiv:1603.09320).
 //! - `life`: who may see a vector: current, former, removed.
@@ -21,6 +22,7 @@ pub mod cursor;
 mod distance;
 mod hnsw;
 mod life;
+pub mod memory;
 pub mod params;
 pub mod partition_index;
 mod region;

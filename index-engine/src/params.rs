@@ -53,7 +53,8 @@ pub struct IndexParams {
     pub representation: Representation,
 }
 
-/// Every kind is the caller's input to correct, except `Full`, which asks for a split.
+/// Every kind is the caller's input to correct, except `Full`, which asks for a split, and
+/// `NoMemory`, which the caller's own [`Backing`](crate::memory::Backing) made.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum IndexError {
     #[error("{name} is {value}, must be between {min} and {max}")]
@@ -69,6 +70,8 @@ pub enum IndexError {
     NotFinite { position: usize, value: f32 },
     #[error("the index holds {limit} vectors, its limit")]
     Full { limit: u32 },
+    #[error("the index was refused {bytes} bytes of memory")]
+    NoMemory { bytes: usize },
 }
 
 impl IndexParams {

@@ -9,12 +9,16 @@
 //! Searches take no lock and never wait for a writer. Inserts go one at a time,
 //! folding runs on as many threads as call it.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use parking_lot::Mutex;
 
 use crate::cursor::Cursor;
 use crate::distance::Lane;
 use crate::hnsw::{Hnsw, level_of};
 use crate::life::Lives;
+use crate::memory::{Advice, Backing};
 use crate::params::{EF_MAX, IndexError, IndexParams, VECTORS_MAX, in_range};
 use crate::tail::Tail;
 
@@ -32,9 +36,22 @@ pub struct PartitionIndex {
 
 impl PartitionIndex {
     pub fn new(params: IndexParams) -> Result<Self, IndexError> {
+        Self::made(params, None)
+    }
+
+    /// The same with the original vectors in memory that `backing` hands in. It is not
+    /// counted in `memory_bytes`.
+    pub fn with_backing(
+        params: IndexParams,
+        backing: Arc<dyn Backing>,
+    ) -> Result<Self, IndexError> {
+        Self::made(params, Some(backing))
+    }
+
+    fn made(params: IndexParams, backing: Option<Arc<dyn Backing>>) -> Result<Self, IndexError> {
         params.check()?;
         Ok(Self {
-            hnsw: Hnsw::new(&params),
+            hnsw: Hnsw::new(&params, backing),
             lives: Lives::new(),
             tail: Tail::default(),
             writer: Mutex::new(()),
@@ -81,7 +98,7 @@ impl PartitionIndex {
         };
         // SAFETY: the writer's lock is held.
         #[allow(unsafe_code)]
-        let id = unsafe { self.hnsw.vectors.append(prepared, reserve) };
+        let id = unsafe { self.hnsw.vectors.append(prepared, reserve) }?;
         Ok(VectorId(id))
     }
 
@@ -130,6 +147,12 @@ impl PartitionIndex {
     /// Removed vectors, which cost memory and detours until the index is rebuilt.
     pub fn removed_len(&self) -> usize {
         self.lives.removed_len()
+    }
+
+    /// Tells the memory that was handed in about the original vectors of these ids, as far as
+    /// they are there. Without such memory nothing happens.
+    pub fn advise(&self, ids: Range<u32>, advice: Advice) {
+        self.hnsw.vectors.advise(ids, advice);
     }
 
     /// Bytes of vectors, links and states; open cursors not counted.

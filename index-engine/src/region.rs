@@ -1,9 +1,10 @@
-//! Zeroed memory from the system, on huge pages where it allows them.
+//! Zeroed memory: from the system, on huge pages where it allows them, or handed in.
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
 use crate::arena::ZeroIsValid;
+use crate::memory::Mapping;
 
 /// Below, a huge page would be mostly empty.
 const HUGE_FROM_BYTES: usize = 4 << 20;
@@ -12,6 +13,8 @@ const HUGE_FROM_BYTES: usize = 4 << 20;
 pub(crate) struct Region<T> {
     first: NonNull<T>,
     len: usize,
+    /// Whose memory it is, where it was handed in.
+    mapping: Option<Box<dyn Mapping>>,
     owns: PhantomData<T>,
 }
 
@@ -57,6 +60,22 @@ impl<T: ZeroIsValid> Region<T> {
         Self {
             first,
             len,
+            mapping: None,
+            owns: PhantomData,
+        }
+    }
+
+    /// Elements in memory that was handed in for as many bytes as they take.
+    ///
+    /// # Panics
+    /// If it is not aligned as its contract says.
+    pub(crate) fn of_mapping(mapping: Box<dyn Mapping>, len: usize) -> Self {
+        let first = mapping.start().cast::<T>();
+        assert!(first.is_aligned(), "memory at {first:?} is not aligned");
+        Self {
+            first,
+            len,
+            mapping: Some(mapping),
             owns: PhantomData,
         }
     }
@@ -70,15 +89,21 @@ impl<T: ZeroIsValid> Region<T> {
         Self {
             first: NonNull::from(elements).cast(),
             len,
+            mapping: None,
             owns: PhantomData,
         }
     }
 }
 
 impl<T> Region<T> {
+    /// What the memory was handed in as.
+    pub(crate) fn mapping(&self) -> Option<&dyn Mapping> {
+        self.mapping.as_deref()
+    }
+
     #[inline]
     pub(crate) fn elements(&self) -> &[T] {
-        // SAFETY: `len` elements, zeroed and so valid (`zeroed` asks for
+        // SAFETY: `len` elements, zeroed and so valid (who makes a region asks for
         // `ZeroIsValid`), mapped until the region is dropped.
         #[allow(unsafe_code)]
         unsafe {
@@ -89,6 +114,9 @@ impl<T> Region<T> {
 
 impl<T> Drop for Region<T> {
     fn drop(&mut self) {
+        if self.mapping.is_some() {
+            return;
+        }
         let bytes = self.len * size_of::<T>();
         // SAFETY: what `of_box` leaked, or the mapping that `zeroed` made. Its elements
         // own nothing: their zero bytes are valid values.

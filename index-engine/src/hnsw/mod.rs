@@ -25,6 +25,7 @@ use std::sync::Arc;
 use crate::arena::VectorArena;
 use crate::codes::{Blocks, Rotation, Sketches};
 use crate::distance::{Lane, Scorer};
+use crate::memory::Backing;
 use crate::params::{IndexParams, Representation};
 
 pub(crate) use beam::{Beam, Eligible, Sight};
@@ -56,7 +57,7 @@ pub(crate) struct Hnsw {
 }
 
 impl Hnsw {
-    pub(crate) fn new(params: &IndexParams) -> Self {
+    pub(crate) fn new(params: &IndexParams, backing: Option<Arc<dyn Backing>>) -> Self {
         let coding = (params.chosen() == Representation::Coded).then(|| {
             let rotation = Rotation::new(params.dimensions);
             let blocks = Blocks::new(params.metric, rotation.dimensions(), 2 * params.m);
@@ -71,7 +72,7 @@ impl Hnsw {
             .as_ref()
             .map_or(params.dimensions, |coding| coding.rotation.dimensions());
         Self {
-            vectors: VectorArena::new(dimensions.div_ceil(Lane::WIDTH)),
+            vectors: VectorArena::new(dimensions.div_ceil(Lane::WIDTH), backing),
             scorer: Scorer::new(params.metric),
             visited: Arc::default(),
             graph: graph::Graph::new(params.m, coding.is_none()),
@@ -108,6 +109,10 @@ impl Hnsw {
         let blocks = self.coding.as_ref().map_or(0, |c| {
             c.blocks.bytes_per_node() + c.sketches.bytes_per_node()
         });
-        self.vectors.memory_bytes() + self.graph.memory_bytes(vectors) + vectors as usize * blocks
+        let vectors_bytes = match self.vectors.is_backed() {
+            true => 0,
+            false => self.vectors.bytes(),
+        };
+        vectors_bytes + self.graph.memory_bytes(vectors) + vectors as usize * blocks
     }
 }
