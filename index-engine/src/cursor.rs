@@ -1,20 +1,22 @@
 //! One search, page by page, until nothing is left.
 //!
-//! The visible rows fall into two parts that a cursor fixes when it opens: ids
-//! below `linked`, which the graph's walk finds, and the tail above, scanned
-//! exactly on the first page. What the walk cannot reach is swept, exactly, once
-//! it has nothing more. Each id belongs to one part and comes out once. Vectors
-//! inserted or folded meanwhile serve the walk as waypoints, never as hits.
+//! The visible rows fall into two parts that a cursor fixes when it opens: those
+//! born before `linked`, which the graph's walk finds, and the tail of those born
+//! later, scanned exactly on the first page. What the walk cannot reach is swept,
+//! exactly, once it has nothing more. Each row belongs to one part and comes out
+//! once. Vectors inserted or folded meanwhile serve the walk as waypoints, never as
+//! hits. While a cursor is open, no slot that it can come to is used again.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::ops::Range;
 
 use crate::codes::Lookup;
 use crate::distance::Lane;
 use crate::hnsw::{Beam, Candidate, Eligible, Sight, Visited, Walk};
 use crate::params::PAGE_ROWS_MAX;
 use crate::partition_index::{PartitionIndex, VectorId};
+use crate::readers::Reader;
+use crate::tail::TailPart;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Page {
@@ -38,31 +40,36 @@ pub struct Cursor {
     lookup: Option<Lookup>,
     ef: usize,
     snapshot_xmin: u64,
-    linked: u32,
-    upto: u32,
+    exact: bool,
+    /// What was born before is found by the walk; nothing if it is zero.
+    linked: u64,
+    /// What was born before this and not linked; empty once scanned.
+    tail: TailPart,
     visited: Visited,
     walk: AnyWalk,
     /// Exactly scanned rows, of the tail and of the sweep.
     scanned: BinaryHeap<Reverse<Candidate>>,
-    tail_scanned: bool,
+    started: bool,
     swept: bool,
     bound: f64,
+    _reader: Reader,
 }
 
 /// The rows of a search in the graph.
 struct Rows<'a> {
     index: &'a PartitionIndex,
-    linked: u32,
+    linked: u64,
     snapshot_xmin: u64,
 }
 
 impl Eligible for Rows<'_> {
     fn prefetch(&self, id: u32) {
-        self.index.prefetch_state(id);
+        self.index.lives.prefetch(id);
     }
 
     fn is_eligible(&self, id: u32) -> bool {
-        id < self.linked && self.index.is_visible(id, self.snapshot_xmin)
+        let lives = &self.index.lives;
+        lives.is_visible_before(id, self.linked, self.snapshot_xmin)
     }
 }
 
@@ -126,18 +133,20 @@ impl Cursor {
         target: Box<[Lane]>,
         has_codes: bool,
         visited: Visited,
-        ef: usize,
+        (ef, exact): (usize, bool),
         snapshot_xmin: u64,
-        linked: u32,
-        upto: u32,
+        tail: TailPart,
+        reader: Reader,
     ) -> Self {
+        let linked = if exact { 0 } else { tail.births().start };
         Self {
             lookup: has_codes.then(|| Lookup::new(&target)),
             target,
             ef,
             snapshot_xmin,
+            exact,
             linked,
-            upto,
+            tail,
             visited,
             walk: if has_codes {
                 AnyWalk::Coded(Beam::default())
@@ -145,9 +154,10 @@ impl Cursor {
                 AnyWalk::Exact(Walk::default())
             },
             scanned: BinaryHeap::new(),
-            tail_scanned: false,
+            started: false,
             swept: linked == 0,
             bound: f64::NEG_INFINITY,
+            _reader: reader,
         }
     }
 
@@ -164,9 +174,9 @@ impl Cursor {
         let mut found: Vec<Candidate> = Vec::with_capacity(rows);
         let mut distances = 0;
         let mut tail_rows = 0;
-        if !self.tail_scanned {
-            self.tail_scanned = true;
-            tail_rows = self.scan(index, self.linked..self.upto, false);
+        if !self.started {
+            self.started = true;
+            tail_rows = self.scan_first(index);
             distances += tail_rows;
         }
         loop {
@@ -211,6 +221,7 @@ impl Cursor {
             + self.visited.memory_bytes()
             + self.lookup.as_ref().map_or(0, Lookup::memory_bytes)
             + self.walk.memory_bytes()
+            + self.tail.memory_bytes()
             + self.scanned.capacity() * size_of::<Candidate>()
     }
 
@@ -249,17 +260,43 @@ impl Cursor {
         };
         if !more && !self.swept {
             self.swept = true;
-            *distances += self.scan(index, 0..self.linked, true);
+            *distances += self.sweep(index);
         }
         more
     }
 
+    /// Ranks the tail, or for an exact search everything.
+    fn scan_first(&mut self, index: &PartitionIndex) -> usize {
+        let tail = std::mem::take(&mut self.tail);
+        let born_before = tail.births().end;
+        if self.exact {
+            let slots = 0..index.hnsw.vectors.len();
+            return self.scan(index, slots, born_before, false);
+        }
+        self.scan(index, tail.slots(), born_before, false)
+    }
+
+    /// Ranks the linked rows that the walk has not met.
+    fn sweep(&mut self, index: &PartitionIndex) -> usize {
+        let slots = 0..index.hnsw.vectors.len();
+        self.scan(index, slots, self.linked, true)
+    }
+
     /// Ranks visible rows exactly; on a sweep only those not met by the walk.
-    fn scan(&mut self, index: &PartitionIndex, ids: Range<u32>, sweep: bool) -> usize {
+    fn scan(
+        &mut self,
+        index: &PartitionIndex,
+        slots: impl Iterator<Item = u32>,
+        born_before: u64,
+        sweep: bool,
+    ) -> usize {
         let mut scanned = std::mem::take(&mut self.scanned).into_vec();
         let before = scanned.len();
-        for id in ids {
-            if index.is_visible(id, self.snapshot_xmin) && (!sweep || self.visited.insert(id)) {
+        let (lives, snapshot_xmin) = (&index.lives, self.snapshot_xmin);
+        for id in slots {
+            if lives.is_visible_before(id, born_before, snapshot_xmin)
+                && (!sweep || self.visited.insert(id))
+            {
                 scanned.push(Reverse(index.hnsw.candidate(&self.target, id)));
             }
         }
@@ -283,7 +320,7 @@ impl Cursor {
             };
             let Some(next) = next else { break };
             used += 1;
-            if index.is_visible(next.id(), self.snapshot_xmin) {
+            if index.lives.is_visible(next.id(), self.snapshot_xmin) {
                 found.push(next);
             }
         }

@@ -13,6 +13,8 @@
 //! - `codes`: one-bit codes of a node's neighbours, scanned as a batch.
 //! - `hnsw`: the navigable graph (Malkov & Yashunin, arXiv:1603.09320).
 //! - `life`: who may see a vector: current, former, removed.
+//! - `tail`: what is not linked yet, in the order of birth.
+//! - `readers`: who may still read what was taken away.
 //! - [`partition_index`]: rows, their life, the tail, folding.
 //! - [`cursor`]: one search, page by page, until nothing is left.
 
@@ -25,9 +27,11 @@ mod life;
 pub mod memory;
 pub mod params;
 pub mod partition_index;
+mod readers;
 mod region;
 mod tail;
 
 pub use cursor::{Cursor, Page};
 pub use params::{IndexError, IndexParams, Metric, Representation};
 pub use partition_index::{PartitionIndex, VectorId};
+pub use readers::Moment;

@@ -1,7 +1,8 @@
-//! Whether a vector is current, a former version, or removed: who may see it.
+//! The life of the vector in each slot: since when it is there, and whether it is
+//! current, a former version, or removed: who may see it.
 //!
-//! One word a vector, written in place and read without locks. What a search sees
-//! may change under it in one direction only: a row goes, none comes.
+//! Two words a slot, side by side, written in place and read without locks. What a
+//! search sees may change under it in one direction only: a row goes, none comes.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -12,41 +13,47 @@ const REMOVED: u64 = 0;
 const CURRENT: u64 = u64::MAX;
 
 pub(crate) struct Lives {
-    states: Segments<AtomicU64>,
+    /// State and birth of each slot.
+    words: Segments<AtomicU64>,
     removed: AtomicU32,
 }
 
 impl Lives {
-    pub(crate) const BYTES_PER_VECTOR: usize = size_of::<AtomicU64>();
+    pub(crate) const BYTES_PER_VECTOR: usize = 2 * size_of::<AtomicU64>();
 
     pub(crate) fn new() -> Self {
         Self {
-            states: Segments::new(1),
+            words: Segments::new(2),
             removed: AtomicU32::new(0),
         }
     }
 
-    /// For a vector about to be published. One writer at a time.
-    pub(crate) fn begin(&self, id: u32) {
-        self.states.ensure(id);
-        self.states.row(id)[0].store(CURRENT, Ordering::Relaxed);
+    /// A vector is born. One writer at a time; the slot is new, or its vector removed
+    /// and out of every reader's reach.
+    pub(crate) fn begin(&self, slot: u32, birth: u64) {
+        self.words.ensure(slot);
+        let [state, born] = self.words(slot);
+        born.store(birth, Ordering::Relaxed);
+        // Whoever sees the new state sees the new birth.
+        state.store(CURRENT, Ordering::Release);
     }
 
     /// Seen from now on only by `snapshot_xmin <= ended_xid`. Repeating it keeps the
     /// later xid; what is removed stays so.
-    pub(crate) fn end(&self, id: u32, ended_xid: u64) {
+    pub(crate) fn end(&self, slot: u32, ended_xid: u64) {
         let ended = ended_xid.clamp(REMOVED + 1, CURRENT - 1);
         let later = |state| match state {
             REMOVED => None,
             CURRENT => Some(ended),
             before => Some(before.max(ended)),
         };
-        let state = &self.states.row(id)[0];
+        let [state, _] = self.words(slot);
         let _ = state.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
     }
 
-    pub(crate) fn remove(&self, id: u32) {
-        if self.states.row(id)[0].swap(REMOVED, Ordering::AcqRel) != REMOVED {
+    pub(crate) fn remove(&self, slot: u32) {
+        let [state, _] = self.words(slot);
+        if state.swap(REMOVED, Ordering::AcqRel) != REMOVED {
             self.removed.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -55,21 +62,39 @@ impl Lives {
         self.removed.load(Ordering::Relaxed) as usize
     }
 
-    pub(crate) fn is_removed(&self, id: u32) -> bool {
-        self.states.row(id)[0].load(Ordering::Acquire) == REMOVED
+    pub(crate) fn is_removed(&self, slot: u32) -> bool {
+        self.words(slot)[0].load(Ordering::Acquire) == REMOVED
     }
 
     /// May a search with this snapshot return the vector?
     #[inline]
-    pub(crate) fn is_visible(&self, id: u32, snapshot_xmin: u64) -> bool {
-        let state = self.states.row(id)[0].load(Ordering::Acquire);
+    pub(crate) fn is_visible(&self, slot: u32, snapshot_xmin: u64) -> bool {
+        let state = self.words(slot)[0].load(Ordering::Acquire);
         state != REMOVED && state >= snapshot_xmin
+    }
+
+    /// The same of a vector born before `birth`.
+    #[inline]
+    pub(crate) fn is_visible_before(&self, slot: u32, birth: u64, snapshot_xmin: u64) -> bool {
+        // In this order: the slot may be born again meanwhile.
+        self.is_visible(slot, snapshot_xmin) && self.birth(slot) < birth
+    }
+
+    #[inline]
+    pub(crate) fn birth(&self, slot: u32) -> u64 {
+        self.words(slot)[1].load(Ordering::Relaxed)
     }
 
     /// A hint that `is_visible` will be asked.
     #[inline]
-    pub(crate) fn prefetch(&self, id: u32) {
-        prefetch(&self.states.row(id)[0]);
+    pub(crate) fn prefetch(&self, slot: u32) {
+        prefetch(&self.words(slot)[0]);
+    }
+
+    #[inline]
+    fn words(&self, slot: u32) -> &[AtomicU64; 2] {
+        let words = self.words.row(slot).first_chunk();
+        words.expect("two words a slot")
     }
 }
 
@@ -80,8 +105,9 @@ mod tests {
     #[test]
     fn a_vector_is_seen_until_it_ended_and_never_once_removed() {
         let lives = Lives::new();
-        lives.begin(0);
+        lives.begin(0, 5);
         assert!(lives.is_visible(0, 1) && lives.is_visible(0, u64::MAX));
+        assert!(lives.is_visible_before(0, 6, 1) && !lives.is_visible_before(0, 5, 1));
         lives.end(0, 9);
         lives.end(0, 7);
         let seen = [7, 9, 10, u64::MAX].map(|xmin| lives.is_visible(0, xmin));

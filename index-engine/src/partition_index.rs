@@ -6,8 +6,8 @@
 //! the index lives, a removed one stays as a waypoint. When `removed_len` grows
 //! large against `total_len`, build a new index from the rows.
 //!
-//! Searches take no lock and never wait for a writer. Inserts go one at a time,
-//! folding runs on as many threads as call it.
+//! Searches take no lock while they read and never wait for a writer. Inserts go
+//! one at a time, folding runs on as many threads as call it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use crate::hnsw::{Hnsw, level_of};
 use crate::life::Lives;
 use crate::memory::{Advice, Backing};
 use crate::params::{EF_MAX, IndexError, IndexParams, VECTORS_MAX, in_range};
+use crate::readers::{Moment, Readers};
 use crate::tail::Tail;
 
 /// A vector within one index.
@@ -29,8 +30,11 @@ pub struct VectorId(pub u32);
 pub struct PartitionIndex {
     params: IndexParams,
     pub(crate) hnsw: Hnsw,
-    lives: Lives,
+    pub(crate) lives: Lives,
     tail: Tail,
+    /// Open cursors, and threads that link.
+    searches: Arc<Readers>,
+    linkers: Arc<Readers>,
     writer: Mutex<()>,
 }
 
@@ -54,6 +58,8 @@ impl PartitionIndex {
             hnsw: Hnsw::new(&params, backing),
             lives: Lives::new(),
             tail: Tail::default(),
+            searches: Arc::default(),
+            linkers: Arc::default(),
             writer: Mutex::new(()),
             params,
         })
@@ -67,8 +73,18 @@ impl PartitionIndex {
     /// `level_hash` decides its level in the graph: a hash of the row's key,
     /// seeded otherwise than the one that routes rows to partitions.
     pub fn insert(&self, vector: &[f32], level_hash: u64) -> Result<VectorId, IndexError> {
+        self.insert_named(vector, level_hash, |_| {})
+    }
+
+    /// The same; `name` learns the id before any search can return it.
+    pub fn insert_named(
+        &self,
+        vector: &[f32],
+        level_hash: u64,
+        name: impl FnOnce(VectorId),
+    ) -> Result<VectorId, IndexError> {
         self.params.check_vector(vector)?;
-        self.insert_prepared(&self.hnsw.prepare(vector), level_hash)
+        self.insert_prepared(&self.hnsw.prepare(vector), level_hash, name)
     }
 
     /// Adds a vector of another index of the same parameters, bit for bit as it is
@@ -83,22 +99,30 @@ impl PartitionIndex {
         level_hash: u64,
     ) -> Result<VectorId, IndexError> {
         assert_eq!(self.params, other.params, "indexes of two kinds");
-        self.insert_prepared(other.hnsw.vectors.get(id.0), level_hash)
+        self.insert_prepared(other.hnsw.vectors.get(id.0), level_hash, |_| {})
     }
 
-    fn insert_prepared(&self, prepared: &[Lane], level_hash: u64) -> Result<VectorId, IndexError> {
+    fn insert_prepared(
+        &self,
+        prepared: &[Lane],
+        level_hash: u64,
+        name: impl FnOnce(VectorId),
+    ) -> Result<VectorId, IndexError> {
         let level = level_of(level_hash, self.params.m);
         let _writer = self.writer.lock();
         if self.hnsw.vectors.len() >= VECTORS_MAX {
             return Err(IndexError::Full { limit: VECTORS_MAX });
         }
         let reserve = |id| {
-            self.lives.begin(id);
+            self.lives.begin(id, self.tail.next());
             self.hnsw.reserve(id, level, prepared);
         };
         // SAFETY: the writer's lock is held.
         #[allow(unsafe_code)]
         let id = unsafe { self.hnsw.vectors.append(prepared, reserve) }?;
+        name(VectorId(id));
+        // From here on a search that opens finds it.
+        self.tail.push(id);
         Ok(VectorId(id))
     }
 
@@ -118,16 +142,16 @@ impl PartitionIndex {
     /// many it took. Zero means that nothing is left that another thread has not
     /// taken. Callable from several threads at once.
     pub fn fold(&self, rows_max: usize) -> usize {
-        let published = self.hnsw.vectors.len();
         let mut folded = 0;
         while folded < rows_max
-            && let Some(id) = self.tail.claim(published)
+            && let Some((birth, id)) = self.tail.claim()
         {
             // A removed vector is nobody's result and nobody's waypoint yet.
             if !self.lives.is_removed(id) {
+                let _linker = self.linkers.enter();
                 self.hnsw.link(id);
             }
-            self.tail.finish(id);
+            self.tail.finish(birth);
             folded += 1;
         }
         folded
@@ -135,8 +159,9 @@ impl PartitionIndex {
 
     /// Vectors that searches still scan exactly.
     pub fn tail_len(&self) -> usize {
-        let linked = self.linked_upto();
-        (self.hnsw.vectors.len() - linked) as usize
+        // In this order: what is linked was born.
+        let linked = self.tail.linked();
+        (self.tail.next() - linked) as usize
     }
 
     /// All vectors held: current, former and removed.
@@ -176,36 +201,31 @@ impl PartitionIndex {
     ) -> Result<Cursor, IndexError> {
         self.params.check_vector(query)?;
         in_range("ef", ef, &(1..=EF_MAX))?;
-        // In this order: what is linked is surely published.
-        let linked = if exact { 0 } else { self.linked_upto() };
-        let upto = self.hnsw.vectors.len();
+        // Entered first: whatever is seen from here on is kept for it.
+        let reader = self.searches.enter();
+        let tail = self.tail.part();
         let query = self.hnsw.prepare(query);
-        let lookup = linked > 0 && self.hnsw.coding.is_some();
-        let visited = self.hnsw.visited.take(upto);
+        let lookup = !exact && tail.births().start > 0 && self.hnsw.coding.is_some();
+        let visited = self.hnsw.visited.take(self.hnsw.vectors.len());
         Ok(Cursor::new(
             query,
             lookup,
             visited,
-            ef,
+            (ef, exact),
             snapshot_xmin,
-            linked,
-            upto,
+            tail,
+            reader,
         ))
     }
 
-    fn linked_upto(&self) -> u32 {
-        self.tail.linked_upto()
+    /// After all cursors that have been opened so far.
+    pub fn cursors_now(&self) -> Moment {
+        self.searches.now()
     }
 
-    /// May a search with this snapshot return the vector?
-    #[inline]
-    pub(crate) fn is_visible(&self, id: u32, snapshot_xmin: u64) -> bool {
-        self.lives.is_visible(id, snapshot_xmin)
-    }
-
-    #[inline]
-    pub(crate) fn prefetch_state(&self, id: u32) {
-        self.lives.prefetch(id);
+    /// Have all cursors been dropped that were open then?
+    pub fn cursors_have_left(&self, moment: Moment) -> bool {
+        self.searches.have_left(moment)
     }
 
     fn known(&self, id: VectorId) -> u32 {

@@ -1,45 +1,144 @@
 //! Which vectors are linked into the graph, and which are still the tail.
+//!
+//! Every vector is *born* once: births are numbered in the order of insertion, and a
+//! slot that is used again is born again. The tail is the queue of the births that
+//! are not linked yet, with the slot of each.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-/// Every id below `linked_upto` is linked; the rest is scanned exactly. Several
-/// threads fold at once and finish out of order: `finished` holds what is linked
-/// above the first gap, at most one id per folding thread and the slowest's lead.
+/// Births whose slots lie in one piece of memory.
+const CHUNK: u64 = 1_024;
+
+/// The slots of `CHUNK` births. An entry is written before its birth is told.
+struct Chunk([AtomicU32; CHUNK as usize]);
+
+/// Every birth before `linked` is linked; the rest is scanned exactly. Several threads
+/// fold at once and finish out of order.
 #[derive(Default)]
 pub(crate) struct Tail {
-    claimed: AtomicU32,
-    linked_upto: AtomicU32,
-    finished: Mutex<BTreeSet<u32>>,
+    queue: Mutex<Queue>,
+    linked: AtomicU64,
+    /// The birth of the next vector.
+    next: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// From the chunk of `linked` on.
+    chunks: VecDeque<Arc<Chunk>>,
+    claimed: u64,
+    /// What is linked beyond the first gap: at most one birth per folding thread and
+    /// the slowest's lead.
+    finished: BTreeSet<u64>,
+}
+
+/// The tail as it was.
+#[derive(Default)]
+pub(crate) struct TailPart {
+    chunks: Vec<Arc<Chunk>>,
+    births: Range<u64>,
 }
 
 impl Tail {
-    pub(crate) fn linked_upto(&self) -> u32 {
-        self.linked_upto.load(Ordering::Acquire)
+    /// All births before this one are linked.
+    pub(crate) fn linked(&self) -> u64 {
+        self.linked.load(Ordering::Acquire)
     }
 
-    /// The next id to link, for one caller only.
-    pub(crate) fn claim(&self, published: u32) -> Option<u32> {
-        self.claimed
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
-                (next < published).then_some(next + 1)
-            })
-            .ok()
+    /// The birth of the next vector. Only the writer may count on it.
+    pub(crate) fn next(&self) -> u64 {
+        self.next.load(Ordering::Acquire)
     }
 
-    /// The claimed id is linked.
-    pub(crate) fn finish(&self, id: u32) {
-        let mut finished = self.finished.lock();
-        let fresh = finished.insert(id);
-        let mut upto = self.linked_upto.load(Ordering::Relaxed);
-        assert!(fresh && id >= upto, "id {id} folded twice, below {upto}");
-        while finished.remove(&upto) {
-            upto += 1;
+    /// A vector is born into the slot. One writer at a time.
+    pub(crate) fn push(&self, slot: u32) {
+        let mut queue = self.queue.lock();
+        let birth = self.next.load(Ordering::Relaxed);
+        let first = first_of_chunks(self.linked.load(Ordering::Relaxed));
+        if birth - first == queue.chunks.len() as u64 * CHUNK {
+            let chunk = Chunk([const { AtomicU32::new(0) }; CHUNK as usize]);
+            queue.chunks.push_back(Arc::new(chunk));
         }
-        self.linked_upto.store(upto, Ordering::Release);
+        let (chunk, at) = place(birth, first);
+        queue.chunks[chunk].0[at].store(slot, Ordering::Relaxed);
+        self.next.store(birth + 1, Ordering::Release);
     }
+
+    /// The tail as it is now.
+    pub(crate) fn part(&self) -> TailPart {
+        let queue = self.queue.lock();
+        let births = self.linked()..self.next();
+        let chunks = match births.is_empty() {
+            true => Vec::new(),
+            false => queue.chunks.iter().cloned().collect(),
+        };
+        TailPart { chunks, births }
+    }
+
+    /// The next vector to link, its birth and its slot, for one caller only.
+    pub(crate) fn claim(&self) -> Option<(u64, u32)> {
+        let mut queue = self.queue.lock();
+        let birth = queue.claimed;
+        if birth == self.next.load(Ordering::Relaxed) {
+            return None;
+        }
+        queue.claimed += 1;
+        let (chunk, at) = place(birth, first_of_chunks(self.linked.load(Ordering::Relaxed)));
+        let slot = queue.chunks[chunk].0[at].load(Ordering::Relaxed);
+        Some((birth, slot))
+    }
+
+    /// The claimed vector is linked.
+    pub(crate) fn finish(&self, birth: u64) {
+        let mut queue = self.queue.lock();
+        let fresh = queue.finished.insert(birth);
+        let before = self.linked.load(Ordering::Relaxed);
+        let is_claimed = birth >= before && birth < queue.claimed;
+        assert!(fresh && is_claimed, "birth {birth} folded twice");
+        let mut linked = before;
+        while queue.finished.remove(&linked) {
+            linked += 1;
+        }
+        let passed = first_of_chunks(linked) - first_of_chunks(before);
+        queue.chunks.drain(..(passed / CHUNK) as usize);
+        self.linked.store(linked, Ordering::Release);
+    }
+}
+
+impl TailPart {
+    /// Linked before this one, the rest not.
+    pub(crate) fn births(&self) -> Range<u64> {
+        self.births.clone()
+    }
+
+    /// In the order of birth.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
+        let first = first_of_chunks(self.births.start);
+        self.births.clone().map(move |birth| {
+            let (chunk, at) = place(birth, first);
+            self.chunks[chunk].0[at].load(Ordering::Relaxed)
+        })
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.chunks.capacity() * size_of::<Arc<Chunk>>()
+    }
+}
+
+/// The first birth that the chunks hold when this is the first that is not linked.
+fn first_of_chunks(linked: u64) -> u64 {
+    linked - linked % CHUNK
+}
+
+/// The chunk of a birth, and where in it.
+fn place(birth: u64, first: u64) -> (usize, usize) {
+    let offset = birth - first;
+    ((offset / CHUNK) as usize, (offset % CHUNK) as usize)
 }
 
 #[cfg(test)]
@@ -49,13 +148,44 @@ mod tests {
     #[test]
     fn the_watermark_stops_at_the_first_gap() {
         let tail = Tail::default();
-        assert_eq!(
-            [tail.claim(3), tail.claim(3), tail.claim(3), tail.claim(3)],
-            [Some(0), Some(1), Some(2), None]
-        );
-        for (id, upto) in [(2, 0), (0, 1), (1, 3)] {
-            tail.finish(id);
-            assert_eq!(tail.linked_upto(), upto);
+        (7..10).for_each(|slot| tail.push(slot));
+        let claims = [tail.claim(), tail.claim(), tail.claim(), tail.claim()];
+        assert_eq!(claims, [Some((0, 7)), Some((1, 8)), Some((2, 9)), None]);
+        for (birth, linked) in [(2, 0), (0, 1), (1, 3)] {
+            tail.finish(birth);
+            assert_eq!(tail.linked(), linked);
         }
+    }
+
+    #[test]
+    fn a_part_stays_as_it_was_while_the_tail_goes_on() {
+        let tail = Tail::default();
+        let slot = |birth: u64| (birth * 7 % 5_000) as u32;
+        let mut parts = vec![tail.part()];
+        for birth in 0..4_000 {
+            tail.push(slot(birth));
+            if birth % 3 > 0 {
+                let (birth, _) = tail.claim().expect("one is left");
+                tail.finish(birth);
+            }
+            if birth % 500 == 0 {
+                parts.push(tail.part());
+            }
+        }
+        for part in &parts {
+            let expected: Vec<u32> = part.births().map(slot).collect();
+            assert_eq!(part.slots().collect::<Vec<_>>(), expected);
+        }
+        assert!(
+            parts
+                .last()
+                .is_some_and(|part| part.births().count() > 1_000)
+        );
+        while let Some((birth, _)) = tail.claim() {
+            tail.finish(birth);
+        }
+        assert_eq!((tail.linked(), tail.next()), (4_000, 4_000));
+        // The chunk that the next birth goes to is there at most.
+        assert!(tail.queue.lock().chunks.len() <= 1);
     }
 }
