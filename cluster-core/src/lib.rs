@@ -7,8 +7,8 @@
 //! [`apply`], [`backfill`], [`reconcile`], [`learner`], [`confirm`], [`demotion`], [`slot_hold`], [`slot_health`],
 //! [`heartbeat`], [`history`], [`publication`]), who may speak ([`lease`]), which server is followed ([`server_copy`]) by whom
 //! ([`assignment`], [`checklist`]), where partitions live ([`ring`], [`placement`], [`rebalance`],
-//! [`control`]), how a search is put together ([`scan`]) and gets its turn ([`fair_queue`]), when folding waits ([`folding`]), how
-//! much of the log it must include ([`freshness`]), for whom it is answered ([`server`]), and whether a
+//! [`control`]), how a search is put together ([`scan`]) and gets its turn ([`fair_queue`]), when folding waits ([`folding`])
+//! and when a node takes on no more ([`memory`]), how much of the log it must include ([`freshness`]), for whom it is answered ([`server`]), and whether a
 //! replica holds what the heap holds ([`verify`]).
 
 pub mod apply;
@@ -31,6 +31,7 @@ mod layout;
 pub mod learner;
 pub mod lease;
 pub mod map;
+pub mod memory;
 pub mod placement;
 pub mod publication;
 pub mod rebalance;

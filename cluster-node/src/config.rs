@@ -31,6 +31,9 @@ pub struct Config {
     /// What a node whose lease has run out does with searches that need no
     /// position.
     pub lease_loss: LeaseLoss,
+    /// Anonymous memory of the process at which it stops taking more; 0 means four
+    /// fifths of what the machine, or its control group, has.
+    pub memory_limit_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +64,7 @@ impl Default for Config {
             checkpoints_max: 4,
             epoch_grace_ms: LeaseTerms::default().epoch_grace_ms,
             lease_loss: LeaseLoss::default(),
+            memory_limit_bytes: 0,
         }
     }
 }

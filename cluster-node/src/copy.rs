@@ -7,6 +7,7 @@ use crate::node::Node;
 use crate::partition::replica::Replica;
 use cluster_core::ids::{Generation, PartitionId};
 use cluster_core::learner::{backoff_ms, choose_parent, choose_peer};
+use cluster_core::memory::MemoryPressure;
 use futures::FutureExt;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -74,6 +75,10 @@ fn start_due(
         .filter(|(.., is_due)| *is_due)
         .collect();
     due.sort_by_key(|(failures, assignment, ..)| (*failures, *assignment));
+    // Better not begun than broken off: it goes on when there is room.
+    if node.memory.pressure() >= MemoryPressure::Tight {
+        return;
+    }
     for (failures, assignment, replica, _) in due {
         if running.len() >= node.config.copies_max.max(1) {
             return;

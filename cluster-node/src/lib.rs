@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`config`]; the disk ([`storage`]); one partition
 //! ([`partition`]); what feeds it ([`source`]); who may answer ([`lease`],
-//! [`assignment`], [`join`]); what comes from peers ([`copy`]); searching ([`query`]); the whole ([`node`]); the wire
+//! [`assignment`], [`join`]); what comes from peers ([`copy`]); how much fits ([`memory`]); searching ([`query`]); the whole ([`node`]); the wire
 //! ([`grpc`]); [`metrics`].
 //!
 //! A node decides nothing about rows, leases or placement: `cluster_core` does,
@@ -16,6 +16,7 @@ pub mod copy;
 pub mod grpc;
 pub mod join;
 pub mod lease;
+pub mod memory;
 pub mod metrics;
 pub mod node;
 pub mod partition;
@@ -149,6 +150,7 @@ pub fn spawn_workers(node: &Arc<Node>, stop: &CancellationToken) -> std::io::Res
             let (mut pruned, mut gauged) = (Instant::now(), Instant::now());
             while !stop.is_cancelled() {
                 std::thread::sleep(every);
+                node.memory.look();
                 housekeeping::persist_watermarks(&node.replicas, &node.storage);
                 if pruned.elapsed() >= prune_every {
                     pruned = Instant::now();
@@ -158,6 +160,7 @@ pub fn spawn_workers(node: &Arc<Node>, stop: &CancellationToken) -> std::io::Res
                 if gauged.elapsed() >= GAUGES_EVERY {
                     gauged = Instant::now();
                     housekeeping::refresh_gauges(&node.replicas, &node.metrics);
+                    housekeeping::refresh_memory(&node);
                     node.metrics
                         .cursors
                         .set(node.queries.cursors.count() as i64);

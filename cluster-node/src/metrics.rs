@@ -19,6 +19,8 @@ pub struct Metrics {
     pub backfill_rows: Counter,
     /// Milliseconds that apply waited for a full tail to be folded.
     pub tail_wait_ms: Counter,
+    /// … and for memory.
+    pub memory_wait_ms: Counter,
     pub folded_rows: Counter,
     /// Milliseconds that folders left the cores to apply, all threads together.
     pub fold_gave_way_ms: Counter,
@@ -42,6 +44,11 @@ pub struct Metrics {
     pub quarantined: Gauge,
     pub cursors: Gauge,
     pub memory_bytes: Gauge,
+    /// Anonymous memory of the process, its limit, and 0 (free), 1 (bulk work is
+    /// refused) or 2 (the stream waits).
+    pub memory_used_bytes: Gauge,
+    pub memory_limit_bytes: Gauge,
+    pub memory_pressure: Gauge,
 }
 
 impl Default for Metrics {
@@ -52,6 +59,7 @@ impl Default for Metrics {
             apply_gaps: Counter::default(),
             backfill_rows: Counter::default(),
             tail_wait_ms: Counter::default(),
+            memory_wait_ms: Counter::default(),
             folded_rows: Counter::default(),
             fold_gave_way_ms: Counter::default(),
             fsync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
@@ -72,6 +80,9 @@ impl Default for Metrics {
             quarantined: Gauge::default(),
             cursors: Gauge::default(),
             memory_bytes: Gauge::default(),
+            memory_used_bytes: Gauge::default(),
+            memory_limit_bytes: Gauge::default(),
+            memory_pressure: Gauge::default(),
         }
     }
 }
@@ -94,6 +105,7 @@ impl Metrics {
         r.register("apply_gaps", "Batches refused because something before them is missing", self.apply_gaps.clone());
         r.register("backfill_rows", "Backfill rows merged", self.backfill_rows.clone());
         r.register("tail_wait_milliseconds", "Time that apply waited for folding", self.tail_wait_ms.clone());
+        r.register("memory_wait_milliseconds", "Time that apply waited for memory", self.memory_wait_ms.clone());
         r.register("folded_rows", "Rows moved from the tail into the graph", self.folded_rows.clone());
         r.register("fold_gave_way_milliseconds", "Time that folding left to apply, all threads together", self.fold_gave_way_ms.clone());
         r.register("fsync_seconds", "Synced commits to the node's database", self.fsync_seconds.clone());
@@ -114,5 +126,9 @@ impl Metrics {
         r.register("quarantined_partitions", "Replicas stopped by a problem", self.quarantined.clone());
         r.register("cursors", "Open search cursors", self.cursors.clone());
         r.register("memory_bytes", "Memory of the indexes", self.memory_bytes.clone());
+        r.register("memory_used_bytes", "Anonymous memory of the process", self.memory_used_bytes.clone());
+        r.register("memory_limit_bytes", "Where it stops taking more", self.memory_limit_bytes.clone());
+        let pressure = "0: free; 1: backfills and copies are refused; 2: the stream waits as well";
+        r.register("memory_pressure", pressure, self.memory_pressure.clone());
     }
 }

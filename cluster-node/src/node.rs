@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::lease::Lease;
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::partition::WriterContext;
 use crate::partition::replicas::Replicas;
@@ -25,6 +26,7 @@ pub struct Node {
     pub replicas: Arc<Replicas>,
     pub lease: Lease,
     pub queries: Queries,
+    pub memory: Arc<Memory>,
     apply_memory: ApplyMemory,
     /// Copies that may be sent to other nodes at once.
     pub checkpoints: Arc<Semaphore>,
@@ -68,15 +70,18 @@ impl Node {
         let path = config.data_dir.join("db");
         let storage = Arc::new(Storage::open(&path, &config.storage, metrics.clone())?);
         let sources = Arc::new(Sources::new(storage.clone()));
+        let memory = Arc::new(Memory::of_process(config.memory_limit_bytes));
         let context = WriterContext {
             storage: storage.clone(),
             metrics: metrics.clone(),
+            memory: memory.clone(),
             config: config.apply.clone(),
         };
         Ok(Self {
             replicas: Arc::new(Replicas::new(context, sources.clone())),
             lease: Lease::new(config.epoch_grace_ms),
             queries: Queries::new(&config.search),
+            memory,
             apply_memory: ApplyMemory::new(config.apply.waiting_bytes_max),
             checkpoints: Arc::new(Semaphore::new(config.checkpoints_max)),
             identity: RwLock::new(storage.identity()?),
@@ -176,6 +181,9 @@ impl Node {
         );
         v1::NodeReport {
             memory_bytes: partitions.iter().map(|p| p.memory_bytes).sum(),
+            memory_used_bytes: self.memory.used_bytes(),
+            memory_limit_bytes: self.memory.limit_bytes(),
+            memory_pressure: self.memory.pressure().name().to_owned(),
             partitions,
             disk_bytes: self.storage.disk_bytes(),
             is_plaintext: self.config.transport.is_plaintext(),

@@ -4,6 +4,7 @@
 use super::replica::{Replica, Undurable};
 use super::replicas::Replicas;
 use crate::metrics::Metrics;
+use crate::node::Node;
 use crate::storage::{Storage, WriteSet};
 use std::sync::Arc;
 
@@ -74,4 +75,11 @@ pub fn refresh_gauges(replicas: &Replicas, metrics: &Metrics) {
     let unreadable = replicas.unreadable().len() as i64;
     let quarantined = sum(&|r| u64::from(r.is_quarantined()));
     metrics.quarantined.set(quarantined + unreadable);
+}
+
+pub fn refresh_memory(node: &Node) {
+    let (memory, metrics) = (&node.memory, &node.metrics);
+    metrics.memory_used_bytes.set(memory.used_bytes() as i64);
+    metrics.memory_limit_bytes.set(memory.limit_bytes() as i64);
+    metrics.memory_pressure.set(memory.pressure() as i64);
 }

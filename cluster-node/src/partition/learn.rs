@@ -14,6 +14,7 @@ use super::writer::{Fatal, Writer};
 use crate::storage::{CopiedRecord, StoredLog, WriteSet};
 use cluster_core::apply::{Admission, StoredVector};
 use cluster_core::learner::{Attached, CopyKey, CopyRun, Learner, Phase};
+use cluster_core::memory::MemoryPressure;
 use cluster_core::wal_position::WalPosition;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -342,7 +343,7 @@ fn must_fold(writer: &Writer, learning: &mut Learning) -> bool {
 /// Applies a bounded piece of the log over the copy; behind the last piece the
 /// replica is live.
 pub(super) fn replay(writer: &mut Writer) -> Result<Replayed, Fatal> {
-    if writer.is_tail_full() {
+    if writer.is_tail_full() || writer.out_of_memory(MemoryPressure::Full).is_some() {
         return Ok(Replayed::Waits);
     }
     let replica = writer.replica.clone();

@@ -41,6 +41,8 @@ mod backfill_tests;
 #[cfg(test)]
 mod learn_tests;
 #[cfg(test)]
+mod memory_tests;
+#[cfg(test)]
 mod reconcile_tests;
 #[cfg(test)]
 mod tests;

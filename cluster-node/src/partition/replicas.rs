@@ -7,12 +7,14 @@ use super::rebuild::Rebuild;
 use super::replica::{Replica, ReplicaId};
 use super::writer::{Writer, WriterContext};
 use crate::config::cores;
+use crate::memory::OutOfMemory;
 use crate::source::{Source, Sources};
 use crate::storage::{LearnerRecord, PartitionMeta, StorageError, WriteSet};
 use cluster_core::apply::StoredVector;
 use cluster_core::collection::Metric;
 use cluster_core::ids::{Generation, PartitionId, SourceId};
 use cluster_core::learner::Learner;
+use cluster_core::memory::MemoryPressure;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use index_engine::{IndexError, IndexParams};
@@ -22,6 +24,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+
+/// Rows that recovery loads between two looks at the memory.
+const MEMORY_LOOK_ROWS: usize = 1_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ReplicaError {
@@ -222,6 +227,8 @@ impl Replicas {
         };
         if let Err(error) = self.fill(partition, &mut loaded) {
             loaded.problem = Some(error.to_string());
+            // It answers nothing, and others may need the memory.
+            loaded.index = IndexState::new(index_params(meta))?;
         }
         Ok(loaded)
     }
@@ -244,7 +251,10 @@ impl Replicas {
     }
 
     fn fill(&self, partition: PartitionId, loaded: &mut Loaded) -> Result<(), LoadError> {
-        for entry in self.context.storage.rows(partition) {
+        for (n, entry) in self.context.storage.rows(partition).enumerate() {
+            if n % MEMORY_LOOK_ROWS == 0 {
+                self.has_room()?;
+            }
             let (key, row) = entry?;
             match row.vector {
                 StoredVector::Value(vector) => loaded.index.add_row(key, &vector)?,
@@ -258,6 +268,15 @@ impl Replicas {
                 .add_former(key, former.ended, former.ended_xid, &former.vector)?;
         }
         Ok(())
+    }
+
+    /// A node that was killed for its memory must not be killed again while it starts.
+    fn has_room(&self) -> Result<(), OutOfMemory> {
+        self.context.memory.look();
+        match self.context.memory.refuses_at(MemoryPressure::Full) {
+            Some(full) => Err(full),
+            None => Ok(()),
+        }
     }
 
     fn start(
@@ -343,4 +362,6 @@ enum LoadError {
     Storage(#[from] StorageError),
     #[error(transparent)]
     Publish(#[from] PublishError),
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
 }

@@ -14,11 +14,13 @@ use super::reconcile;
 use super::replica::Replica;
 use super::stage::{Stage, Staged};
 use crate::config::ApplyConfig;
+use crate::memory::{Memory, OutOfMemory};
 use crate::metrics::Metrics;
 use crate::storage::{PartitionMeta, Storage, StorageError, WriteSet};
 use cluster_core::apply::{Admission, StoredVector, admit};
 use cluster_core::change::{Change, VectorColumn};
 use cluster_core::ids::BackfillId;
+use cluster_core::memory::MemoryPressure;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -42,6 +44,7 @@ const TAIL_POLL: Duration = Duration::from_millis(2);
 pub struct WriterContext {
     pub storage: Arc<Storage>,
     pub metrics: Arc<Metrics>,
+    pub memory: Arc<Memory>,
     pub config: ApplyConfig,
 }
 
@@ -159,7 +162,10 @@ impl Writer {
             } => {
                 self.wait_for_folding();
                 let rows = Rows { rows, stamp, mark };
-                let result = self.refuse_or(|w| backfill::chunk(w, backfill, chunk, rows));
+                let result = match self.refuses_bulk() {
+                    Some(refused) => Ok(Err(refused.to_string())),
+                    None => self.refuse_or(|w| backfill::chunk(w, backfill, chunk, rows)),
+                };
                 answer(reply, result)
             }
             Job::CloseBackfill { backfill, reply } => {
@@ -175,9 +181,10 @@ impl Writer {
                 learn::attach(self, from, &gaps, on_hole)
             }
             Job::Copy { run, step, reply } => {
-                let result = match self.replica.problem() {
-                    Some(problem) => Ok(Err(format!("quarantined: {problem}"))),
-                    None => learn::copy(self, run, step),
+                let result = match (self.replica.problem(), self.refuses_bulk()) {
+                    (Some(problem), _) => Ok(Err(format!("quarantined: {problem}"))),
+                    (None, Some(refused)) => Ok(Err(refused.to_string())),
+                    (None, None) => learn::copy(self, run, step),
                 };
                 answer(reply, result)
             }
@@ -243,6 +250,7 @@ impl Writer {
         // A log needs no folding; whoever waits here keeps other partitions waiting.
         if !self.replica.is_learning() {
             self.wait_for_folding();
+            self.wait_for_memory();
         }
         let group = self.gather(first, next);
         if self.replica.is_quarantined() || learn::log(self, &group)? {
@@ -422,16 +430,38 @@ impl Writer {
     /// Pushes back while the tail is full, so that exact scans stay bounded. Of a
     /// quarantined replica nobody folds the tail any more.
     fn wait_for_folding(&self) {
+        let waited_ms = self.wait_while(|| self.is_tail_full());
+        self.context.metrics.tail_wait_ms.inc_by(waited_ms);
+    }
+
+    /// What is committed cannot be refused: it waits, and the slot with it, until there
+    /// is room or the slot's limit is reached.
+    fn wait_for_memory(&self) {
+        if let Some(full) = self.out_of_memory(MemoryPressure::Full) {
+            tracing::warn!(partition = %self.replica.id.partition, %full, "the stream waits");
+        }
+        let is_full = || self.out_of_memory(MemoryPressure::Full).is_some();
+        let waited_ms = self.wait_while(is_full);
+        self.context.metrics.memory_wait_ms.inc_by(waited_ms);
+    }
+
+    fn refuses_bulk(&self) -> Option<OutOfMemory> {
+        self.out_of_memory(MemoryPressure::Tight)
+    }
+
+    pub(super) fn out_of_memory(&self, from: MemoryPressure) -> Option<OutOfMemory> {
+        self.context.memory.refuses_at(from)
+    }
+
+    /// Milliseconds that it took.
+    fn wait_while(&self, is_so: impl Fn() -> bool) -> u64 {
         let started = Instant::now();
         let is_over =
             || self.replica.is_stopping.load(Ordering::SeqCst) || self.replica.is_quarantined();
-        while self.is_tail_full() && !is_over() {
+        while is_so() && !is_over() {
             std::thread::sleep(TAIL_POLL);
         }
-        let waited_ms = started.elapsed().as_millis() as u64;
-        if waited_ms > 0 {
-            self.context.metrics.tail_wait_ms.inc_by(waited_ms);
-        }
+        started.elapsed().as_millis() as u64
     }
 
     pub(super) fn is_tail_full(&self) -> bool {

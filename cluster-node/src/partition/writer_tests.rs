@@ -83,6 +83,7 @@ impl ByHand {
             context: WriterContext {
                 storage,
                 metrics,
+                memory: Arc::new(Memory::of_process(u64::MAX)),
                 config,
             },
             meta,

@@ -6,6 +6,7 @@ use super::{Observed, words};
 use cluster_core::collection::CollectionState;
 use cluster_core::ids::{CollectionId, NodeId};
 use cluster_core::map::{Partition, ReplicaState, Source};
+use proto::v1::NodeStatus;
 use std::collections::BTreeMap;
 
 /// How many partitions are named for what most likely has one cause.
@@ -15,6 +16,7 @@ impl Observed {
     /// Of an initialised cluster.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = self.silent_nodes();
+        problems.extend(self.full_nodes());
         problems.extend(self.missing_replicas());
         problems.extend(self.running_splits().iter().map(|split| split.sentence()));
         problems.extend(self.source_problems());
@@ -49,6 +51,27 @@ impl Observed {
             }
             false => format!("{silence}; its replicas are made elsewhere after dead_after_ms"),
         })
+    }
+
+    /// Those that refuse work, as they reported last.
+    fn full_nodes(&self) -> Vec<String> {
+        let full = |status: &NodeStatus| {
+            let report = status.report.as_ref()?;
+            let refused = match &*report.memory_pressure {
+                "" | "free" => return None,
+                "tight" => "backfills and copies to it are refused",
+                _ => "it takes no rows, backfills or copies until there is room",
+            };
+            let (used, limit) = (report.memory_used_bytes, report.memory_limit_bytes);
+            Some(format!(
+                "node {}: memory is {}, {} of {}: {refused}; move partitions to other nodes, or raise memory_limit_bytes",
+                status.node_id,
+                report.memory_pressure,
+                bytes(used),
+                bytes(limit)
+            ))
+        };
+        self.status.nodes.iter().filter_map(full).collect()
     }
 
     /// Partitions with demoted replicas, and those that fewer replicas serve than
@@ -230,6 +253,23 @@ mod tests {
         // A follower does not know who renews.
         seen.status.coordinator_id = 2;
         assert_eq!(seen.problems(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn p10_a_node_without_memory_is_named_with_what_it_refuses() {
+        let mut seen = observed(2, &[&[(1, 1, Serving), (2, 2, Serving)]]);
+        let report = seen.status.nodes[0].report.as_mut();
+        let report = report.expect("it reports");
+        report.memory_pressure = "tight".into();
+        report.memory_used_bytes = 9_000_000_000;
+        report.memory_limit_bytes = 10_000_000_000;
+        assert_eq!(
+            seen.problems(),
+            [
+                "node 1: memory is tight, 9.0 GB of 10 GB: backfills and copies to it are refused; \
+              move partitions to other nodes, or raise memory_limit_bytes"
+            ]
+        );
     }
 
     #[test]

@@ -43,6 +43,10 @@ struct NodeLine {
     rows: u64,
     tail_rows: u64,
     memory_bytes: u64,
+    /// Of the process, and where it stops taking more.
+    memory_used_bytes: u64,
+    memory_limit_bytes: u64,
+    memory_pressure: String,
     disk_bytes: u64,
     searches_total: u64,
     estale_total: u64,
@@ -194,6 +198,9 @@ impl NodeLine {
                 .map(|partition| partition.tail_rows)
                 .sum(),
             memory_bytes: report.memory_bytes,
+            memory_used_bytes: report.memory_used_bytes,
+            memory_limit_bytes: report.memory_limit_bytes,
+            memory_pressure: report.memory_pressure,
             disk_bytes: report.disk_bytes,
             searches_total: report.searches_total,
             estale_total: report.estale_total,
