@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How fast rows come through, and what that takes, in a cluster of one node beside a
 # second Postgres that subscribes to the first. Arguments: quick (default) or full, then
-# parts if not all of them: bench-replication.sh full copy single small memory tps.
+# parts if not all of them: bench-replication.sh full copy single small memory tail tps.
 # The last line printed is one JSON object.
 set -euo pipefail
 # shellcheck source=scripts/env.sh
@@ -15,7 +15,7 @@ build_path_bench
 
 own_run_dir replication
 # Folding is measured where it is said; elsewhere it shall not hold the stream back.
-export NODE_SETTINGS="apply.tail_rows_max = 2000000"
+export NODE_SETTINGS=${NODE_SETTINGS:-apply.tail_rows_max = 2000000}
 PGBENCH=$(command -v pgbench || echo "$PG_BIN/pgbench")
 export PGBENCH
 

@@ -1,5 +1,5 @@
 //! How fast rows come through, beside what Postgres's own logical replication takes for
-//! the same; how soon one row is found; how many small transactions a second it takes; what
+//! the same; how long they come faster than they are folded; how soon one row is found; how many small transactions a second it takes; what
 //! the consumer holds in memory; and what the primary pays.
 //!
 //! Everything is on one machine: the processes compete for its cores with Postgres and
@@ -11,13 +11,14 @@ mod memory;
 mod rows;
 mod single;
 mod small;
+mod tail;
 mod tps;
 
 use anyhow::{Result, bail, ensure};
 use integration_tests::Cluster;
 use serde_json::{Map, Value};
 
-pub const PARTS: [&str; 5] = ["copy", "single", "small", "memory", "tps"];
+pub const PARTS: [&str; 6] = ["copy", "single", "small", "memory", "tail", "tps"];
 
 /// How long the parts run.
 #[derive(Clone, Copy)]
@@ -56,6 +57,7 @@ pub fn run(scale: &str, run_dir: &str, subscriber: &str, parts: &[&str]) -> Resu
             "single" => single::run(&cluster, scale)?,
             "small" => small::run(&cluster, scale)?,
             "memory" => memory::run(&cluster, scale)?,
+            "tail" => tail::run(&cluster, scale)?,
             _ => tps::run(&cluster, subscriber, scale)?,
         };
         figures.insert((*part).to_owned(), found);
