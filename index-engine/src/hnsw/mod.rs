@@ -7,6 +7,7 @@
 //! - `insert`, `insert_coded`: linking a vector, with the paper's neighbour selection.
 //! - `walk`: the resumable best-first search on level 0, by exact distances.
 //! - `pool`, `beam`: the same over one-bit codes, from 128 dimensions on.
+//! - `stored`: all of it as a checkpoint holds it.
 //!
 //! Links are never taken out: a removed vector remains a waypoint.
 
@@ -17,6 +18,7 @@ mod insert;
 mod insert_coded;
 mod pool;
 mod search;
+mod stored;
 mod visited;
 mod walk;
 
