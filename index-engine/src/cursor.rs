@@ -12,7 +12,8 @@ use std::collections::BinaryHeap;
 
 use crate::codes::Lookup;
 use crate::distance::Lane;
-use crate::hnsw::{Beam, Candidate, Eligible, Sight, Visited, Walk};
+use crate::filter::{Predicate, Rounds, Scene, Strategy};
+use crate::hnsw::{Aim, Beam, Candidate, Eligible, Sight, Visited, Walk};
 use crate::params::PAGE_ROWS_MAX;
 use crate::partition_index::{PartitionIndex, VectorId};
 use crate::readers::Reader;
@@ -47,6 +48,8 @@ pub struct Cursor {
     tail: TailPart,
     visited: Visited,
     walk: AnyWalk,
+    /// Which rows are asked for; all if there is none.
+    filter: Option<Predicate>,
     /// Exactly scanned rows, of the tail and of the sweep.
     scanned: BinaryHeap<Reverse<Candidate>>,
     started: bool,
@@ -55,21 +58,29 @@ pub struct Cursor {
     _reader: Reader,
 }
 
-/// The rows of a search in the graph.
+/// The rows of a search: in the graph, or of the tail.
+#[derive(Clone, Copy)]
 struct Rows<'a> {
     index: &'a PartitionIndex,
-    linked: u64,
+    born_before: u64,
     snapshot_xmin: u64,
+    filter: Option<&'a Predicate>,
 }
 
 impl Eligible for Rows<'_> {
     fn prefetch(&self, id: u32) {
         self.index.lives.prefetch(id);
+        if self.filter.is_some() {
+            self.index.columns.prefetch(id);
+        }
     }
 
     fn is_eligible(&self, id: u32) -> bool {
-        let lives = &self.index.lives;
-        lives.is_visible_before(id, self.linked, self.snapshot_xmin)
+        let index = self.index;
+        let is_visible = index
+            .lives
+            .is_visible_before(id, self.born_before, self.snapshot_xmin);
+        is_visible && self.filter.is_none_or(|f| index.columns.matches(f, id))
     }
 }
 
@@ -77,6 +88,7 @@ impl Eligible for Rows<'_> {
 enum AnyWalk {
     Exact(Walk),
     Coded(Beam),
+    Filtered(Rounds),
 }
 
 impl AnyWalk {
@@ -96,6 +108,7 @@ impl AnyWalk {
         match self {
             Self::Exact(walk) => walk.peek(),
             Self::Coded(beam) => beam.peek(),
+            Self::Filtered(rounds) => rounds.peek(),
         }
     }
 
@@ -103,6 +116,7 @@ impl AnyWalk {
         match self {
             Self::Exact(walk) => walk.pop(),
             Self::Coded(beam) => beam.pop(),
+            Self::Filtered(rounds) => rounds.pop(),
         }
     }
 
@@ -110,6 +124,7 @@ impl AnyWalk {
         match self {
             Self::Exact(walk) => walk.nearest_pending(),
             Self::Coded(beam) => beam.nearest_pending(),
+            Self::Filtered(rounds) => rounds.nearest_pending(),
         }
     }
 
@@ -117,6 +132,7 @@ impl AnyWalk {
         match self {
             Self::Exact(walk) => walk.is_spent(),
             Self::Coded(beam) => beam.is_spent(),
+            Self::Filtered(rounds) => rounds.is_spent(),
         }
     }
 
@@ -124,6 +140,7 @@ impl AnyWalk {
         match self {
             Self::Exact(walk) => walk.memory_bytes(),
             Self::Coded(beam) => beam.memory_bytes(),
+            Self::Filtered(rounds) => rounds.memory_bytes(),
         }
     }
 }
@@ -153,11 +170,40 @@ impl Cursor {
             } else {
                 AnyWalk::Exact(Walk::default())
             },
+            filter: None,
             scanned: BinaryHeap::new(),
             started: false,
             swept: linked == 0,
             bound: f64::NEG_INFINITY,
             _reader: reader,
+        }
+    }
+
+    /// Asks for matching rows only, before the first page.
+    pub(crate) fn restrict(&mut self, index: &PartitionIndex, filter: Predicate) {
+        if self.linked > 0 {
+            let matching = index.columns.count(&filter);
+            self.walk = AnyWalk::Filtered(Rounds::new(matching));
+            // The last round meets what there is.
+            self.swept = true;
+        }
+        self.filter = Some(filter);
+    }
+
+    /// How a filtered search found the rows that it met last; `None` without a filter, and
+    /// where nothing but the tail has been looked at.
+    pub fn strategy(&self) -> Option<Strategy> {
+        match &self.walk {
+            AnyWalk::Filtered(rounds) => rounds.strategy(),
+            _ => None,
+        }
+    }
+
+    /// Linked rows that a filtered search has looked at so far, matching or not.
+    pub fn considered(&self) -> usize {
+        match &self.walk {
+            AnyWalk::Filtered(rounds) => rounds.considered(),
+            _ => 0,
         }
     }
 
@@ -231,12 +277,12 @@ impl Cursor {
         if self.linked == 0 {
             return false;
         }
-        let (linked, snapshot_xmin) = (self.linked, self.snapshot_xmin);
         let width = self.ef.max(rows);
         let eligible = Rows {
             index,
-            linked,
-            snapshot_xmin,
+            born_before: self.linked,
+            snapshot_xmin: self.snapshot_xmin,
+            filter: self.filter.as_ref(),
         };
         let (hnsw, visited) = (&index.hnsw, &mut self.visited);
         let more = match (&mut self.walk, &hnsw.coding, &self.lookup) {
@@ -251,6 +297,25 @@ impl Cursor {
                     distances,
                 };
                 beam.advance(&mut sight, rows, width)
+            }
+            (AnyWalk::Filtered(rounds), ..) => {
+                let Some(predicate) = &self.filter else {
+                    unreachable!("rounds are made for a filter");
+                };
+                let codes = hnsw.coding.as_ref().zip(self.lookup.as_ref());
+                let mut scene = Scene {
+                    aim: Aim {
+                        hnsw,
+                        lanes: &self.target,
+                        codes,
+                    },
+                    columns: &index.columns,
+                    predicate,
+                    eligible,
+                    met: visited,
+                    distances,
+                };
+                rounds.advance(&mut scene, rows, width)
             }
             (AnyWalk::Coded(_), ..) => unreachable!("a beam is made beside a lookup"),
             (AnyWalk::Exact(walk), ..) => {
@@ -292,11 +357,14 @@ impl Cursor {
     ) -> usize {
         let mut scanned = std::mem::take(&mut self.scanned).into_vec();
         let before = scanned.len();
-        let (lives, snapshot_xmin) = (&index.lives, self.snapshot_xmin);
+        let rows = Rows {
+            index,
+            born_before,
+            snapshot_xmin: self.snapshot_xmin,
+            filter: self.filter.as_ref(),
+        };
         for id in slots {
-            if lives.is_visible_before(id, born_before, snapshot_xmin)
-                && (!sweep || self.visited.insert(id))
-            {
+            if rows.is_eligible(id) && (!sweep || self.visited.insert(id)) {
                 scanned.push(Reverse(index.hnsw.candidate(&self.target, id)));
             }
         }

@@ -12,18 +12,18 @@
 //! - [`memory`]: what a caller may hand in for the vectors to lie in.
 //! - `codes`: one-bit codes of a node's neighbours, scanned as a batch.
 //! - `hnsw`: the navigable graph (Malkov & Yashunin, arXiv:1603.09320).
+//! - [`filter`]: attributes beside the vectors, and searches by them.
 //! - `life`: who may see a vector: current, former, removed.
 //! - `tail`: what is not linked yet, in the order of birth.
 //! - `readers`: who may still read what was taken away.
 //! - [`partition_index`]: rows, their life, the tail, folding.
 //! - [`cursor`]: one search, page by page, until nothing is left.
-//! - [`checkpoint`]: an index as bytes, and back.
 
 mod arena;
-pub mod checkpoint;
 mod codes;
 pub mod cursor;
 mod distance;
+pub mod filter;
 mod hnsw;
 mod life;
 pub mod memory;
@@ -34,6 +34,7 @@ mod region;
 mod tail;
 
 pub use cursor::{Cursor, Page};
+pub use filter::{ColumnType, Comparison, Filter, Strategy, Value};
 pub use params::{IndexError, IndexParams, Metric, Representation};
 pub use partition_index::{PartitionIndex, VectorId};
 pub use readers::Moment;

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::filter::ColumnType;
+
 /// pgvector's limit for the type `vector`.
 pub const DIMENSIONS_MAX: usize = 16_000;
 /// Links per node above level 0; level 0 holds twice as many. pgvector's range.
@@ -68,6 +70,16 @@ pub enum IndexError {
     WrongDimensions { expected: usize, got: usize },
     #[error("element {position} of the vector is {value}: NaN and infinity are not allowed")]
     NotFinite { position: usize, value: f32 },
+    #[error("expected {expected} attributes, one a column, not {got}")]
+    WrongAttributes { expected: usize, got: usize },
+    #[error("column {column} holds {expected:?}, not {got:?}")]
+    WrongType {
+        column: usize,
+        expected: ColumnType,
+        got: ColumnType,
+    },
+    #[error("there is no column {column}: the index has {columns}, counted from 0")]
+    NoSuchColumn { column: usize, columns: usize },
     #[error("the index holds {limit} vectors, its limit")]
     Full { limit: u32 },
     #[error("the index was refused {bytes} bytes of memory")]

@@ -12,10 +12,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use crate::cursor::Cursor;
 use crate::distance::Lane;
+use crate::filter::{ColumnType, Columns, Filter, Value};
 use crate::hnsw::{Hnsw, level_of};
 use crate::life::Lives;
 use crate::memory::{Advice, Backing};
@@ -31,22 +32,17 @@ pub struct PartitionIndex {
     params: IndexParams,
     pub(crate) hnsw: Hnsw,
     pub(crate) lives: Lives,
-    pub(crate) tail: Tail,
+    pub(crate) columns: Columns,
+    tail: Tail,
     /// Open cursors, and threads that link.
     searches: Arc<Readers>,
     linkers: Arc<Readers>,
-    pub(crate) writer: Mutex<()>,
-    /// Shared by whoever changes links, step by step; a checkpoint takes it alone for
-    /// the moment at which it begins.
-    pub(crate) linking: RwLock<()>,
-    /// One more holder for every checkpoint that is not written yet: until it is, no
-    /// vector changes that was there when it began.
-    pub(crate) checkpoints: Arc<()>,
+    writer: Mutex<()>,
 }
 
 impl PartitionIndex {
     pub fn new(params: IndexParams) -> Result<Self, IndexError> {
-        Self::made(params, None)
+        Self::made(params, None, &[])
     }
 
     /// The same with the original vectors in memory that `backing` hands in. It is not
@@ -55,29 +51,43 @@ impl PartitionIndex {
         params: IndexParams,
         backing: Arc<dyn Backing>,
     ) -> Result<Self, IndexError> {
-        Self::made(params, Some(backing))
+        Self::made(params, Some(backing), &[])
     }
 
-    pub(crate) fn made(
+    /// The same with attributes beside the vectors, for filtered searches.
+    pub fn with_columns(
+        params: IndexParams,
+        columns: &[ColumnType],
+        backing: Option<Arc<dyn Backing>>,
+    ) -> Result<Self, IndexError> {
+        Self::made(params, backing, columns)
+    }
+
+    fn made(
         params: IndexParams,
         backing: Option<Arc<dyn Backing>>,
+        columns: &[ColumnType],
     ) -> Result<Self, IndexError> {
         params.check()?;
         Ok(Self {
             hnsw: Hnsw::new(&params, backing),
             lives: Lives::new(),
+            columns: Columns::new(columns)?,
             tail: Tail::default(),
             searches: Arc::default(),
             linkers: Arc::default(),
             writer: Mutex::new(()),
-            linking: RwLock::new(()),
-            checkpoints: Arc::default(),
             params,
         })
     }
 
     pub fn params(&self) -> &IndexParams {
         &self.params
+    }
+
+    /// The types of the attributes.
+    pub fn columns(&self) -> &[ColumnType] {
+        self.columns.types()
     }
 
     /// Adds a vector to the tail; searches opened from now on find it.
@@ -95,14 +105,27 @@ impl PartitionIndex {
         name: impl FnOnce(VectorId),
     ) -> Result<VectorId, IndexError> {
         self.params.check_vector(vector)?;
-        self.insert_prepared(&self.hnsw.prepare(vector), level_hash, name)
+        self.insert_prepared(&self.hnsw.prepare(vector), level_hash, &[], name)
     }
 
-    /// Adds a vector of another index of the same parameters, bit for bit as it is
-    /// compared there.
+    /// The same with an attribute a column. `insert` and `insert_named` leave them NULL.
+    pub fn insert_with(
+        &self,
+        vector: &[f32],
+        level_hash: u64,
+        attributes: &[Value],
+        name: impl FnOnce(VectorId),
+    ) -> Result<VectorId, IndexError> {
+        self.params.check_vector(vector)?;
+        self.columns.check_row(attributes)?;
+        self.insert_prepared(&self.hnsw.prepare(vector), level_hash, attributes, name)
+    }
+
+    /// Adds a vector of another index of the same parameters and columns, bit for bit as
+    /// it is compared there, with its attributes.
     ///
     /// # Panics
-    /// If the parameters differ, or the other index has no such vector.
+    /// If the parameters or columns differ, or the other index has no such vector.
     pub fn insert_from(
         &self,
         other: &PartitionIndex,
@@ -110,13 +133,21 @@ impl PartitionIndex {
         level_hash: u64,
     ) -> Result<VectorId, IndexError> {
         assert_eq!(self.params, other.params, "indexes of two kinds");
-        self.insert_prepared(other.hnsw.vectors.get(id.0), level_hash, |_| {})
+        assert_eq!(self.columns(), other.columns(), "indexes of two kinds");
+        let attributes = other.attributes(id);
+        self.insert_prepared(
+            other.hnsw.vectors.get(id.0),
+            level_hash,
+            &attributes,
+            |_| {},
+        )
     }
 
     fn insert_prepared(
         &self,
         prepared: &[Lane],
         level_hash: u64,
+        attributes: &[Value],
         name: impl FnOnce(VectorId),
     ) -> Result<VectorId, IndexError> {
         let level = level_of(level_hash, self.params.m);
@@ -125,6 +156,7 @@ impl PartitionIndex {
             return Err(IndexError::Full { limit: VECTORS_MAX });
         }
         let reserve = |id| {
+            self.columns.write(id, attributes);
             self.lives.begin(id, self.tail.next());
             self.hnsw.reserve(id, level, prepared);
         };
@@ -146,6 +178,8 @@ impl PartitionIndex {
 
     /// No page returns the vector any more, open cursors included.
     pub fn remove(&self, id: VectorId) {
+        // In this order: once it is removed, its slot may be another's.
+        self.columns.forget(self.known(id));
         self.lives.remove(self.known(id));
     }
 
@@ -154,12 +188,9 @@ impl PartitionIndex {
     /// taken. Callable from several threads at once.
     pub fn fold(&self, rows_max: usize) -> usize {
         let mut folded = 0;
-        while folded < rows_max {
-            // From claim to finish: a checkpoint finds nothing half linked.
-            let _linking = self.linking.read();
-            let Some((birth, id)) = self.tail.claim() else {
-                break;
-            };
+        while folded < rows_max
+            && let Some((birth, id)) = self.tail.claim()
+        {
             // A removed vector is nobody's result and nobody's waypoint yet.
             if !self.lives.is_removed(id) {
                 let _linker = self.linkers.enter();
@@ -200,6 +231,7 @@ impl PartitionIndex {
         size_of::<Self>()
             + self.hnsw.memory_bytes(vectors)
             + vectors as usize * Lives::BYTES_PER_VECTOR
+            + self.columns.memory_bytes(vectors)
     }
 
     /// Opens a search over the vectors inserted so far. `ef` rows are kept in
@@ -230,6 +262,34 @@ impl PartitionIndex {
             tail,
             reader,
         ))
+    }
+
+    /// Opens a search for the rows of which the filter is true; otherwise as `cursor`. To
+    /// learn which rows those are it waits for writers in passing, as long as it takes to note a
+    /// row's attributes.
+    pub fn cursor_where(
+        &self,
+        query: &[f32],
+        ef: usize,
+        snapshot_xmin: u64,
+        exact: bool,
+        filter: &Filter,
+    ) -> Result<Cursor, IndexError> {
+        let mut cursor = self.cursor(query, ef, snapshot_xmin, exact)?;
+        // After the cursor knows which rows are its own: the filter knows their values.
+        let predicate = self.columns.predicate(filter)?;
+        if !predicate.is_always_true() {
+            cursor.restrict(self, predicate);
+        }
+        Ok(cursor)
+    }
+
+    /// A vector's attributes, one a column. Those of a removed vector may be NULL.
+    ///
+    /// # Panics
+    /// If there is no such vector.
+    pub fn attributes(&self, id: VectorId) -> Vec<Value> {
+        self.columns.values(self.known(id))
     }
 
     /// After all cursors that have been opened so far.

@@ -45,11 +45,6 @@ impl Sketches {
         }
     }
 
-    /// The sketches' memory. Of a published node nobody writes to it.
-    pub(crate) fn lines(&self) -> &Segments<UnsafeCell<Line>> {
-        &self.lines
-    }
-
     pub(crate) fn bytes_per_node(&self) -> usize {
         lines(self.dimensions) * Line::BYTES
     }
@@ -134,6 +129,11 @@ impl Sketches {
         };
         // A number rounded to whole steps deviates by a step / sqrt 12.
         DEVIATIONS * twice * of_sketch.hypot(of_query) / 12f32.sqrt()
+    }
+
+    /// Is the node's vector zero?
+    pub(crate) fn is_zero(&self, node: u32) -> bool {
+        self.factors(node).squares == 0.0
     }
 
     #[inline]

@@ -15,13 +15,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::pool::Pool;
-use super::{Candidate, Coding, Hnsw, START_LEVEL, Visited};
+use super::{Aim, Candidate, Coding, Hnsw, Ranked, START_LEVEL, Visited};
 use crate::codes::{BATCH, Lookup};
 use crate::distance::Lane;
 
-/// At most so many rows are ranked exactly beyond those of the page: sketches may order
-/// them otherwise.
-const REFINED_BEYOND: usize = 16;
 /// Neighbours are looked at whose estimate is so many of its deviations beyond what
 /// is in sight. More finds little: a node that is near is some other node's neighbour
 /// too.
@@ -102,17 +99,18 @@ pub(crate) struct Sight<'a, E> {
     pub(crate) distances: &'a mut usize,
 }
 
-impl<E: Eligible> Sight<'_, E> {
+impl<'a, E: Eligible> Sight<'a, E> {
     fn rank(&mut self, id: u32) -> Candidate {
         *self.distances += 1;
         Candidate::new(self.coding.sketches.rank(id, self.lookup), id)
     }
 
-    /// What a rank by sketch errs by at most. A copy has its node's.
-    fn doubt(&self, row: Candidate) -> f32 {
-        self.coding
-            .sketches
-            .doubt(row.id(), self.lookup, row.rank())
+    fn aim(&self) -> Aim<'a> {
+        Aim {
+            hnsw: self.hnsw,
+            lanes: self.lanes,
+            codes: Some((self.coding, self.lookup)),
+        }
     }
 
     /// The rows that an expanded node stands for: itself and its copies.
@@ -131,10 +129,7 @@ impl<E: Eligible> Sight<'_, E> {
 #[derive(Default)]
 pub(crate) struct Beam {
     started: bool,
-    /// Rows at hand, ranked exactly.
-    ready: BinaryHeap<Reverse<Candidate>>,
-    /// Rows met, ranked by sketch.
-    rough: BinaryHeap<Reverse<Candidate>>,
+    rows: Ranked,
     /// Expanded for the first page; nodes near them may have fallen out of sight.
     expanded: Vec<Candidate>,
     /// Met and not expanded, by estimate. Empty on the first page.
@@ -157,14 +152,14 @@ impl Beam {
             self.started = true;
             self.begin(sight, width);
             // Where many nodes are waypoints only, the first page looks farther.
-            is_enough = self.rough.len() >= width - width / 4;
+            is_enough = self.rows.rough_len() >= width - width / 4;
         }
         if !is_enough {
             self.look_again(sight);
             self.go_on(sight, width);
         }
-        self.refine(sight, rows);
-        !(self.expanded.is_empty() && self.has_no_frontier() && self.rough.is_empty())
+        self.rows.refine(sight.aim(), rows, sight.distances);
+        !(self.expanded.is_empty() && self.has_no_frontier() && self.rows.rough_len() == 0)
     }
 
     fn begin(&mut self, sight: &mut Sight<'_, impl Eligible>, width: usize) {
@@ -184,7 +179,7 @@ impl Beam {
         for node in &self.expanded {
             sight.offer(*node, |row| rough.push(Reverse(row)));
         }
-        self.rough = BinaryHeap::from(rough);
+        self.rows.extend_rough(rough);
     }
 
     /// Takes up what fell out of sight: `visited` are the expanded nodes and what is
@@ -207,11 +202,11 @@ impl Beam {
     }
 
     fn go_on(&mut self, sight: &mut Sight<'_, impl Eligible>, width: usize) {
-        while self.ready.len() + self.rough.len() < width
+        while self.rows.len() < width
             && let Some(node) = self.next(sight)
         {
-            let rough = &mut self.rough;
-            sight.offer(node, |row| rough.push(Reverse(row)));
+            let rows = &mut self.rows;
+            sight.offer(node, |row| rows.push_rough(row));
             self.meet_neighbours(sight, node);
         }
     }
@@ -246,64 +241,29 @@ impl Beam {
         blocks.scan(of, node.id(), sight.lookup, 0.0, f32::INFINITY, meet);
     }
 
-    /// Ranks the nearest rows exactly, until `rows` are at hand, and those that sketches
-    /// may have put behind them.
-    fn refine(&mut self, sight: &mut Sight<'_, impl Eligible>, rows: usize) {
-        let wanted = rows.saturating_sub(self.ready.len());
-        let nearest = std::iter::from_fn(|| self.rough.pop()).take(wanted);
-        let nearest: Vec<u32> = nearest.map(|row| row.0.id()).collect();
-        self.rank_exactly(sight, &nearest);
-        // Not all of them if there are more: then too many are ranked, not too few.
-        let farthest = self.ready.iter().map(|row| row.0.rank());
-        let farthest = farthest.fold(f32::NEG_INFINITY, f32::max);
-        let mut behind = Vec::new();
-        while behind.len() < REFINED_BEYOND
-            && let Some(Reverse(row)) = self.rough.peek()
-            && row.rank() - sight.doubt(*row) < farthest
-        {
-            behind.push(row.id());
-            self.rough.pop();
-        }
-        self.rank_exactly(sight, &behind);
-    }
-
-    fn rank_exactly(&mut self, sight: &mut Sight<'_, impl Eligible>, rows: &[u32]) {
-        sight.hnsw.vectors.prefetch_whole(rows);
-        *sight.distances += rows.len();
-        let exact = |id: &u32| Reverse(sight.hnsw.candidate(sight.lanes, *id));
-        self.ready.extend(rows.iter().map(exact));
-    }
-
     /// The nearest row at hand.
     pub(crate) fn peek(&self) -> Option<Candidate> {
-        self.ready.peek().map(|row| row.0)
+        self.rows.peek()
     }
 
     pub(crate) fn pop(&mut self) -> Option<Candidate> {
-        self.ready.pop().map(|row| row.0)
+        self.rows.pop()
     }
 
     /// The nearest row met but not given out.
     pub(crate) fn nearest_pending(&self) -> Option<Candidate> {
-        self.ready.peek().or(self.rough.peek()).map(|row| row.0)
+        self.rows.nearest_pending()
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        let candidates = self.ready.capacity()
-            + self.rough.capacity()
-            + self.expanded.capacity()
-            + self.estimated.capacity()
-            + self.sketched.capacity();
-        candidates * size_of::<Candidate>()
+        let candidates =
+            self.expanded.capacity() + self.estimated.capacity() + self.sketched.capacity();
+        self.rows.memory_bytes() + candidates * size_of::<Candidate>()
     }
 
     /// Every row met has been given out, and none is left to meet.
     pub(crate) fn is_spent(&self) -> bool {
-        self.started
-            && self.ready.is_empty()
-            && self.rough.is_empty()
-            && self.expanded.is_empty()
-            && self.has_no_frontier()
+        self.started && self.rows.is_empty() && self.expanded.is_empty() && self.has_no_frontier()
     }
     fn has_no_frontier(&self) -> bool {
         self.estimated.is_empty() && self.sketched.is_empty()

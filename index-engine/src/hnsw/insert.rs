@@ -43,7 +43,7 @@ impl Hnsw {
                 (Some(coding), Some(lookup), 0) => {
                     self.nearest_by_codes(coding, target, lookup, &starts)
                 }
-                _ => self.nearest_on(target, level, &starts),
+                _ => self.nearest_on(target, level, &starts, self.ef_construction),
             };
             if let Some(node) = self.equal_among(&starts, target) {
                 self.graph.add_copy(node, id);
@@ -79,9 +79,14 @@ impl Hnsw {
         self.graph.raise(level, id);
     }
 
-    /// The `ef_construction` nearest on a level, in order.
-    fn nearest_on(&self, target: &[Lane], level: u8, starts: &[Candidate]) -> Vec<Candidate> {
-        let width = self.ef_construction;
+    /// The `width` nearest on a level, in order.
+    pub(super) fn nearest_on(
+        &self,
+        target: &[Lane],
+        level: u8,
+        starts: &[Candidate],
+        width: usize,
+    ) -> Vec<Candidate> {
         let mut visited = self.visited.take(self.vectors.len());
         let mut frontier = BinaryHeap::with_capacity(2 * width);
         let mut nearest = BinaryHeap::with_capacity(width + 1);

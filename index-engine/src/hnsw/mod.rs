@@ -7,18 +7,22 @@
 //! - `insert`, `insert_coded`: linking a vector, with the paper's neighbour selection.
 //! - `walk`: the resumable best-first search on level 0, by exact distances.
 //! - `pool`, `beam`: the same over one-bit codes, from 128 dimensions on.
-//! - `stored`: all of it as a checkpoint holds it.
+//! - `ranked`: rows met, ranked roughly and then exactly.
+//! - `hops`: a search among some of the nodes, through the others.
+//! - `aim`: what is searched for, and steps that keep no state.
 //!
 //! Links are never taken out: a removed vector remains a waypoint.
 
+mod aim;
 mod beam;
 mod candidate;
 mod graph;
+mod hops;
 mod insert;
 mod insert_coded;
 mod pool;
+mod ranked;
 mod search;
-mod stored;
 mod visited;
 mod walk;
 
@@ -30,9 +34,12 @@ use crate::distance::{Lane, Scorer};
 use crate::memory::Backing;
 use crate::params::{IndexParams, Representation};
 
+pub(crate) use aim::Aim;
 pub(crate) use beam::{Beam, Eligible, Sight};
 pub(crate) use candidate::Candidate;
 pub(crate) use graph::level_of;
+pub(crate) use hops::Nodes;
+pub(crate) use ranked::Ranked;
 pub(crate) use visited::{Visited, VisitedPool};
 pub(crate) use walk::Walk;
 
