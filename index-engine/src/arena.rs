@@ -7,6 +7,7 @@
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -38,6 +39,54 @@ unsafe impl ZeroIsValid for AtomicU64 {}
 // SAFETY: sixteen floats in a cell; the bit pattern zero is 0.0.
 #[allow(unsafe_code)]
 unsafe impl ZeroIsValid for UnsafeCell<Lane> {}
+
+/// Elements that a checkpoint holds as the bytes that they are in memory.
+///
+/// # Safety
+/// Any bytes are a value, and the memory may be written to behind a shared
+/// reference: a cell, or an atomic.
+#[allow(unsafe_code)]
+pub(crate) unsafe trait Plain: ZeroIsValid {
+    /// Copies the element's bytes.
+    ///
+    /// # Safety
+    /// If it is a cell, nobody writes to it meanwhile.
+    unsafe fn copy(&self, into: &mut [u8]);
+}
+
+// SAFETY: an atomic integer is its bytes.
+#[allow(unsafe_code)]
+unsafe impl Plain for AtomicU32 {
+    unsafe fn copy(&self, into: &mut [u8]) {
+        into.copy_from_slice(&self.load(Ordering::Relaxed).to_ne_bytes());
+    }
+}
+
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Plain for AtomicU64 {
+    unsafe fn copy(&self, into: &mut [u8]) {
+        into.copy_from_slice(&self.load(Ordering::Relaxed).to_ne_bytes());
+    }
+}
+
+// SAFETY: floats in a cell; any bits are a float.
+#[allow(unsafe_code)]
+unsafe impl Plain for UnsafeCell<Lane> {
+    unsafe fn copy(&self, into: &mut [u8]) {
+        // SAFETY: nobody writes to it, by the contract; a lane has no padding.
+        unsafe { copy_cell(self, into) };
+    }
+}
+
+/// # Safety
+/// Nobody writes to the cell, and its content has no padding.
+#[allow(unsafe_code)]
+pub(crate) unsafe fn copy_cell<T>(cell: &UnsafeCell<T>, into: &mut [u8]) {
+    // SAFETY: the cell's own memory, initialised and at rest by the contract.
+    let bytes = unsafe { std::slice::from_raw_parts(cell.get().cast::<u8>(), size_of::<T>()) };
+    into.copy_from_slice(bytes);
+}
 
 /// Rows of `stride` elements each, found by number.
 pub(crate) struct Segments<T> {
@@ -124,6 +173,50 @@ impl<T: ZeroIsValid> Segments<T> {
     }
 }
 
+impl<T: Plain> Segments<T> {
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.stride * size_of::<T>()
+    }
+
+    /// Makes room for rows `0..rows`. Only the appending writer calls this.
+    pub(crate) fn ensure_all(&self, rows: u32) -> Result<(), IndexError> {
+        let buckets = rows.checked_sub(1).map_or(0, |last| place(last).0 + 1);
+        let mut buckets = 0..buckets as u32;
+        buckets.try_for_each(|bucket| self.try_ensure(((1 << bucket) - 1) << FIRST_BUCKET_BITS))
+    }
+
+    /// Copies a row's bytes.
+    ///
+    /// # Safety
+    /// If the elements are cells, nobody writes to the row meanwhile.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn copy_row(&self, row: u32, into: &mut [u8]) {
+        let bytes = into.chunks_exact_mut(size_of::<T>());
+        for (element, into) in self.row(row).iter().zip(bytes) {
+            // SAFETY: by this function's contract.
+            unsafe { element.copy(into) };
+        }
+    }
+
+    /// Where byte `at` of all rows is in memory, and how many follow it there.
+    ///
+    /// # Panics
+    /// If `ensure` was never called for its row.
+    pub(crate) fn memory_at(&self, at: usize) -> (NonNull<u8>, usize) {
+        let (bucket, offset) = place((at / self.row_bytes()) as u32);
+        let elements = self.buckets[bucket]
+            .get()
+            .expect("memory is filled only after its bucket was made")
+            .elements();
+        let offset = offset * self.row_bytes() + at % self.row_bytes();
+        let first = NonNull::from(elements).cast::<u8>();
+        // SAFETY: within the bucket, for the row is.
+        #[allow(unsafe_code)]
+        let memory = unsafe { first.add(offset) };
+        (memory, size_of_val(elements) - offset)
+    }
+}
+
 /// Bucket `b` holds rows `(2^b - 1) * first .. (2^(b+1) - 1) * first`.
 #[inline]
 fn place(row: u32) -> (usize, usize) {
@@ -151,6 +244,16 @@ impl VectorArena {
             lanes: Segments::backed(lanes, backing),
             published: AtomicU32::new(0),
         }
+    }
+
+    /// The rows' memory. Below `len` nobody writes to it.
+    pub(crate) fn lanes(&self) -> &Segments<UnsafeCell<Lane>> {
+        &self.lanes
+    }
+
+    /// Publishes rows that were filled by way of [`Self::lanes`].
+    pub(crate) fn publish(&mut self, rows: u32) {
+        *self.published.get_mut() = rows;
     }
 
     /// Bytes of the published rows, wherever they lie.

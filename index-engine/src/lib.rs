@@ -18,8 +18,10 @@
 //! - `readers`: who may still read what was taken away.
 //! - [`partition_index`]: rows, their life, the tail, folding.
 //! - [`cursor`]: one search, page by page, until nothing is left.
+//! - [`checkpoint`]: an index as bytes, and back.
 
 mod arena;
+pub mod checkpoint;
 mod codes;
 pub mod cursor;
 mod distance;

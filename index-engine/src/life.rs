@@ -28,6 +28,21 @@ impl Lives {
         }
     }
 
+    /// States and births, side by side.
+    pub(crate) fn memory(&self) -> &Segments<AtomicU64> {
+        &self.words
+    }
+
+    /// Takes up words that were filled by way of [`Self::memory`].
+    pub(crate) fn restore(&mut self, slots: u32) {
+        let removed = (0..slots).filter(|slot| self.is_removed(*slot)).count();
+        *self.removed.get_mut() = removed as u32;
+    }
+
+    pub(crate) fn set_birth(&mut self, slot: u32, birth: u64) {
+        self.words(slot)[1].store(birth, Ordering::Relaxed);
+    }
+
     /// A vector is born. One writer at a time; the slot is new, or its vector removed
     /// and out of every reader's reach.
     pub(crate) fn begin(&self, slot: u32, birth: u64) {

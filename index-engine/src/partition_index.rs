@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::cursor::Cursor;
 use crate::distance::Lane;
@@ -33,11 +33,17 @@ pub struct PartitionIndex {
     pub(crate) hnsw: Hnsw,
     pub(crate) lives: Lives,
     pub(crate) columns: Columns,
-    tail: Tail,
+    pub(crate) tail: Tail,
     /// Open cursors, and threads that link.
     searches: Arc<Readers>,
     linkers: Arc<Readers>,
-    writer: Mutex<()>,
+    pub(crate) writer: Mutex<()>,
+    /// Shared by whoever changes links, step by step; a checkpoint takes it alone for
+    /// the moment at which it begins.
+    pub(crate) linking: RwLock<()>,
+    /// One more holder for every checkpoint that is not written yet: until it is, no
+    /// vector changes that was there when it began.
+    pub(crate) checkpoints: Arc<()>,
 }
 
 impl PartitionIndex {
@@ -63,7 +69,7 @@ impl PartitionIndex {
         Self::made(params, backing, columns)
     }
 
-    fn made(
+    pub(crate) fn made(
         params: IndexParams,
         backing: Option<Arc<dyn Backing>>,
         columns: &[ColumnType],
@@ -77,6 +83,8 @@ impl PartitionIndex {
             searches: Arc::default(),
             linkers: Arc::default(),
             writer: Mutex::new(()),
+            linking: RwLock::new(()),
+            checkpoints: Arc::default(),
             params,
         })
     }
@@ -188,9 +196,12 @@ impl PartitionIndex {
     /// taken. Callable from several threads at once.
     pub fn fold(&self, rows_max: usize) -> usize {
         let mut folded = 0;
-        while folded < rows_max
-            && let Some((birth, id)) = self.tail.claim()
-        {
+        while folded < rows_max {
+            // From claim to finish: a checkpoint finds nothing half linked.
+            let _linking = self.linking.read();
+            let Some((birth, id)) = self.tail.claim() else {
+                break;
+            };
             // A removed vector is nobody's result and nobody's waypoint yet.
             if !self.lives.is_removed(id) {
                 let _linker = self.linkers.enter();

@@ -17,6 +17,12 @@ const CHUNK: u64 = 1_024;
 /// The slots of `CHUNK` births. An entry is written before its birth is told.
 struct Chunk([AtomicU32; CHUNK as usize]);
 
+impl Chunk {
+    fn empty() -> Self {
+        Self([const { AtomicU32::new(0) }; CHUNK as usize])
+    }
+}
+
 /// Every birth before `linked` is linked; the rest is scanned exactly. Several threads
 /// fold at once and finish out of order.
 #[derive(Default)]
@@ -45,6 +51,24 @@ pub(crate) struct TailPart {
 }
 
 impl Tail {
+    /// All births before `linked` are linked; those from there on are in these slots.
+    pub(crate) fn restored(linked: u64, slots: impl IntoIterator<Item = u32>) -> Self {
+        let mut queue = Queue {
+            claimed: linked,
+            ..Queue::default()
+        };
+        if !linked.is_multiple_of(CHUNK) {
+            queue.chunks.push_back(Arc::new(Chunk::empty()));
+        }
+        let tail = Self {
+            queue: Mutex::new(queue),
+            linked: AtomicU64::new(linked),
+            next: AtomicU64::new(linked),
+        };
+        slots.into_iter().for_each(|slot| tail.push(slot));
+        tail
+    }
+
     /// All births before this one are linked.
     pub(crate) fn linked(&self) -> u64 {
         self.linked.load(Ordering::Acquire)
@@ -61,8 +85,7 @@ impl Tail {
         let birth = self.next.load(Ordering::Relaxed);
         let first = first_of_chunks(self.linked.load(Ordering::Relaxed));
         if birth - first == queue.chunks.len() as u64 * CHUNK {
-            let chunk = Chunk([const { AtomicU32::new(0) }; CHUNK as usize]);
-            queue.chunks.push_back(Arc::new(chunk));
+            queue.chunks.push_back(Arc::new(Chunk::empty()));
         }
         let (chunk, at) = place(birth, first);
         queue.chunks[chunk].0[at].store(slot, Ordering::Relaxed);
@@ -154,6 +177,22 @@ mod tests {
         for (birth, linked) in [(2, 0), (0, 1), (1, 3)] {
             tail.finish(birth);
             assert_eq!(tail.linked(), linked);
+        }
+    }
+
+    #[test]
+    fn a_restored_tail_goes_on_where_it_was() {
+        for linked in [0, 5, 1_023, 1_024, 3_000] {
+            let tail = Tail::restored(linked, 0..2_000);
+            tail.push(7_000);
+            assert_eq!((tail.linked(), tail.next()), (linked, linked + 2_001));
+            let slots: Vec<u32> = tail.part().slots().collect();
+            assert!(slots.into_iter().eq((0..2_000).chain([7_000])));
+            while let Some((birth, slot)) = tail.claim() {
+                assert!(u64::from(slot) == birth - linked || slot == 7_000);
+                tail.finish(birth);
+            }
+            assert_eq!(tail.linked(), linked + 2_001);
         }
     }
 

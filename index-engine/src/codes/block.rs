@@ -93,6 +93,45 @@ impl Blocks {
         }
     }
 
+    /// The blocks' memory. A linked node's is written to under its lock.
+    pub(crate) fn lines(&self) -> &Segments<UnsafeCell<Line>> {
+        &self.lines
+    }
+
+    /// In a copy of a block, frees the slots of some nodes.
+    pub(crate) fn leave_out(&self, block: &mut [u8], is_out: impl Fn(u32) -> bool) {
+        for batch in block.chunks_exact_mut(batch_lines(self.dimensions) * Line::BYTES) {
+            let (ids, rest) = batch.split_at_mut(ADDS);
+            let adds = rest.as_chunks_mut::<4>().0;
+            for (id, add) in ids.as_chunks_mut::<4>().0.iter_mut().zip(adds) {
+                let neighbour = (u32::from_ne_bytes(*id) & !HELD).checked_sub(1);
+                if neighbour.is_some_and(&is_out) {
+                    *id = [0; 4];
+                    *add = f32::INFINITY.to_ne_bytes();
+                }
+            }
+        }
+    }
+
+    /// Makes a copy of a block one without neighbours.
+    pub(crate) fn empty(&self, block: &mut [u8]) {
+        block.fill(0);
+        for batch in block.chunks_exact_mut(batch_lines(self.dimensions) * Line::BYTES) {
+            for add in batch[ADDS..SCALES].as_chunks_mut::<4>().0 {
+                *add = f32::INFINITY.to_ne_bytes();
+            }
+        }
+    }
+
+    /// Do the slots of the node, and those that only fill its last batch, name nothing
+    /// but such nodes?
+    pub(crate) fn links_only(&self, node: u32, such: impl Fn(u32) -> bool) -> bool {
+        (0..self.slots.next_multiple_of(BATCH)).all(|slot| {
+            let word = self.word(node, slot, IDS).load(Ordering::Relaxed);
+            (word & !HELD).checked_sub(1).is_none_or(&such)
+        })
+    }
+
     pub(crate) fn bytes_per_node(&self) -> usize {
         self.slots.div_ceil(BATCH) * batch_lines(self.dimensions) * Line::BYTES
     }

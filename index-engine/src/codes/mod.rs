@@ -18,7 +18,7 @@ pub(crate) mod sketch;
 
 use std::cell::UnsafeCell;
 
-use crate::arena::ZeroIsValid;
+use crate::arena::{Plain, ZeroIsValid, copy_cell};
 
 pub(crate) use block::{Blocks, Link};
 pub(crate) use lookup::Lookup;
@@ -41,3 +41,12 @@ impl Line {
 // SAFETY: bytes in a cell; zeros are bytes.
 #[allow(unsafe_code)]
 unsafe impl ZeroIsValid for UnsafeCell<Line> {}
+
+// SAFETY: as above; any bytes are bytes.
+#[allow(unsafe_code)]
+unsafe impl Plain for UnsafeCell<Line> {
+    unsafe fn copy(&self, into: &mut [u8]) {
+        // SAFETY: nobody writes to it, by the contract; a line is bytes.
+        unsafe { copy_cell(self, into) };
+    }
+}

@@ -45,6 +45,11 @@ impl Sketches {
         }
     }
 
+    /// The sketches' memory. Of a published node nobody writes to it.
+    pub(crate) fn lines(&self) -> &Segments<UnsafeCell<Line>> {
+        &self.lines
+    }
+
     pub(crate) fn bytes_per_node(&self) -> usize {
         lines(self.dimensions) * Line::BYTES
     }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::arena::{Segments, ZeroIsValid, prefetch};
+use crate::arena::{Plain, Segments, ZeroIsValid, prefetch};
 
 /// Four bits beside the list number. With m = 16 level 15 takes 16^15 vectors.
 pub(crate) const LEVEL_MAX: u8 = 15;
@@ -22,24 +22,33 @@ const LIST_BITS: u32 = 28;
 const STRIPES: usize = 1024;
 
 /// Where a vector's lists are: written before it is published, then constant.
-struct Place(AtomicU32);
+pub(super) struct Place(AtomicU32);
 
 // SAFETY: wraps an atomic integer.
 #[allow(unsafe_code)]
 unsafe impl ZeroIsValid for Place {}
 
+// SAFETY: as above, and any bits are a place.
+#[allow(unsafe_code)]
+unsafe impl Plain for Place {
+    unsafe fn copy(&self, into: &mut [u8]) {
+        // SAFETY: the same contract.
+        unsafe { self.0.copy(into) };
+    }
+}
+
 pub(crate) struct Graph {
     m: usize,
     /// Level 0's links are here, not beside codes.
-    has_base: bool,
-    base: Segments<AtomicU32>,
-    upper: Segments<AtomicU32>,
-    upper_lists: AtomicU32,
-    places: Segments<Place>,
+    pub(super) has_base: bool,
+    pub(super) base: Segments<AtomicU32>,
+    pub(super) upper: Segments<AtomicU32>,
+    pub(super) upper_lists: AtomicU32,
+    pub(super) places: Segments<Place>,
     /// Head of a node's copies, and for a copy the next one: `id + 1`, zero ends.
-    copies: Segments<AtomicU32>,
+    pub(super) copies: Segments<AtomicU32>,
     /// `level << 32 | id + 1`; zero while nothing is linked.
-    entry: AtomicU64,
+    pub(super) entry: AtomicU64,
     stripes: Box<[Mutex<()>]>,
 }
 
@@ -94,7 +103,14 @@ impl Graph {
     }
 
     pub(crate) fn level(&self, id: u32) -> u8 {
-        (self.places.row(id)[0].0.load(Ordering::Relaxed) >> LIST_BITS) as u8
+        self.place(id).0
+    }
+
+    /// A vector's level and the first of its upper lists.
+    #[inline]
+    pub(super) fn place(&self, id: u32) -> (u8, u32) {
+        let place = self.places.row(id)[0].0.load(Ordering::Relaxed);
+        ((place >> LIST_BITS) as u8, place & ((1 << LIST_BITS) - 1))
     }
 
     #[inline]
@@ -102,8 +118,7 @@ impl Graph {
         if level == 0 {
             return self.base.row(id);
         }
-        let place = self.places.row(id)[0].0.load(Ordering::Relaxed);
-        let (levels, first) = ((place >> LIST_BITS) as u8, place & ((1 << LIST_BITS) - 1));
+        let (levels, first) = self.place(id);
         assert!(level <= levels, "vector {id} has no level {level}");
         self.upper.row(first + u32::from(level) - 1)
     }

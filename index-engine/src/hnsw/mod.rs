@@ -10,6 +10,7 @@
 //! - `ranked`: rows met, ranked roughly and then exactly.
 //! - `hops`: a search among some of the nodes, through the others.
 //! - `aim`: what is searched for, and steps that keep no state.
+//! - `stored`: all of it as a checkpoint holds it.
 //!
 //! Links are never taken out: a removed vector remains a waypoint.
 
@@ -23,6 +24,7 @@ mod insert_coded;
 mod pool;
 mod ranked;
 mod search;
+mod stored;
 mod visited;
 mod walk;
 

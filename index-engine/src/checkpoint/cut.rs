@@ -1,0 +1,76 @@
+//! What of a living index is of the checkpoint, and which arrays that makes.
+
+use super::{Kind, Section, Taken};
+use crate::life::Lives;
+use crate::partition_index::PartitionIndex;
+use crate::tail::Tail;
+
+/// Where a checkpoint cuts a living index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cut {
+    pub(crate) rows: u32,
+    pub(crate) upper_lists: u32,
+    /// `level << 32 | id + 1`; zero while nothing is linked.
+    pub(crate) entry: u64,
+    /// Rows born from here on are the tail.
+    pub(crate) linked: u64,
+}
+
+/// Which rows a checkpoint's links may lead to.
+#[derive(Clone, Copy)]
+pub(crate) struct Linked<'a> {
+    pub(crate) cut: Cut,
+    lives: &'a Lives,
+}
+
+impl Linked<'_> {
+    /// Was the row linked when the checkpoint began?
+    #[inline]
+    pub(crate) fn has(self, row: u32) -> bool {
+        row < self.cut.rows && self.lives.birth(row) < self.cut.linked
+    }
+}
+
+impl PartitionIndex {
+    /// Where a checkpoint that begins now cuts. The caller sees to it that nobody links.
+    pub(super) fn cut(&self) -> Cut {
+        let _writer = self.writer.lock();
+        let (upper_lists, entry) = self.hnsw.roots();
+        Cut {
+            rows: self.hnsw.vectors.len(),
+            upper_lists,
+            entry,
+            linked: self.tail.linked(),
+        }
+    }
+
+    pub(super) fn linked(&self, cut: Cut) -> Linked<'_> {
+        let lives = &self.lives;
+        Linked { cut, lives }
+    }
+
+    /// The arrays of the rows that the cut has, in the order of a checkpoint.
+    pub(super) fn sections(&self, cut: Cut) -> Vec<Section<'_>> {
+        let mut sections = self.hnsw.sections(self.linked(cut));
+        let lives = self.lives.memory();
+        // SAFETY: states and births are atomics.
+        #[allow(unsafe_code)]
+        let lives = unsafe { Section::new(Kind::Lives, cut.rows, Taken::AtStart, lives) };
+        sections.push(lives);
+        sections
+    }
+
+    /// Takes up sections that were filled and found sound. The tail keeps its order, and
+    /// is born anew in it.
+    pub(super) fn restore(&mut self, cut: Cut) {
+        self.hnsw.restore(cut);
+        self.lives.restore(cut.rows);
+        let is_tail = |row: &u32| self.lives.birth(*row) >= cut.linked;
+        let mut tail: Vec<u32> = (0..cut.rows).filter(is_tail).collect();
+        tail.sort_by_key(|row| self.lives.birth(*row));
+        for (birth, row) in (cut.linked..).zip(&tail) {
+            self.lives.set_birth(*row, birth);
+        }
+        self.tail = Tail::restored(cut.linked, tail);
+    }
+}

@@ -1,0 +1,136 @@
+//! The cut through a living index, and its way to a sink.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use super::format::{CHUNK_BYTES, Checksum, Header, Layout, PAGE_BYTES};
+use super::{Cut, Section, Taken};
+use crate::partition_index::PartitionIndex;
+
+/// A checkpoint that has begun: what it has to have of one moment. The rest is read from
+/// the index while it is written. Belongs to the index that began it.
+pub struct Checkpoint {
+    cut: Cut,
+    /// The sections that are taken at the start; the others' are empty.
+    taken: Vec<Vec<u8>>,
+    of: Arc<()>,
+}
+
+impl PartitionIndex {
+    /// Begins a checkpoint of the index as it is now, states of vectors included. Waits
+    /// for the rows that are being linked, some milliseconds, and copies some twenty
+    /// bytes a row; searches wait for nothing.
+    pub fn checkpoint(&self) -> Checkpoint {
+        let _nobody_links = self.linking.write();
+        let cut = self.cut();
+        let bytes = |section: Section<'_>| match section.taken {
+            Taken::Beside => Vec::new(),
+            Taken::AtStart => {
+                let mut bytes = vec![0; section.bytes()];
+                let rows = bytes.chunks_exact_mut(section.row_bytes());
+                for (row, into) in (0..section.rows).zip(rows) {
+                    section.read(row, into);
+                }
+                bytes
+            }
+        };
+        Checkpoint {
+            cut,
+            taken: self.sections(cut).into_iter().map(bytes).collect(),
+            of: Arc::clone(&self.checkpoints),
+        }
+    }
+}
+
+impl Checkpoint {
+    /// Vectors in it: those with ids below.
+    pub fn rows(&self) -> usize {
+        self.cut.rows as usize
+    }
+
+    #[cfg(test)]
+    pub(super) fn cut(&self) -> Cut {
+        self.cut
+    }
+
+    /// Writes it, beside searches, inserts and folding; returns its bytes. What was
+    /// written of it when it breaks off is not taken for a checkpoint.
+    ///
+    /// # Panics
+    /// If `index` is not the one that began it.
+    pub fn write(self, index: &PartitionIndex, sink: &mut dyn Write) -> io::Result<u64> {
+        assert!(
+            Arc::ptr_eq(&self.of, &index.checkpoints),
+            "a checkpoint is written of the index that began it"
+        );
+        let sections = index.sections(self.cut);
+        let layout = Layout::of(&sections);
+        let header = Header {
+            params: index.params().clone(),
+            cut: self.cut,
+        };
+        let header = header.encode(&layout);
+        sink.write_all(&header)?;
+        let mut chunks = Chunks {
+            sink,
+            filled: Vec::with_capacity(2 * CHUNK_BYTES),
+            sums: Vec::with_capacity(layout.chunks),
+        };
+        for (section, taken) in sections.iter().zip(&self.taken) {
+            match section.taken {
+                Taken::AtStart => chunks.append(taken.len(), |into| into.copy_from_slice(taken))?,
+                Taken::Beside => {
+                    for row in 0..section.rows {
+                        chunks.append(section.row_bytes(), |into| section.read(row, into))?;
+                    }
+                }
+            }
+            chunks.end_section()?;
+        }
+        let table = layout.encode_table(&chunks.sums, &header);
+        sink.write_all(&table)?;
+        Ok(layout.bytes)
+    }
+}
+
+/// Cuts sections into chunks with their checksums.
+struct Chunks<'a> {
+    sink: &'a mut dyn Write,
+    filled: Vec<u8>,
+    sums: Vec<u64>,
+}
+
+impl Chunks<'_> {
+    fn append(&mut self, bytes: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<()> {
+        let start = self.filled.len();
+        self.filled.resize(start + bytes, 0);
+        fill(&mut self.filled[start..]);
+        if self.filled.len() < CHUNK_BYTES {
+            return Ok(());
+        }
+        let whole = self.filled.len() / CHUNK_BYTES * CHUNK_BYTES;
+        for start in (0..whole).step_by(CHUNK_BYTES) {
+            self.write(start..start + CHUNK_BYTES)?;
+        }
+        self.filled.drain(..whole);
+        Ok(())
+    }
+
+    fn end_section(&mut self) -> io::Result<()> {
+        let padded = self.filled.len().next_multiple_of(PAGE_BYTES);
+        self.filled.resize(padded, 0);
+        if padded > 0 {
+            self.write(0..padded)?;
+        }
+        self.filled.clear();
+        Ok(())
+    }
+
+    fn write(&mut self, chunk: std::ops::Range<usize>) -> io::Result<()> {
+        let chunk = &self.filled[chunk];
+        let mut sum = Checksum::default();
+        sum.add(chunk);
+        self.sums.push(sum.value());
+        self.sink.write_all(chunk)
+    }
+}

@@ -1,0 +1,183 @@
+//! The graph, its codes and its vectors as a checkpoint holds them.
+//!
+//! Rows are linked while a checkpoint is written. Its lists name only rows that were
+//! linked when it began: later ones are left out of the copies, and are linked again
+//! from the tail once it is loaded. A list is copied under its node's lock, so that no
+//! code is paired with another's id for good.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::Hnsw;
+use super::graph::Graph;
+use crate::checkpoint::{CheckpointError, Cut, Kind, Linked, Section, Taken, corrupt};
+
+impl Hnsw {
+    /// Upper lists that there are, and the entry.
+    pub(crate) fn roots(&self) -> (u32, u64) {
+        let graph = &self.graph;
+        let lists = graph.upper_lists.load(Ordering::Relaxed);
+        (lists, graph.entry.load(Ordering::Acquire))
+    }
+
+    /// In the order of a checkpoint.
+    #[allow(unsafe_code)]
+    pub(crate) fn sections<'a>(&'a self, linked: Linked<'a>) -> Vec<Section<'a>> {
+        let cut = linked.cut;
+        use Taken::{AtStart, Beside};
+        let graph = &self.graph;
+        // SAFETY: nobody writes to a published vector, and the others are atomics.
+        let mut sections = unsafe {
+            vec![
+                Section::new(Kind::Vectors, cut.rows, Beside, self.vectors.lanes()),
+                Section::new(Kind::Places, cut.rows, Beside, &graph.places),
+                Section::new(Kind::Upper, cut.upper_lists, AtStart, &graph.upper),
+                Section::new(Kind::Copies, cut.rows, AtStart, &graph.copies),
+            ]
+        };
+        let Some(coding) = &self.coding else {
+            sections.push(graph.base_section(linked));
+            return sections;
+        };
+        let blocks = &coding.blocks;
+        let block = move |row, into: &mut [u8]| {
+            if !linked.has(row) {
+                blocks.empty(into);
+                return;
+            }
+            {
+                let _guard = graph.lock(row);
+                // SAFETY: a linked node's block is written to under its lock.
+                unsafe { blocks.lines().copy_row(row, into) };
+            }
+            blocks.leave_out(into, |neighbour| !linked.has(neighbour));
+        };
+        let (rows, lines) = (cut.rows, blocks.lines());
+        sections.push(Section::read_by(Kind::Blocks, rows, Beside, lines, block));
+        let lines = coding.sketches.lines();
+        // SAFETY: nobody writes to a published node's sketch.
+        sections.push(unsafe { Section::new(Kind::Sketches, rows, Beside, lines) });
+        sections
+    }
+
+    /// Takes up sections that were filled and found sound.
+    pub(crate) fn restore(&mut self, cut: Cut) {
+        self.vectors.publish(cut.rows);
+        self.graph.upper_lists = AtomicU32::new(cut.upper_lists);
+        self.graph.entry = AtomicU64::new(cut.entry);
+    }
+
+    /// Whether a search may go by what was loaded: every link leads to a linked node of
+    /// its level, and no chain of copies has a circle.
+    pub(crate) fn check(&self, linked: Linked<'_>) -> Result<(), CheckpointError> {
+        let (graph, cut) = (&self.graph, linked.cut);
+        graph.check_places(cut)?;
+        graph.check_entry(linked)?;
+        graph.check_upper(linked)?;
+        graph.check_copies(linked)?;
+        for id in 0..cut.rows {
+            let (kind, is_within) = match &self.coding {
+                Some(coding) => (
+                    Kind::Blocks,
+                    coding.blocks.links_only(id, |n| linked.has(n)),
+                ),
+                None => (Kind::Base, graph.neighbours(id, 0).all(|n| linked.has(n))),
+            };
+            if !is_within {
+                let what = format!("node {id} is linked to one that is not");
+                return Err(corrupt(kind.name(), what));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Graph {
+    /// Level 0's links where they do not lie beside codes.
+    fn base_section<'a>(&'a self, linked: Linked<'a>) -> Section<'a> {
+        let read = move |row, into: &mut [u8]| {
+            into.fill(0);
+            if !linked.has(row) {
+                return;
+            }
+            let _guard = self.lock(row);
+            let links = self.neighbours(row, 0).filter(|n| linked.has(*n));
+            for (link, into) in links.zip(into.as_chunks_mut::<4>().0) {
+                *into = (link + 1).to_ne_bytes();
+            }
+        };
+        Section::read_by(Kind::Base, linked.cut.rows, Taken::Beside, &self.base, read)
+    }
+
+    fn check_places(&self, cut: Cut) -> Result<(), CheckpointError> {
+        let lists = |(level, first): (u8, u32)| first + u32::from(level);
+        match (0..cut.rows).find(|id| lists(self.place(*id)) > cut.upper_lists) {
+            Some(id) => {
+                let what = format!("node {id} has lists that are none");
+                Err(corrupt(Kind::Places.name(), what))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The entry is a linked node, on a level that it has. Places are sound.
+    fn check_entry(&self, linked: Linked<'_>) -> Result<(), CheckpointError> {
+        let entry = linked.cut.entry;
+        let (level, id) = (entry >> 32, entry as u32);
+        let is_sound = match id.checked_sub(1) {
+            None => entry == 0,
+            Some(id) => linked.has(id) && level <= u64::from(self.level(id)),
+        };
+        match is_sound {
+            true => Ok(()),
+            false => Err(corrupt(
+                "header",
+                format!("no node is its entry {entry:#x}"),
+            )),
+        }
+    }
+
+    /// Places are sound.
+    fn check_upper(&self, linked: Linked<'_>) -> Result<(), CheckpointError> {
+        for id in 0..linked.cut.rows {
+            for level in 1..=self.level(id) {
+                let is_sound = |n| linked.has(n) && self.level(n) >= level;
+                if !self.neighbours(id, level).all(is_sound) {
+                    let what = format!("node {id} has a link on level {level} to none of it");
+                    return Err(corrupt(Kind::Upper.name(), what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Chains of copies: each row is in one at most, and each chain has an end.
+    fn check_copies(&self, linked: Linked<'_>) -> Result<(), CheckpointError> {
+        let next = |id: u32| {
+            self.copies.row(id)[0]
+                .load(Ordering::Relaxed)
+                .checked_sub(1)
+        };
+        let bad = |what: String| Err(corrupt(Kind::Copies.name(), what));
+        let rows = linked.cut.rows;
+        let mut is_copy = vec![false; rows as usize];
+        for id in 0..rows {
+            match next(id) {
+                Some(copy) if !linked.has(copy) => {
+                    return bad(format!("{copy} hangs on {id} and is not linked"));
+                }
+                Some(copy) if std::mem::replace(&mut is_copy[copy as usize], true) => {
+                    return bad(format!("{copy} hangs on {id} and on another"));
+                }
+                _ => {}
+            }
+        }
+        // Then chains do not join, and what no chain from a first node comes by is a circle.
+        let firsts = (0..rows).filter(|id| !is_copy[*id as usize]);
+        let met = firsts.map(|first| std::iter::successors(next(first), |id| next(*id)).count());
+        let copies = is_copy.iter().filter(|is_copy| **is_copy).count();
+        match met.sum::<usize>() == copies {
+            true => Ok(()),
+            false => bad("a chain of them has no end".to_owned()),
+        }
+    }
+}
