@@ -5,7 +5,7 @@
 use crate::percentile::{micros, percentile};
 use anyhow::{Result, ensure};
 use cluster_core::row_key::RowKey;
-use index_engine::{IndexParams, Metric, PartitionIndex, Representation};
+use index_engine::{IndexParams, Metric, PartitionIndex};
 use postgres::{Client, NoTls};
 use std::time::{Duration, Instant};
 
@@ -63,9 +63,7 @@ fn build(rows: &[(i64, Vec<f32>)]) -> Result<PartitionIndex> {
     let index = PartitionIndex::new(IndexParams {
         metric: Metric::L2,
         dimensions: rows[0].1.len(),
-        m: 16,
-        ef_construction: 64,
-        representation: Representation::default(),
+        ..IndexParams::default()
     })?;
     for (id, vector) in rows {
         let key = RowKey::from_columns([id.to_be_bytes().as_slice()])?;

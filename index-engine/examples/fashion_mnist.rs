@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::process::Command;
 
-use index_engine::{IndexError, IndexParams, Metric, PartitionIndex, Representation, VectorId};
+use index_engine::{IndexError, IndexParams, Metric, PartitionIndex, VectorId};
 
 const FOLDER: &str = "/usr/share/datasets/fashion-mnist";
 const PIXELS: usize = 784;
@@ -75,7 +75,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         dimensions: PIXELS,
         m,
         ef_construction,
-        representation: Representation::default(),
+        ..IndexParams::default()
     })?;
 
     let started = Clock::now();

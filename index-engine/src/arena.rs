@@ -11,10 +11,12 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::checkpoint::{CheckpointError, Cut, Kind, Rows};
 use crate::distance::Lane;
 use crate::memory::{Advice, Backing};
 use crate::params::IndexError;
 use crate::region::Region;
+use crate::varying::Varying;
 
 /// Rows of the first bucket, as a power of two.
 const FIRST_BUCKET_BITS: u32 = 9;
@@ -102,7 +104,7 @@ impl<T: ZeroIsValid> Segments<T> {
     }
 
     /// In memory that is handed in, if any.
-    fn backed(stride: usize, backing: Option<Arc<dyn Backing>>) -> Self {
+    pub(crate) fn backed(stride: usize, backing: Option<Arc<dyn Backing>>) -> Self {
         Self {
             buckets: [const { OnceLock::new() }; BUCKETS],
             stride,
@@ -119,7 +121,7 @@ impl<T: ZeroIsValid> Segments<T> {
     }
 
     /// The same for memory that is handed in, and may be refused.
-    fn try_ensure(&self, row: u32) -> Result<(), IndexError> {
+    pub(crate) fn try_ensure(&self, row: u32) -> Result<(), IndexError> {
         let Some(backing) = &self.backing else {
             self.ensure(row);
             return Ok(());
@@ -141,7 +143,7 @@ impl<T: ZeroIsValid> Segments<T> {
     }
 
     /// Tells the memory that was handed in of rows, as ranges of bytes.
-    fn advise(&self, rows: Range<u32>, advice: Advice) {
+    pub(crate) fn advise(&self, rows: Range<u32>, advice: Advice) {
         let row_bytes = self.stride * size_of::<T>();
         let mut next = rows.start;
         while next < rows.end {
@@ -170,6 +172,29 @@ impl<T: ZeroIsValid> Segments<T> {
             .elements();
         let start = offset * self.stride;
         &elements[start..start + self.stride]
+    }
+
+    /// The first row from `row` on that begins `count` rows of one bucket.
+    pub(crate) fn run_from(&self, mut row: u32, count: usize) -> Option<u32> {
+        loop {
+            let (bucket, offset) = place(row);
+            let left = (1usize << (bucket as u32 + FIRST_BUCKET_BITS)) - offset;
+            if count <= left {
+                return Some(row);
+            }
+            row = row.checked_add(u32::try_from(left).ok()?)?;
+        }
+    }
+
+    /// The elements of rows that `run_from` found.
+    #[inline]
+    pub(crate) fn run(&self, row: u32, count: usize) -> &[T] {
+        let (bucket, offset) = place(row);
+        let elements = self.buckets[bucket]
+            .get()
+            .expect("a row is read only after its bucket was made")
+            .elements();
+        &elements[offset * self.stride..(offset + count) * self.stride]
     }
 }
 
@@ -225,9 +250,29 @@ fn place(row: u32) -> (usize, usize) {
     (bucket as usize, (row - first) as usize)
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one an index, and the common one is reached without a detour"
+)]
+enum Storage {
+    Even(Segments<UnsafeCell<Lane>>),
+    Varying(Box<Varying>),
+}
+
+impl Storage {
+    #[inline]
+    fn row(&self, row: u32) -> &[UnsafeCell<Lane>] {
+        match self {
+            Self::Even(lanes) => lanes.row(row),
+            Self::Varying(rows) => rows.row(row),
+        }
+    }
+}
+
 /// The vectors as whole lanes, and how many are published.
 pub(crate) struct VectorArena {
-    lanes: Segments<UnsafeCell<Lane>>,
+    rows: Storage,
+    is_backed: bool,
     published: AtomicU32,
 }
 
@@ -238,38 +283,72 @@ pub(crate) struct VectorArena {
 unsafe impl Sync for VectorArena {}
 
 impl VectorArena {
-    /// Of vectors of so many lanes each.
-    pub(crate) fn new(lanes: usize, backing: Option<Arc<dyn Backing>>) -> Self {
+    /// Of vectors of so many lanes each; without a number each has its own.
+    pub(crate) fn new(lanes: Option<usize>, backing: Option<Arc<dyn Backing>>) -> Self {
         Self {
-            lanes: Segments::backed(lanes, backing),
+            is_backed: backing.is_some(),
+            rows: match lanes {
+                Some(lanes) => Storage::Even(Segments::backed(lanes, backing)),
+                None => Storage::Varying(Box::new(Varying::new(backing))),
+            },
             published: AtomicU32::new(0),
         }
     }
 
-    /// The rows' memory. Below `len` nobody writes to it.
-    pub(crate) fn lanes(&self) -> &Segments<UnsafeCell<Lane>> {
-        &self.lanes
+    /// Lanes given out to vectors of varying length. One writer at a time.
+    pub(crate) fn lanes_used(&self) -> u32 {
+        match &self.rows {
+            Storage::Even(_) => 0,
+            Storage::Varying(rows) => rows.used(),
+        }
     }
 
-    /// Publishes rows that were filled by way of [`Self::lanes`].
-    pub(crate) fn publish(&mut self, rows: u32) {
-        *self.published.get_mut() = rows;
+    /// The arrays of the rows that a cut has, and how many rows each has. Nobody writes to
+    /// them.
+    pub(crate) fn arrays(&self, cut: Cut) -> Vec<(Kind, u32, &dyn Rows)> {
+        match &self.rows {
+            Storage::Even(lanes) => vec![(Kind::Vectors, cut.rows, lanes)],
+            Storage::Varying(rows) => rows.arrays(cut),
+        }
+    }
+
+    /// Publishes rows that were filled by way of [`Self::arrays`], if they can be.
+    pub(crate) fn publish(&mut self, cut: Cut) {
+        *self.published.get_mut() = cut.rows;
+        if let Storage::Varying(rows) = &mut self.rows {
+            rows.restore(cut);
+        }
+    }
+
+    /// Whether what was filled in can be vectors of so many dimensions.
+    pub(crate) fn check(&self, cut: Cut, dimensions: usize) -> Result<(), CheckpointError> {
+        match &self.rows {
+            // Any floats, halves or bits have distances.
+            Storage::Even(_) => Ok(()),
+            Storage::Varying(rows) => rows.check(cut, dimensions),
+        }
     }
 
     /// Bytes of the published rows, wherever they lie.
     pub(crate) fn bytes(&self) -> usize {
-        self.len() as usize * self.lanes.stride * size_of::<Lane>()
+        match &self.rows {
+            Storage::Even(lanes) => self.len() as usize * lanes.stride * size_of::<Lane>(),
+            Storage::Varying(rows) => rows.bytes(self.len()),
+        }
     }
 
     /// Are the rows in memory that was handed in?
     pub(crate) fn is_backed(&self) -> bool {
-        self.lanes.backing.is_some()
+        self.is_backed
     }
 
     /// Tells the memory that was handed in what is going to be read of it.
     pub(crate) fn advise(&self, rows: Range<u32>, advice: Advice) {
-        self.lanes
-            .advise(rows.start..rows.end.min(self.len()), advice);
+        let rows = rows.start..rows.end.min(self.len());
+        match &self.rows {
+            Storage::Even(lanes) => lanes.advise(rows, advice),
+            Storage::Varying(varying) => varying.advise(rows, advice),
+        }
     }
 
     /// Rows that readers may see.
@@ -291,8 +370,11 @@ impl VectorArena {
         before_publish: impl FnOnce(u32),
     ) -> Result<u32, IndexError> {
         let row = self.published.load(Ordering::Relaxed);
-        self.lanes.try_ensure(row)?;
-        let cells = self.lanes.row(row);
+        match &self.rows {
+            Storage::Even(lanes) => lanes.try_ensure(row)?,
+            Storage::Varying(rows) => rows.reserve(row, vector.len())?,
+        }
+        let cells = self.rows.row(row);
         assert_eq!(
             cells.len(),
             vector.len(),
@@ -313,7 +395,7 @@ impl VectorArena {
     #[inline]
     pub(crate) fn get(&self, row: u32) -> &[Lane] {
         assert!(row < self.len(), "vector {row} is not published");
-        let cells = self.lanes.row(row);
+        let cells = self.rows.row(row);
         // SAFETY: published rows are never written again, and UnsafeCell<Lane>
         // has the layout of Lane.
         #[allow(unsafe_code)]
@@ -405,7 +487,7 @@ mod tests {
     #[test]
     #[allow(unsafe_code)]
     fn appended_vectors_keep_their_values() {
-        let arena = VectorArena::new(2, None);
+        let arena = VectorArena::new(Some(2), None);
         for row in 0..2_000u32 {
             let vector: Vec<f32> = (0..19).map(|i| (row * 31 + i) as f32).collect();
             let lanes = Lane::pack(&vector);

@@ -7,8 +7,9 @@
 //!
 //! In reading order:
 //! - [`params`]: what an index is made of, its limits, and what it refuses.
-//! - `distance`: kernels, and the three metrics as a rank and as SQL shows them.
-//! - `arena`: append-only storage that readers use without locks.
+//! - [`vector`]: a vector as a caller hands it in; [`half`]: numbers of sixteen bits.
+//! - `distance`: kernels, and the metrics as a rank and as SQL shows them.
+//! - `arena`: append-only storage that readers use without locks; `varying`: for sparse vectors.
 //! - [`memory`]: what a caller may hand in for the vectors to lie in.
 //! - `codes`: one-bit codes of a node's neighbours, scanned as a batch.
 //! - `hnsw`: the navigable graph (Malkov & Yashunin, arXiv:1603.09320).
@@ -26,6 +27,7 @@ mod codes;
 pub mod cursor;
 mod distance;
 pub mod filter;
+pub mod half;
 mod hnsw;
 mod life;
 pub mod memory;
@@ -34,9 +36,13 @@ pub mod partition_index;
 mod readers;
 mod region;
 mod tail;
+mod varying;
+pub mod vector;
 
 pub use cursor::{Cursor, Page};
 pub use filter::{ColumnType, Comparison, Filter, Strategy, Value};
-pub use params::{IndexError, IndexParams, Metric, Representation};
+pub use half::Half;
+pub use params::{Element, IndexError, IndexParams, Metric, Representation};
 pub use partition_index::{PartitionIndex, VectorId};
 pub use readers::Moment;
+pub use vector::Vector;

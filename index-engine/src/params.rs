@@ -4,8 +4,15 @@ use thiserror::Error;
 
 use crate::filter::ColumnType;
 
-/// pgvector's limit for the type `vector`.
+/// pgvector's limit for the types `vector` and `halfvec`. (Its own indexes take 2,000
+/// and 4,000.)
 pub const DIMENSIONS_MAX: usize = 16_000;
+/// pgvector's limit for an index of the type `bit`.
+pub const BIT_DIMENSIONS_MAX: usize = 64_000;
+/// pgvector's limit for the type `sparsevec`.
+pub const SPARSE_DIMENSIONS_MAX: usize = 1_000_000_000;
+/// And for how many of a `sparsevec`'s elements are not zero. (Its own indexes take 1,000.)
+pub const SPARSE_NONZERO_MAX: usize = 16_000;
 /// Links per node above level 0; level 0 holds twice as many. pgvector's range.
 pub const M_RANGE: std::ops::RangeInclusive<usize> = 2..=100;
 pub const EF_CONSTRUCTION_RANGE: std::ops::RangeInclusive<usize> = 4..=1_000;
@@ -26,6 +33,13 @@ pub enum Metric {
     Cosine,
     /// `<#>`: the negative inner product.
     InnerProduct,
+    /// `<+>`: the taxicab distance, the sum of the absolute differences.
+    L1,
+    /// `<~>`: in how many bits two differ.
+    Hamming,
+    /// `<%>`: the share of the bits of either that only one of two has. One where they have
+    /// none in common, as pgvector says, so also between two without any.
+    Jaccard,
 }
 
 /// From so many dimensions on, one-bit codes tell near from far well enough: their
@@ -36,7 +50,8 @@ const CODED_DIMENSIONS_MIN: usize = 128;
 /// How vectors are held for searching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Representation {
-    /// `Coded` from 128 dimensions on, `Plain` below.
+    /// `Coded` from 128 dimensions on and where there are codes: for f32 by L2, cosine or
+    /// inner product. `Plain` otherwise.
     #[default]
     ByDimensions,
     /// Vectors only. Searches compute exact distances.
@@ -46,17 +61,78 @@ pub enum Representation {
     Coded,
 }
 
+/// What a vector is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// pgvector's `vector`.
+    F32,
+    /// pgvector's `halfvec`.
+    F16,
+    /// pgvector's `sparsevec`: floats, of which only those that are not zero are held.
+    Sparse,
+    /// Postgres' `bit`.
+    Bit,
+}
+
+impl Element {
+    fn dimensions_max(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 => DIMENSIONS_MAX,
+            Self::Sparse => SPARSE_DIMENSIONS_MAX,
+            Self::Bit => BIT_DIMENSIONS_MAX,
+        }
+    }
+
+    /// As pgvector's operators are defined.
+    fn has(self, metric: Metric) -> bool {
+        match metric {
+            Metric::L2 | Metric::Cosine | Metric::InnerProduct | Metric::L1 => self != Self::Bit,
+            Metric::Hamming | Metric::Jaccard => self == Self::Bit,
+        }
+    }
+}
+
+/// By the name of its type in SQL.
+impl std::fmt::Display for Element {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "vector",
+            Self::F16 => "halfvec",
+            Self::Sparse => "sparsevec",
+            Self::Bit => "bit",
+        })
+    }
+}
+
+/// Written as `IndexParams { metric, dimensions, ..IndexParams::default() }`: a caller
+/// names what it chooses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexParams {
     pub metric: Metric,
+    pub element: Element,
     pub dimensions: usize,
     pub m: usize,
     pub ef_construction: usize,
     pub representation: Representation,
 }
 
-/// Every kind is the caller's input to correct, except `Full`, which asks for a split, and
-/// `NoMemory`, which the caller's own [`Backing`](crate::memory::Backing) made.
+/// pgvector's defaults, where it has any. Dimensions have none: zero is refused.
+impl Default for IndexParams {
+    fn default() -> Self {
+        Self {
+            metric: Metric::L2,
+            element: Element::F32,
+            dimensions: 0,
+            m: 16,
+            ef_construction: 64,
+            representation: Representation::ByDimensions,
+        }
+    }
+}
+
+/// Every kind is the caller's input to correct, except `Full` and `SparseFull`, which ask
+/// for a split, and `NoMemory`, which the caller's own
+/// [`Backing`](crate::memory::Backing) made.
 #[derive(Debug, Clone, PartialEq, Error)]
 pub enum IndexError {
     #[error("{name} is {value}, must be between {min} and {max}")]
@@ -68,6 +144,12 @@ pub enum IndexError {
     },
     #[error("expected {expected} dimensions, not {got}")]
     WrongDimensions { expected: usize, got: usize },
+    #[error("the type {element} has no distance {metric:?}")]
+    NoSuchDistance { element: Element, metric: Metric },
+    #[error("there are no codes for {metric:?} between vectors of type {element}")]
+    NoCodes { element: Element, metric: Metric },
+    #[error("expected a vector of type {expected}, not {got}")]
+    WrongElement { expected: Element, got: Element },
     #[error("element {position} of the vector is {value}: NaN and infinity are not allowed")]
     NotFinite { position: usize, value: f32 },
     #[error("expected {expected} attributes, one a column, not {got}")]
@@ -80,15 +162,48 @@ pub enum IndexError {
     },
     #[error("there is no column {column}: the index has {columns}, counted from 0")]
     NoSuchColumn { column: usize, columns: usize },
+    #[error("a sparse vector has {indices} indices for {values} values")]
+    SparseCounts { indices: usize, values: usize },
+    #[error("index {position} of a sparse vector is not above the one before it")]
+    SparseOrder { position: usize },
+    #[error("index {position} of a sparse vector is {index}, must be below {dimensions}")]
+    SparseIndex {
+        position: usize,
+        index: u32,
+        dimensions: usize,
+    },
+    #[error("value {position} of a sparse vector is zero: leave it out")]
+    SparseZero { position: usize },
+    #[error("{bits} bits take {expected} bytes, not {got}")]
+    BitBytes {
+        bits: usize,
+        expected: usize,
+        got: usize,
+    },
+    #[error("the last byte has bits set beyond the {bits} of the vector")]
+    BitPadding { bits: usize },
     #[error("the index holds {limit} vectors, its limit")]
     Full { limit: u32 },
+    #[error("the sparse vectors of the index take {limit_bytes} bytes, its limit")]
+    SparseFull { limit_bytes: u64 },
     #[error("the index was refused {bytes} bytes of memory")]
     NoMemory { bytes: usize },
 }
 
 impl IndexParams {
     pub(crate) fn check(&self) -> Result<(), IndexError> {
-        in_range("dimensions", self.dimensions, &(1..=DIMENSIONS_MAX))?;
+        let (metric, element) = (self.metric, self.element);
+        if !element.has(metric) {
+            return Err(IndexError::NoSuchDistance { element, metric });
+        }
+        in_range(
+            "dimensions",
+            self.dimensions,
+            &(1..=element.dimensions_max()),
+        )?;
+        if self.representation == Representation::Coded && !self.can_have_codes() {
+            return Err(IndexError::NoCodes { element, metric });
+        }
         in_range("m", self.m, &M_RANGE)?;
         in_range(
             "ef_construction",
@@ -100,7 +215,9 @@ impl IndexParams {
     /// The representation, chosen by dimensions where that is asked for.
     pub(crate) fn chosen(&self) -> Representation {
         match self.representation {
-            Representation::ByDimensions if self.dimensions >= CODED_DIMENSIONS_MIN => {
+            Representation::ByDimensions
+                if self.can_have_codes() && self.dimensions >= CODED_DIMENSIONS_MIN =>
+            {
                 Representation::Coded
             }
             Representation::ByDimensions => Representation::Plain,
@@ -108,23 +225,13 @@ impl IndexParams {
         }
     }
 
-    pub(crate) fn check_vector(&self, vector: &[f32]) -> Result<(), IndexError> {
-        if vector.len() != self.dimensions {
-            return Err(IndexError::WrongDimensions {
-                expected: self.dimensions,
-                got: vector.len(),
-            });
-        }
-        // All of them first: quicker than to stop at one, which hardly ever comes.
-        if vector.iter().fold(true, |all, x| all & x.is_finite()) {
-            return Ok(());
-        }
-        let position = vector.iter().position(|x| !x.is_finite());
-        let position = position.expect("one of them is not finite");
-        Err(IndexError::NotFinite {
-            position,
-            value: vector[position],
-        })
+    /// Codes are of inner products of floats.
+    fn can_have_codes(&self) -> bool {
+        let is_product = matches!(
+            self.metric,
+            Metric::L2 | Metric::Cosine | Metric::InnerProduct
+        );
+        is_product && self.element == Element::F32
     }
 }
 

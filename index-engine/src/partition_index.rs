@@ -23,6 +23,7 @@ use crate::memory::{Advice, Backing};
 use crate::params::{EF_MAX, IndexError, IndexParams, VECTORS_MAX, in_range};
 use crate::readers::{Moment, Readers};
 use crate::tail::Tail;
+use crate::vector::Vector;
 
 /// A vector within one index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,32 +102,38 @@ impl PartitionIndex {
     /// Adds a vector to the tail; searches opened from now on find it.
     /// `level_hash` decides its level in the graph: a hash of the row's key,
     /// seeded otherwise than the one that routes rows to partitions.
-    pub fn insert(&self, vector: &[f32], level_hash: u64) -> Result<VectorId, IndexError> {
+    pub fn insert<'a>(
+        &self,
+        vector: impl Into<Vector<'a>>,
+        level_hash: u64,
+    ) -> Result<VectorId, IndexError> {
         self.insert_named(vector, level_hash, |_| {})
     }
 
     /// The same; `name` learns the id before any search can return it.
-    pub fn insert_named(
+    pub fn insert_named<'a>(
         &self,
-        vector: &[f32],
+        vector: impl Into<Vector<'a>>,
         level_hash: u64,
         name: impl FnOnce(VectorId),
     ) -> Result<VectorId, IndexError> {
-        self.params.check_vector(vector)?;
-        self.insert_prepared(&self.hnsw.prepare(vector), level_hash, &[], name)
+        let vector = vector.into();
+        vector.check(&self.params)?;
+        self.insert_prepared(&self.hnsw.prepare(&vector), level_hash, &[], name)
     }
 
     /// The same with an attribute a column. `insert` and `insert_named` leave them NULL.
-    pub fn insert_with(
+    pub fn insert_with<'a>(
         &self,
-        vector: &[f32],
+        vector: impl Into<Vector<'a>>,
         level_hash: u64,
         attributes: &[Value],
         name: impl FnOnce(VectorId),
     ) -> Result<VectorId, IndexError> {
-        self.params.check_vector(vector)?;
+        let vector = vector.into();
+        vector.check(&self.params)?;
         self.columns.check_row(attributes)?;
-        self.insert_prepared(&self.hnsw.prepare(vector), level_hash, attributes, name)
+        self.insert_prepared(&self.hnsw.prepare(&vector), level_hash, attributes, name)
     }
 
     /// Adds a vector of another index of the same parameters and columns, bit for bit as
@@ -249,19 +256,20 @@ impl PartitionIndex {
     /// sight beyond what a page returns: more finds better and costs more.
     /// `snapshot_xmin = u64::MAX` sees current versions only. `exact` ranks every
     /// visible row by brute force.
-    pub fn cursor(
+    pub fn cursor<'a>(
         &self,
-        query: &[f32],
+        query: impl Into<Vector<'a>>,
         ef: usize,
         snapshot_xmin: u64,
         exact: bool,
     ) -> Result<Cursor, IndexError> {
-        self.params.check_vector(query)?;
+        let query = query.into();
+        query.check(&self.params)?;
         in_range("ef", ef, &(1..=EF_MAX))?;
         // Entered first: whatever is seen from here on is kept for it.
         let reader = self.searches.enter();
         let tail = self.tail.part();
-        let query = self.hnsw.prepare(query);
+        let query = self.hnsw.prepare(&query);
         let lookup = !exact && tail.births().start > 0 && self.hnsw.coding.is_some();
         let visited = self.hnsw.visited.take(self.hnsw.vectors.len());
         Ok(Cursor::new(
@@ -278,9 +286,9 @@ impl PartitionIndex {
     /// Opens a search for the rows of which the filter is true; otherwise as `cursor`. To
     /// learn which rows those are it waits for writers in passing, as long as it takes to note a
     /// row's attributes.
-    pub fn cursor_where(
+    pub fn cursor_where<'a>(
         &self,
-        query: &[f32],
+        query: impl Into<Vector<'a>>,
         ef: usize,
         snapshot_xmin: u64,
         exact: bool,

@@ -96,8 +96,8 @@ fn params(dimensions: usize, representation: Representation) -> IndexParams {
         metric: Metric::L2,
         dimensions,
         m: 8,
-        ef_construction: 64,
         representation,
+        ..IndexParams::default()
     }
 }
 

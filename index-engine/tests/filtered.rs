@@ -7,8 +7,8 @@ mod world;
 use std::collections::HashSet;
 
 use index_engine::{
-    ColumnType, Comparison, Cursor, Filter, IndexParams, Metric, PartitionIndex, Representation,
-    Strategy, Value, VectorId,
+    ColumnType, Comparison, Cursor, Filter, IndexParams, Metric, PartitionIndex, Strategy, Value,
+    VectorId,
 };
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
@@ -20,7 +20,7 @@ fn index(dimensions: usize, columns: &[ColumnType]) -> PartitionIndex {
         dimensions,
         m: 12,
         ef_construction: 60,
-        representation: Representation::default(),
+        ..IndexParams::default()
     };
     PartitionIndex::with_columns(params, columns, None).unwrap()
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use index_engine::{Cursor, IndexParams, Metric, PartitionIndex, Representation, VectorId};
+use index_engine::{Cursor, IndexParams, Metric, PartitionIndex, VectorId};
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
@@ -90,7 +90,7 @@ fn run(metric: Metric, dimensions: usize, steps: Vec<Step>) {
         dimensions,
         m: 2,
         ef_construction: 4,
-        representation: Representation::default(),
+        ..IndexParams::default()
     };
     let index = PartitionIndex::new(params).unwrap();
     let (mut rows, mut open): (Vec<Row>, Vec<Open>) = (Vec::new(), Vec::new());

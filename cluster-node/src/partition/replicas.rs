@@ -65,7 +65,7 @@ fn index_params(meta: &PartitionMeta) -> IndexParams {
         dimensions: meta.dimensions as usize,
         m: meta.m as usize,
         ef_construction: meta.ef_construction as usize,
-        representation: index_engine::Representation::default(),
+        ..IndexParams::default()
     }
 }
 

@@ -62,9 +62,7 @@ impl ByHand {
         let index = IndexState::new(IndexParams {
             metric: index_engine::Metric::L2,
             dimensions: 2,
-            m: 16,
-            ef_construction: 64,
-            representation: index_engine::Representation::default(),
+            ..IndexParams::default()
         });
         let index = index.unwrap();
         let id = ReplicaId {

@@ -200,6 +200,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         m: value("m", "16").parse()?,
         ef_construction: value("ef_construction", "100").parse()?,
         representation: representation(&value("representation", "default"))?,
+        ..IndexParams::default()
     };
     let index = build(&data, params, value("threads", "1").parse()?)?;
     let mut truth = data.truth.clone();

@@ -10,6 +10,8 @@ use crate::tail::Tail;
 pub(crate) struct Cut {
     pub(crate) rows: u32,
     pub(crate) upper_lists: u32,
+    /// Given out to vectors of varying length; zero where all have one.
+    pub(crate) lanes: u32,
     /// `level << 32 | id + 1`; zero while nothing is linked.
     pub(crate) entry: u64,
     /// Rows born from here on are the tail.
@@ -39,6 +41,7 @@ impl PartitionIndex {
         Cut {
             rows: self.hnsw.vectors.len(),
             upper_lists,
+            lanes: self.hnsw.vectors.lanes_used(),
             entry,
             linked: self.tail.linked(),
         }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{CheckpointError, Cut, Section, corrupt};
-use crate::params::{IndexParams, Metric, Representation, VECTORS_MAX};
+use crate::params::{Element, IndexParams, Metric, Representation, VECTORS_MAX};
 
 /// Grows with every change of the format, and of what an index derives from a vector:
 /// its rotation, its sketch, its codes.
@@ -214,6 +214,8 @@ impl Header {
         page.extend_from_slice(&self.cut.entry.to_le_bytes());
         page.extend_from_slice(&self.cut.linked.to_le_bytes());
         page.extend_from_slice(&layout.bytes.to_le_bytes());
+        page.extend_from_slice(&number_of(&ELEMENTS, self.params.element).to_le_bytes());
+        page.extend_from_slice(&self.cut.lanes.to_le_bytes());
         for span in &layout.spans {
             for number in span.entry {
                 page.extend_from_slice(&number.to_le_bytes());
@@ -248,7 +250,8 @@ impl Header {
         if fields.take::<4>()? != BYTE_ORDER.to_ne_bytes() {
             return Err(CheckpointError::ByteOrder);
         }
-        let params = IndexParams {
+        let mut params = IndexParams {
+            element: Element::F32,
             metric: numbered(&METRICS, fields.word()?)?,
             representation: numbered(&REPRESENTATIONS, fields.word()?)?,
             dimensions: fields.word()? as usize,
@@ -257,13 +260,19 @@ impl Header {
         };
         let (rows, upper_lists) = (fields.word()?, fields.word()?);
         let _sections = fields.word()?;
-        let cut = Cut {
+        let mut cut = Cut {
             rows,
             upper_lists,
+            lanes: 0,
             entry: u64::from_le_bytes(fields.take()?),
             linked: u64::from_le_bytes(fields.take()?),
         };
         let bytes = u64::from_le_bytes(fields.take()?);
+        params.element = numbered(&ELEMENTS, fields.word()?)?;
+        cut.lanes = fields.word()?;
+        if cut.lanes > 0 && params.element != Element::Sparse {
+            return Err(corrupt(HEADER, format!("{} lanes of no row", cut.lanes)));
+        }
         if rows > VECTORS_MAX || upper_lists > VECTORS_MAX || cut.linked > BIRTHS_MAX {
             let what = format!("{rows} rows, {upper_lists} upper lists");
             return Err(corrupt(HEADER, what));
@@ -273,7 +282,15 @@ impl Header {
 }
 
 /// The place in such a list is part of the format: new ones join at the end.
-const METRICS: [Metric; 3] = [Metric::L2, Metric::Cosine, Metric::InnerProduct];
+const METRICS: [Metric; 6] = [
+    Metric::L2,
+    Metric::Cosine,
+    Metric::InnerProduct,
+    Metric::L1,
+    Metric::Hamming,
+    Metric::Jaccard,
+];
+const ELEMENTS: [Element; 4] = [Element::F32, Element::F16, Element::Sparse, Element::Bit];
 const REPRESENTATIONS: [Representation; 3] = [
     Representation::ByDimensions,
     Representation::Plain,

@@ -29,7 +29,7 @@ pub use load::{Loading, Source};
 pub use write::Checkpoint;
 
 pub(crate) use cut::{Cut, Linked};
-pub(crate) use section::{Kind, Section, Taken};
+pub(crate) use section::{Kind, Rows, Section, Taken};
 
 use thiserror::Error;
 

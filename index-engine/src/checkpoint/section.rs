@@ -17,6 +17,7 @@ pub(crate) enum Kind {
     Base = 6,
     Blocks = 7,
     Sketches = 8,
+    Spans = 9,
 }
 
 impl Kind {
@@ -30,6 +31,7 @@ impl Kind {
             Self::Base => "base lists",
             Self::Blocks => "code blocks",
             Self::Sketches => "sketches",
+            Self::Spans => "spans",
         }
     }
 }

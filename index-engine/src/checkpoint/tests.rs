@@ -15,6 +15,7 @@ fn index(representation: Representation) -> PartitionIndex {
         m: 3,
         ef_construction: 10,
         representation,
+        ..IndexParams::default()
     };
     let index = PartitionIndex::new(params).expect("good parameters");
     for row in 0..ROWS {
@@ -222,11 +223,14 @@ fn headers_that_name_no_index_are_refused() {
         (48, 0),        // entry, with a level
         (52, 15),       // its level
         (60, 1 << 30),  // rows ever linked
-        (72, 99),       // the first section's kind
-        (76, 1 << 30),  // its rows
-        (80, 1),        // bytes of its rows
-        (84, 1),        // nothing
-        (88, 0),        // where it is
+        (72, 4),        // element
+        (72, 3),        // element, of other sections
+        (76, 1),        // lanes
+        (80, 99),       // the first section's kind
+        (84, 1 << 30),  // its rows
+        (88, 1),        // bytes of its rows
+        (92, 1),        // nothing
+        (96, 0),        // where it is
     ];
     for (at, word) in words {
         for representation in BOTH {

@@ -306,7 +306,7 @@ fn encode(metric: Metric, centre: &[Lane], neighbour: &[Lane]) -> Code {
     let k = if length > 0.0 { squares / length } else { 0.0 };
     let (add, scale) = match metric {
         Metric::L2 => (squares + 2.0 * k * along, -2.0 * k),
-        Metric::InnerProduct | Metric::Cosine => (k * along - inner, -k),
+        _ => (k * along - inner, -k),
     };
     Code { add, scale, signs }
 }
@@ -315,6 +315,7 @@ fn encode(metric: Metric, centre: &[Lane], neighbour: &[Lane]) -> Code {
 mod tests {
     use super::*;
     use crate::distance::Scorer;
+    use crate::params::Element;
     use proptest::prelude::*;
 
     /// Deterministic noise around a centre.
@@ -360,7 +361,7 @@ mod tests {
             for (slot, neighbour) in neighbours.iter().enumerate() {
                 blocks.put((0, centre), slot, (slot as u32, neighbour), slot % 3 == 0);
             }
-            let scorer = Scorer::new(metric);
+            let scorer = Scorer::new(metric, Element::F32);
             let lookup = Lookup::new(query);
             // What distances vary by here: some of the squared size of the noise.
             let spread = dimensions as f32 * if metric == Metric::L2 { 2.0 } else { 1.0 };
@@ -387,7 +388,7 @@ mod tests {
             // estimate errs by less than the doubt.
             let distance = match metric {
                 Metric::L2 => exact.sqrt(),
-                _ => Scorer::new(Metric::L2).rank(query, centre).sqrt(),
+                _ => Scorer::new(Metric::L2, Element::F32).rank(query, centre).sqrt(),
             };
             let within = |deviations: f32| {
                 let is_passed = |id: &u32| {

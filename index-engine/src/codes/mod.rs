@@ -6,6 +6,9 @@
 //! vectors. What is given out is ranked exactly. (Codes beside the links are the
 //! idea of SymphonyQG, Gou et al., SIGMOD 2025.)
 //!
+//! All of this is about inner products of floats: of the metrics there are L2, and as
+//! products cosine and inner product.
+//!
 //! - [`rotation`]: makes one-bit codes good for any data.
 //! - [`block`]: what is stored for a node, and how a neighbour is encoded.
 //! - [`sketch`]: a node's own vector, a byte a dimension.

@@ -103,7 +103,7 @@ impl Sketches {
         let dot = factors.least * lookup.sum + factors.step * dot;
         let rank = match self.metric {
             Metric::L2 => lookup.squares + factors.squares + factors.correction - 2.0 * dot,
-            Metric::InnerProduct | Metric::Cosine => 0.5 * factors.correction - dot,
+            _ => 0.5 * factors.correction - dot,
         };
         if rank.is_nan() { f32::INFINITY } else { rank }
     }
@@ -113,9 +113,7 @@ impl Sketches {
     pub(crate) fn distance(&self, node: u32, lookup: &Lookup, rank: f32) -> f32 {
         let squared = match self.metric {
             Metric::L2 => rank,
-            Metric::InnerProduct | Metric::Cosine => {
-                lookup.squares + self.factors(node).squares + 2.0 * rank
-            }
+            _ => lookup.squares + self.factors(node).squares + 2.0 * rank,
         };
         squared.max(0.0).sqrt()
     }
@@ -130,7 +128,7 @@ impl Sketches {
         let of_query = lookup.fine_step * factors.squares.sqrt();
         let twice = match self.metric {
             Metric::L2 => 2.0,
-            Metric::InnerProduct | Metric::Cosine => 1.0,
+            _ => 1.0,
         };
         // A number rounded to whole steps deviates by a step / sqrt 12.
         DEVIATIONS * twice * of_sketch.hypot(of_query) / 12f32.sqrt()
@@ -170,6 +168,7 @@ fn lines(dimensions: usize) -> usize {
 mod tests {
     use super::*;
     use crate::distance::{Lane, Scorer};
+    use crate::params::Element;
 
     /// Noise about a point `offset` from zero in every dimension.
     fn vectors(count: usize, dimensions: usize, offset: f32) -> Vec<Vec<f32>> {
@@ -203,7 +202,7 @@ mod tests {
                 // What distances vary by: in L2 twice what they do elsewhere.
                 let spread = dimensions as f32 * if metric == Metric::L2 { 2.0 } else { 1.0 };
                 for (node, vector) in all.iter().enumerate() {
-                    let exact = Scorer::new(metric).rank(&query, &Lane::pack(vector));
+                    let exact = Scorer::new(metric, Element::F32).rank(&query, &Lane::pack(vector));
                     let rank = sketches.rank(node as u32, &lookup);
                     let error = rank - exact;
                     let doubt = sketches.doubt(node as u32, &lookup, rank);
@@ -225,13 +224,13 @@ mod tests {
     fn the_distance_follows_from_the_rank() {
         let all = vectors(2, 128, 0.0);
         let query = Lane::pack(&all[0]);
-        let expected = Scorer::new(Metric::L2)
+        let expected = Scorer::new(Metric::L2, Element::F32)
             .rank(&query, &Lane::pack(&all[1]))
             .sqrt();
         for metric in [Metric::L2, Metric::InnerProduct] {
             let sketches = Sketches::new(metric, 128);
             sketches.write(0, &all[1]);
-            let rank = Scorer::new(metric).rank(&query, &Lane::pack(&all[1]));
+            let rank = Scorer::new(metric, Element::F32).rank(&query, &Lane::pack(&all[1]));
             let got = sketches.distance(0, &Lookup::new(&query), rank);
             assert!((got - expected).abs() < 1e-3 * expected, "{got} {expected}");
         }

@@ -1,204 +1,244 @@
-//! Sums over lanes, compiled once per instruction set and chosen when an index is made.
-//!
-//! Vectors come as whole lanes, padded with zeros, which add nothing to a sum: kernels
-//! have no remainder loop. The bodies are plain Rust with independent accumulators.
+//! The functions that rank two stored vectors, one for each metric, element and
+//! instruction set.
 
-use super::Lane;
-
-/// Lanes summed side by side, so that an addition need not wait for the last.
-const UNROLL: usize = 4;
-
-#[inline(always)]
-fn sum_lanes<const FUSED: bool>(
-    a: &[Lane],
-    b: &[Lane],
-    term: impl Fn(f32, f32) -> (f32, f32) + Copy,
-) -> f32 {
-    assert_eq!(a.len(), b.len(), "vectors of one index have one length");
-    let mut sums = [[0f32; Lane::WIDTH]; UNROLL];
-    let add = |sum: &mut [f32; Lane::WIDTH], x: &Lane, y: &Lane| {
-        for (sum, (x, y)) in sum.iter_mut().zip(x.0.iter().zip(&y.0)) {
-            let (p, q) = term(*x, *y);
-            *sum = if FUSED {
-                p.mul_add(q, *sum)
-            } else {
-                p * q + *sum
-            };
-        }
-    };
-    let (a_blocks, a_rest) = a.as_chunks::<UNROLL>();
-    let (b_blocks, b_rest) = b.as_chunks::<UNROLL>();
-    for (x, y) in a_blocks.iter().zip(b_blocks) {
-        for k in 0..UNROLL {
-            add(&mut sums[k], &x[k], &y[k]);
-        }
-    }
-    // Into one fixed sum: an index known only at run time would put all on the stack.
-    for (x, y) in a_rest.iter().zip(b_rest) {
-        add(&mut sums[0], x, y);
-    }
-    let mut total = [0f32; Lane::WIDTH];
-    for i in 0..Lane::WIDTH {
-        total[i] = (sums[0][i] + sums[1][i]) + (sums[2][i] + sums[3][i]);
-    }
-    // By halves: sixteen additions in a row would each wait for the one before.
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            total[i] += total[i + half];
-        }
-    }
-    total[0]
-}
-
-#[inline(always)]
-fn l2_squared_body<const FUSED: bool>(a: &[Lane], b: &[Lane]) -> f32 {
-    sum_lanes::<FUSED>(a, b, |x, y| (x - y, x - y))
-}
-
-#[inline(always)]
-fn dot_body<const FUSED: bool>(a: &[Lane], b: &[Lane]) -> f32 {
-    sum_lanes::<FUSED>(a, b, |x, y| (x, y))
-}
-
-/// Compiled for what every processor of the target has.
-mod portable {
-    use super::Lane;
-
-    const FUSED: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
-
-    pub(super) fn l2_squared(a: &[Lane], b: &[Lane]) -> f32 {
-        super::l2_squared_body::<FUSED>(a, b)
-    }
-
-    pub(super) fn dot(a: &[Lane], b: &[Lane]) -> f32 {
-        super::dot_body::<FUSED>(a, b)
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::Lane;
-
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn l2_squared_avx512(a: &[Lane], b: &[Lane]) -> f32 {
-        super::l2_squared_body::<true>(a, b)
-    }
-
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn dot_avx512(a: &[Lane], b: &[Lane]) -> f32 {
-        super::dot_body::<true>(a, b)
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn l2_squared_avx2(a: &[Lane], b: &[Lane]) -> f32 {
-        super::l2_squared_body::<true>(a, b)
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn dot_avx2(a: &[Lane], b: &[Lane]) -> f32 {
-        super::dot_body::<true>(a, b)
-    }
-}
+use super::{Lane, bits, floats, halves, sparse};
+use crate::params::{Element, Metric};
 
 /// May be called only on a processor with the features that it was compiled for.
 #[allow(unsafe_code)]
-type Kernel = unsafe fn(&[Lane], &[Lane]) -> f32;
+pub(super) type Function = unsafe fn(&[Lane], &[Lane]) -> f32;
 
-/// The kernels for this processor. Made only by [`Kernels::detect`] and, for
-/// tests, [`Kernels::available`]: holding one proves that its features exist.
+/// The rank of two prepared vectors. Made only by [`Kernel::available`], for a
+/// processor that has what the function needs.
 #[derive(Clone, Copy)]
-pub(crate) struct Kernels {
+pub(crate) struct Kernel {
     #[cfg_attr(
         not(test),
         expect(dead_code, reason = "names a kernel in test failures")
     )]
     pub(crate) name: &'static str,
-    l2_squared: Kernel,
-    dot: Kernel,
+    rank: Function,
 }
 
-impl Kernels {
-    pub(crate) fn detect() -> Self {
-        Self::available()[0]
+impl Kernel {
+    /// The best one here.
+    pub(crate) fn detect(metric: Metric, element: Element) -> Self {
+        Self::available(metric, element)[0]
     }
 
-    /// All that run here, the best first.
-    pub(crate) fn available() -> Vec<Self> {
-        let mut found = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") {
-                found.push(Self {
-                    name: "avx512f",
-                    l2_squared: x86::l2_squared_avx512,
-                    dot: x86::dot_avx512,
-                });
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                found.push(Self {
-                    name: "avx2+fma",
-                    l2_squared: x86::l2_squared_avx2,
-                    dot: x86::dot_avx2,
-                });
-            }
-        }
-        found.push(Self {
-            name: "portable",
-            l2_squared: portable::l2_squared,
-            dot: portable::dot,
-        });
-        found
+    /// All that run here, the best first. At least one.
+    ///
+    /// # Panics
+    /// If the element has no such distance.
+    pub(crate) fn available(metric: Metric, element: Element) -> Vec<Self> {
+        let functions = match element {
+            Element::F32 => floats::available(metric),
+            Element::F16 => halves::available(metric),
+            Element::Sparse => sparse::available(metric),
+            Element::Bit => bits::available(metric),
+        };
+        let kernel = |(name, rank)| Self { name, rank };
+        functions.into_iter().map(kernel).collect()
     }
 
+    /// NaN where there is none.
     #[inline]
-    pub(crate) fn l2_squared(&self, a: &[Lane], b: &[Lane]) -> f32 {
+    pub(crate) fn rank(&self, a: &[Lane], b: &[Lane]) -> f32 {
         // SAFETY: `available` lists a kernel only where its features were detected.
         #[allow(unsafe_code)]
         unsafe {
-            (self.l2_squared)(a, b)
-        }
-    }
-
-    #[inline]
-    pub(crate) fn dot(&self, a: &[Lane], b: &[Lane]) -> f32 {
-        // SAFETY: as above.
-        #[allow(unsafe_code)]
-        unsafe {
-            (self.dot)(a, b)
+            (self.rank)(a, b)
         }
     }
 }
+
+/// Of functions by name those that run on this processor, and the portable one last.
+macro_rules! available {
+    ($([$name:literal: $($feature:tt),+] $function:expr;)* portable $portable:expr) => {{
+        #[allow(unused_mut)]
+        let mut found: Vec<(&'static str, $crate::distance::kernels::Function)> = Vec::new();
+        $(
+            #[cfg(target_arch = "x86_64")]
+            if $(is_x86_feature_detected!($feature))&&+ {
+                found.push(($name, $function));
+            }
+        )*
+        found.push(("portable", $portable));
+        found
+    }};
+}
+pub(super) use available;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::half::Half;
     use proptest::prelude::*;
-    use simsimd::SpatialSimilarity;
+    use simsimd::{BinarySimilarity, SpatialSimilarity, f16};
 
-    fn pairs() -> impl Strategy<Value = (Vec<f32>, Vec<f32>)> {
-        let element = -100.0f32..100.0;
+    fn pairs(most: f32) -> impl Strategy<Value = (Vec<f32>, Vec<f32>)> {
         (1usize..200).prop_flat_map(move |n| {
-            let vector = prop::collection::vec(element.clone(), n);
+            let vector = prop::collection::vec(-most..most, n);
             (vector.clone(), vector)
         })
     }
 
-    proptest! {
-        #[test]
-        fn every_kernel_agrees_with_a_plain_f64_sum((a, b) in pairs()) {
-            let wide = a.iter().zip(&b).map(|(x, y)| (f64::from(*x), f64::from(*y)));
-            let l2: f64 = wide.clone().map(|(x, y)| (x - y) * (x - y)).sum();
-            let dot: f64 = wide.clone().map(|(x, y)| x * y).sum();
-            let size: f64 = wide.map(|(x, y)| (x * y).abs()).sum();
-            let (x, y) = (Lane::pack(&a), Lane::pack(&b));
-            for kernels in Kernels::available() {
-                let got = f64::from(kernels.l2_squared(&x, &y));
-                prop_assert!((got - l2).abs() <= 1e-5 * l2, "{} {got} {l2}", kernels.name);
-                let got = f64::from(kernels.dot(&x, &y));
-                prop_assert!((got - dot).abs() <= 1e-5 * size, "{} {got} {dot}", kernels.name);
+    /// A rank by a plain sum, and how large the terms are that it is the sum of.
+    fn plainly(metric: Metric, a: &[f32], b: &[f32]) -> (f64, f64) {
+        let sum = |term: fn(f64, f64) -> f64| -> f64 {
+            let pairs = a.iter().zip(b);
+            pairs.map(|(x, y)| term(f64::from(*x), f64::from(*y))).sum()
+        };
+        let dot = (sum(|x, y| x * y), sum(|x, y| (x * y).abs()));
+        match metric {
+            Metric::L2 => [sum(|x, y| (x - y) * (x - y)); 2].into(),
+            Metric::L1 => [sum(|x, y| (x - y).abs()); 2].into(),
+            Metric::InnerProduct => (-dot.0, dot.1),
+            Metric::Cosine => {
+                let norms = (sum(|x, _| x * x) * sum(|_, y| y * y)).sqrt();
+                (-dot.0 / norms, dot.1 / norms)
             }
+            Metric::Hamming | Metric::Jaccard => unreachable!("of bits"),
+        }
+    }
+
+    /// What f32 sums of up to a few hundred terms may err by, as a share of the terms.
+    const SHARE: f64 = 1e-5;
+
+    fn agree(metric: Metric, element: Element, (a, b): (&[Lane], &[Lane]), exact: (f64, f64)) {
+        for kernel in Kernel::available(metric, element) {
+            for (a, b) in [(a, b), (b, a)] {
+                let got = f64::from(kernel.rank(a, b));
+                let error = (got - exact.0).abs();
+                let name = kernel.name;
+                assert!(
+                    error <= SHARE * exact.1,
+                    "{element} {metric:?} {name}: {got} for {exact:?}"
+                );
+            }
+        }
+    }
+
+    const OF_FLOATS: [Metric; 4] = [Metric::L2, Metric::InnerProduct, Metric::L1, Metric::Cosine];
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn kernels_of_floats_agree_with_a_plain_sum((a, b) in pairs(100.0)) {
+            let lanes = (&*Lane::pack(&a), &*Lane::pack(&b));
+            for metric in &OF_FLOATS[..3] {
+                agree(*metric, Element::F32, lanes, plainly(*metric, &a, &b));
+            }
+            let l2 = plainly(Metric::L2, &a, &b).0;
             let oracle = f32::l2sq(&a, &b).unwrap();
             prop_assert!((oracle - l2).abs() <= 1e-4 * l2.max(1.0), "simsimd {oracle} {l2}");
+        }
+
+        /// Down to subnormal halves.
+        #[test]
+        fn kernels_of_halves_agree_with_a_plain_sum(
+            (a, b) in prop_oneof![pairs(60_000.0), pairs(1.0), pairs(1e-5)],
+        ) {
+            let halves = |v: &[f32]| v.iter().map(|x| Half::from_f32(*x)).collect::<Vec<_>>();
+            let (x, y) = (halves(&a), halves(&b));
+            let floats = |v: &[Half]| v.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+            let (a, b) = (floats(&x), floats(&y));
+            let lanes = (&*Lane::pack_halves(&x), &*Lane::pack_halves(&y));
+            for metric in OF_FLOATS {
+                let exact = plainly(metric, &a, &b);
+                prop_assume!(exact.0.is_finite());
+                agree(metric, Element::F16, lanes, exact);
+            }
+            let theirs = |v: &[Half]| v.iter().map(|x| f16(x.0)).collect::<Vec<_>>();
+            let (x, y) = (theirs(&x), theirs(&y));
+            let (l2, _) = plainly(Metric::L2, &a, &b);
+            let oracle = f16::l2sq(&x, &y).unwrap();
+            prop_assert!((oracle - l2).abs() <= 1e-4 * l2, "simsimd {oracle} {l2}");
+        }
+
+        #[test]
+        fn kernels_of_bits_count_exactly(
+            (a, b) in (1usize..300).prop_flat_map(|n| {
+                let bytes = prop::collection::vec(any::<u8>(), n);
+                (bytes.clone(), prop_oneof![bytes, prop::collection::vec(Just(0u8), n)])
+            }),
+        ) {
+            let count = |bits: fn(u8, u8) -> u8| -> u32 {
+                a.iter().zip(&b).map(|(x, y)| bits(*x, *y).count_ones()).sum()
+            };
+            let (both, either) = (count(|x, y| x & y), count(|x, y| x | y));
+            let jaccard = match both {
+                0 => 1.0,
+                _ => 1.0 - f64::from(both) / f64::from(either),
+            };
+            let (x, y) = (Lane::pack_bits(&a), Lane::pack_bits(&b));
+            for kernel in Kernel::available(Metric::Hamming, Element::Bit) {
+                prop_assert_eq!(kernel.rank(&x, &y), count(|x, y| x ^ y) as f32, "{}", kernel.name);
+            }
+            for kernel in Kernel::available(Metric::Jaccard, Element::Bit) {
+                let error = f64::from(kernel.rank(&x, &y)) - jaccard;
+                prop_assert!(error.abs() <= 1e-7 * jaccard, "{}: {error}", kernel.name);
+            }
+            prop_assert_eq!(u8::hamming(&a, &b).unwrap(), f64::from(count(|x, y| x ^ y)));
+            if both > 0 {
+                let error = u8::jaccard(&a, &b).unwrap() - jaccard;
+                prop_assert!(error.abs() <= 1e-4, "simsimd {error}");
+            }
+        }
+
+        #[test]
+        fn kernels_of_sparse_vectors_agree_with_those_of_dense_ones(
+            (a, b) in pairs(100.0),
+            mask in prop::collection::vec((0u8..4, 0u8..4), 200),
+            stretch in prop::sample::select(vec![1u32, 5_000_000]),
+        ) {
+            let thin = |v: &[f32], keep: &dyn Fn(usize) -> bool| -> Vec<f32> {
+                let value = |(i, x): (usize, &f32)| if keep(i) { *x } else { 0.0 };
+                v.iter().enumerate().map(value).collect()
+            };
+            let (a, b) = (thin(&a, &|i| mask[i].0 == 0), thin(&b, &|i| mask[i].1 < 2));
+            let pack = |v: &[f32]| {
+                let held = v.iter().enumerate().filter(|(_, x)| **x != 0.0);
+                let (indices, values): (Vec<u32>, Vec<f32>) =
+                    held.map(|(i, x)| (i as u32 * stretch, *x)).unzip();
+                Lane::pack_sparse(&indices, &values)
+            };
+            let lanes = (&*pack(&a), &*pack(&b));
+            for metric in &OF_FLOATS[..3] {
+                agree(*metric, Element::Sparse, lanes, plainly(*metric, &a, &b));
+            }
+        }
+    }
+
+    #[test]
+    fn equal_vectors_have_equal_ranks_whatever_their_place() {
+        let vector: Vec<f32> = (0..333).map(|i| (i as f32 * 0.7).sin()).collect();
+        let halves: Vec<Half> = vector.iter().map(|x| Half::from_f32(*x)).collect();
+        let indices: Vec<u32> = (0..333).map(|i| i * 3).collect();
+        let bytes: Vec<u8> = (0..99u8).collect();
+        for (element, lanes) in [
+            (Element::F32, Lane::pack(&vector)),
+            (Element::F16, Lane::pack_halves(&halves)),
+            (Element::Sparse, Lane::pack_sparse(&indices, &vector)),
+        ] {
+            for metric in OF_FLOATS {
+                let kernel = Kernel::detect(metric, element);
+                let own = kernel.rank(&lanes, &lanes);
+                assert_eq!(own, kernel.rank(&lanes, &lanes.clone()));
+                let is_difference = matches!(metric, Metric::L2 | Metric::L1);
+                assert_eq!(own == 0.0, is_difference, "{element} {metric:?} {own}");
+                assert!(
+                    metric != Metric::Cosine || (own + 1.0).abs() < 1e-6 || element != Element::F16
+                );
+            }
+        }
+        let lanes = Lane::pack_bits(&bytes);
+        for metric in [Metric::Hamming, Metric::Jaccard] {
+            assert_eq!(
+                Kernel::detect(metric, Element::Bit).rank(&lanes, &lanes),
+                0.0
+            );
         }
     }
 }

@@ -134,6 +134,7 @@ mod tests {
             m,
             ef_construction: 40,
             representation: crate::Representation::Coded,
+            ..IndexParams::default()
         };
         let index = PartitionIndex::new(params).expect("good parameters");
         let mut state = 3u64;

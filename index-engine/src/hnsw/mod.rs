@@ -32,9 +32,10 @@ use std::sync::Arc;
 
 use crate::arena::VectorArena;
 use crate::codes::{Blocks, Rotation, Sketches};
-use crate::distance::{Lane, Scorer};
+use crate::distance::{Lane, Scorer, lanes_of};
 use crate::memory::Backing;
 use crate::params::{IndexParams, Representation};
+use crate::vector::Vector;
 
 pub(crate) use aim::Aim;
 pub(crate) use beam::{Beam, Eligible, Sight};
@@ -65,6 +66,7 @@ pub(crate) struct Hnsw {
     pub(crate) coding: Option<Coding>,
     graph: graph::Graph,
     ef_construction: usize,
+    dimensions: usize,
 }
 
 impl Hnsw {
@@ -79,25 +81,23 @@ impl Hnsw {
                 sketches,
             }
         });
-        let dimensions = coding
-            .as_ref()
-            .map_or(params.dimensions, |coding| coding.rotation.dimensions());
         Self {
-            vectors: VectorArena::new(dimensions.div_ceil(Lane::WIDTH), backing),
-            scorer: Scorer::new(params.metric),
+            vectors: VectorArena::new(lanes_of(params.element, params.dimensions), backing),
+            scorer: Scorer::new(params.metric, params.element),
             visited: Arc::default(),
             graph: graph::Graph::new(params.m, coding.is_none()),
             ef_construction: params.ef_construction,
+            dimensions: params.dimensions,
             coding,
         }
     }
 
     /// The vector as it is stored and compared.
-    pub(crate) fn prepare(&self, vector: &[f32]) -> Box<[Lane]> {
+    pub(crate) fn prepare(&self, vector: &Vector<'_>) -> Box<[Lane]> {
         let prepared = self.scorer.prepare(vector);
         match &self.coding {
-            Some(coding) => Lane::pack(&coding.rotation.apply(&prepared)),
-            None => Lane::pack(&prepared),
+            Some(coding) => Lane::pack(&coding.rotation.apply(Lane::view(&prepared))),
+            None => prepared,
         }
     }
 
@@ -106,7 +106,7 @@ impl Hnsw {
         self.graph.reserve(id, level);
         if let Some(coding) = &self.coding {
             coding.blocks.reserve(id);
-            coding.sketches.write(id, Lane::floats(vector));
+            coding.sketches.write(id, Lane::view(vector));
         }
     }
 

@@ -25,15 +25,20 @@ impl Hnsw {
         let cut = linked.cut;
         use Taken::{AtStart, Beside};
         let graph = &self.graph;
-        // SAFETY: nobody writes to a published vector, and the others are atomics.
-        let mut sections = unsafe {
-            vec![
-                Section::new(Kind::Vectors, cut.rows, Beside, self.vectors.lanes()),
+        let vectors = self.vectors.arrays(cut).into_iter();
+        let vectors = vectors.map(|(kind, rows, memory)| {
+            // SAFETY: nobody writes to a published vector.
+            unsafe { Section::new(kind, rows, Beside, memory) }
+        });
+        // SAFETY: atomics.
+        let lists = unsafe {
+            [
                 Section::new(Kind::Places, cut.rows, Beside, &graph.places),
                 Section::new(Kind::Upper, cut.upper_lists, AtStart, &graph.upper),
                 Section::new(Kind::Copies, cut.rows, AtStart, &graph.copies),
             ]
         };
+        let mut sections: Vec<Section<'_>> = vectors.chain(lists).collect();
         let Some(coding) = &self.coding else {
             sections.push(graph.base_section(linked));
             return sections;
@@ -61,7 +66,7 @@ impl Hnsw {
 
     /// Takes up sections that were filled and found sound.
     pub(crate) fn restore(&mut self, cut: Cut) {
-        self.vectors.publish(cut.rows);
+        self.vectors.publish(cut);
         self.graph.upper_lists = AtomicU32::new(cut.upper_lists);
         self.graph.entry = AtomicU64::new(cut.entry);
     }
@@ -70,6 +75,7 @@ impl Hnsw {
     /// its level, and no chain of copies has a circle.
     pub(crate) fn check(&self, linked: Linked<'_>) -> Result<(), CheckpointError> {
         let (graph, cut) = (&self.graph, linked.cut);
+        self.vectors.check(cut, self.dimensions)?;
         graph.check_places(cut)?;
         graph.check_entry(linked)?;
         graph.check_upper(linked)?;

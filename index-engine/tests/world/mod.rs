@@ -53,6 +53,7 @@ impl World {
             m,
             ef_construction,
             representation,
+            ..IndexParams::default()
         };
         Self {
             index: PartitionIndex::new(params).unwrap(),
@@ -126,6 +127,7 @@ impl World {
                 let norms = dot(row, row).sqrt() * dot(query, query).sqrt();
                 1.0 - dot(row, query) / norms
             }
+            other => unreachable!("no {other:?} in this world"),
         }
     }
 

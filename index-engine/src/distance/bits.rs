@@ -1,0 +1,89 @@
+//! Ranks of bit vectors: counts, exact.
+
+use super::Lane;
+use super::kernels::{Function, available};
+use crate::params::Metric;
+
+/// Words of a lane.
+const WORDS: usize = 8;
+
+#[inline(always)]
+fn count<const N: usize>(a: &[Lane], b: &[Lane], words: impl Fn(u64, u64) -> [u64; N]) -> [u32; N] {
+    assert_eq!(a.len(), b.len(), "vectors of one index have one length");
+    let (a, b): (&[u64], &[u64]) = (Lane::view(a), Lane::view(b));
+    let mut counts = [[0u64; WORDS]; N];
+    for (x, y) in a
+        .as_chunks::<WORDS>()
+        .0
+        .iter()
+        .zip(b.as_chunks::<WORDS>().0)
+    {
+        for i in 0..WORDS {
+            let words = words(x[i], y[i]);
+            for n in 0..N {
+                // At most 64,000 together: a check would only keep the compiler from
+                // counting eight at a time.
+                counts[n][i] = counts[n][i].wrapping_add(u64::from(words[n].count_ones()));
+            }
+        }
+    }
+    counts.map(|counts| counts.into_iter().fold(0, u64::wrapping_add) as u32)
+}
+
+/// pgvector's definition, to within half of f32's last place: what two do not share of
+/// what they have together, and one where they share nothing.
+#[inline(always)]
+fn jaccard_of([both, either]: [u32; 2]) -> f32 {
+    if both == 0 {
+        return 1.0;
+    }
+    (either - both) as f32 / either as f32
+}
+
+macro_rules! functions {
+    ($($features:literal)?) => {
+        use super::{Lane, count, jaccard_of};
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn hamming(a: &[Lane], b: &[Lane]) -> f32 {
+            let [differ] = count(a, b, |x, y| [x ^ y]);
+            differ as f32
+        }
+
+        $(#[target_feature(enable = $features)])?
+        pub(super) fn jaccard(a: &[Lane], b: &[Lane]) -> f32 {
+            jaccard_of(count(a, b, |x, y| [x & y, x | y]))
+        }
+    };
+}
+
+mod portable {
+    functions!();
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    functions!("avx2,popcnt");
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    functions!("avx512f,avx512vpopcntdq");
+}
+
+pub(super) fn available(metric: Metric) -> Vec<(&'static str, Function)> {
+    macro_rules! of {
+        ($function:ident) => {
+            available! {
+                ["avx512vpopcntdq": "avx512f", "avx512vpopcntdq"] avx512::$function;
+                ["avx2+popcnt": "avx2", "popcnt"] avx2::$function;
+                portable portable::$function
+            }
+        };
+    }
+    match metric {
+        Metric::Hamming => of!(hamming),
+        Metric::Jaccard => of!(jaccard),
+        _ => unreachable!("bits have no {metric:?} distance"),
+    }
+}

@@ -1,0 +1,411 @@
+//! What a search promises, for every element and metric: beside brute force.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashSet;
+
+use index_engine::checkpoint::Loading;
+use index_engine::{Element, Half, IndexParams, Metric, PartitionIndex, Vector, VectorId};
+
+const FLOATING: [Metric; 4] = [Metric::L2, Metric::Cosine, Metric::InnerProduct, Metric::L1];
+
+/// Every element with its metrics. The f32 metrics of old have tests of their own.
+fn kinds() -> Vec<(Element, Metric)> {
+    let mut kinds = vec![
+        (Element::F32, Metric::L1),
+        (Element::Bit, Metric::Hamming),
+        (Element::Bit, Metric::Jaccard),
+    ];
+    for metric in FLOATING {
+        kinds.extend([(Element::F16, metric), (Element::Sparse, metric)]);
+    }
+    kinds
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ z >> 31
+    }
+
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 24) as f32
+    }
+
+    fn normal(&mut self) -> f32 {
+        (0..12).map(|_| self.unit()).sum::<f32>() - 6.0
+    }
+}
+
+/// A vector of any element, owned.
+#[derive(Debug, Clone, PartialEq)]
+enum Owned {
+    F32(Vec<f32>),
+    F16(Vec<Half>),
+    Sparse(usize, Vec<u32>, Vec<f32>),
+    Bits(usize, Vec<u8>),
+}
+
+impl Owned {
+    /// Of the dense values of one: rounded, thinned out or by its signs.
+    fn of(element: Element, values: &[f32]) -> Self {
+        match element {
+            Element::F32 => Self::F32(values.to_vec()),
+            Element::F16 => Self::F16(values.iter().map(|x| Half::from_f32(*x)).collect()),
+            Element::Sparse => {
+                // As sparse as learned ones: a tenth is not zero. Far apart, in a large space.
+                let held = values.iter().enumerate().filter(|(_, x)| **x > 1.3);
+                let (indices, values) = held.map(|(i, x)| (i as u32 * 1_000, *x)).unzip();
+                Self::Sparse(WIDE, indices, values)
+            }
+            Element::Bit => {
+                let mut bytes = vec![0u8; values.len().div_ceil(8)];
+                for (i, x) in values.iter().enumerate() {
+                    bytes[i / 8] |= u8::from(*x > 0.5) << (7 - i % 8);
+                }
+                Self::Bits(values.len(), bytes)
+            }
+        }
+    }
+
+    fn zero(element: Element, dimensions: usize) -> Self {
+        Self::of(element, &vec![0.0; dimensions])
+    }
+
+    fn borrow(&self) -> Vector<'_> {
+        match self {
+            Self::F32(values) => values.into(),
+            Self::F16(values) => values.into(),
+            Self::Sparse(dimensions, indices, values) => Vector::Sparse {
+                dimensions: *dimensions,
+                indices,
+                values,
+            },
+            Self::Bits(len, bytes) => Vector::Bits { len: *len, bytes },
+        }
+    }
+
+    fn dense(&self) -> Vec<f64> {
+        match self {
+            Self::F32(values) => values.iter().map(|x| f64::from(*x)).collect(),
+            Self::F16(values) => values.iter().map(|x| f64::from(x.to_f32())).collect(),
+            Self::Sparse(dimensions, indices, values) => {
+                let mut dense = vec![0.0; dimensions / 1_000];
+                for (i, x) in indices.iter().zip(values) {
+                    dense[*i as usize / 1_000] = f64::from(*x);
+                }
+                dense
+            }
+            Self::Bits(len, bytes) => (0..*len)
+                .map(|i| f64::from(bytes[i / 8] >> (7 - i % 8) & 1))
+                .collect(),
+        }
+    }
+}
+
+const WIDE: usize = 200_000;
+
+/// As pgvector's operators are defined.
+fn distance(metric: Metric, a: &[f64], b: &[f64]) -> f64 {
+    let sum =
+        |term: fn(f64, f64) -> f64| -> f64 { a.iter().zip(b).map(|(x, y)| term(*x, *y)).sum() };
+    let dot = sum(|x, y| x * y);
+    match metric {
+        Metric::L2 => sum(|x, y| (x - y) * (x - y)).sqrt(),
+        Metric::InnerProduct => -dot,
+        Metric::L1 | Metric::Hamming => sum(|x, y| (x - y).abs()),
+        Metric::Cosine => {
+            let norms = (sum(|x, _| x * x) * sum(|_, y| y * y)).sqrt();
+            if norms == 0.0 {
+                f64::INFINITY
+            } else {
+                1.0 - dot / norms
+            }
+        }
+        Metric::Jaccard if dot == 0.0 => 1.0,
+        Metric::Jaccard => 1.0 - dot / sum(f64::max),
+    }
+}
+
+struct World {
+    index: PartitionIndex,
+    element: Element,
+    metric: Metric,
+    dimensions: usize,
+    /// Dense, whatever the element.
+    rows: Vec<Vec<f64>>,
+    centres: Vec<Vec<f32>>,
+    random: Random,
+}
+
+impl World {
+    fn new((element, metric): (Element, Metric), dimensions: usize, m: usize) -> Self {
+        let params = IndexParams {
+            metric,
+            element,
+            dimensions: match element {
+                Element::Sparse => WIDE,
+                _ => dimensions,
+            },
+            m,
+            ..IndexParams::default()
+        };
+        Self {
+            index: PartitionIndex::new(params).unwrap(),
+            element,
+            metric,
+            dimensions,
+            rows: Vec::new(),
+            centres: Vec::new(),
+            random: Random(11),
+        }
+    }
+
+    /// A vector near one of a few centres.
+    fn vector(&mut self) -> Owned {
+        let dimensions = self.dimensions;
+        while self.centres.len() < 20 {
+            let centre = (0..dimensions).map(|_| self.random.normal()).collect();
+            self.centres.push(centre);
+        }
+        let pick = self.random.next() as usize % self.centres.len();
+        let centre = self.centres[pick].clone();
+        let values: Vec<f32> = centre
+            .iter()
+            .map(|x| x + 0.5 * self.random.normal())
+            .collect();
+        Owned::of(self.element, &values)
+    }
+
+    fn add(&mut self, vector: Owned) {
+        let hash = self.random.next();
+        let id = self.index.insert(vector.borrow(), hash).unwrap();
+        assert_eq!(id.0 as usize, self.rows.len());
+        self.rows.push(vector.dense());
+    }
+
+    fn add_rows(&mut self, count: usize) {
+        for _ in 0..count {
+            let vector = self.vector();
+            self.add(vector);
+        }
+    }
+
+    fn distance(&self, id: VectorId, query: &[f64]) -> f64 {
+        distance(self.metric, &self.rows[id.0 as usize], query)
+    }
+
+    /// All rows by the pages of a search: each once, each at its distance.
+    fn drain(&self, query: &Owned, page_rows: usize, exact: bool) -> Vec<(VectorId, f64)> {
+        let mut cursor = self
+            .index
+            .cursor(query.borrow(), 30, u64::MAX, exact)
+            .unwrap();
+        let dense = query.dense();
+        let (mut hits, mut seen) = (Vec::new(), HashSet::new());
+        loop {
+            let page = cursor.next_page(&self.index, page_rows);
+            assert!(page.hits.windows(2).all(|w| w[0].1 <= w[1].1));
+            assert!(page.exhausted || page.hits.len() == page_rows);
+            for (id, distance) in &page.hits {
+                assert!(seen.insert(id.0), "{} came twice", id.0);
+                let expected = self.distance(*id, &dense);
+                let error = (distance - expected).abs();
+                let is_same = *distance == expected || error <= 1e-5 * expected.abs().max(1.0);
+                let (element, metric) = (self.element, self.metric);
+                assert!(is_same, "{element} {metric:?}: {distance} for {expected}");
+            }
+            hits.extend(page.hits);
+            if page.exhausted {
+                return hits;
+            }
+        }
+    }
+
+    fn recall(&mut self, queries: usize, ef: usize) -> f64 {
+        const K: usize = 10;
+        let mut found = 0;
+        for _ in 0..queries {
+            let query = self.vector();
+            let dense = query.dense();
+            let mut all: Vec<f64> = self
+                .rows
+                .iter()
+                .map(|row| distance(self.metric, row, &dense))
+                .collect();
+            all.sort_by(f64::total_cmp);
+            let mut cursor = self
+                .index
+                .cursor(query.borrow(), ef, u64::MAX, false)
+                .unwrap();
+            let hits = cursor.next_page(&self.index, K).hits;
+            let is_near =
+                |hit: &&(VectorId, f64)| self.distance(hit.0, &dense) <= all[K - 1] + 1e-6;
+            found += hits.iter().filter(is_near).count();
+        }
+        found as f64 / (queries * K) as f64
+    }
+}
+
+fn ids(hits: &[(VectorId, f64)]) -> Vec<usize> {
+    let mut ids: Vec<usize> = hits.iter().map(|hit| hit.0.0 as usize).collect();
+    ids.sort_unstable();
+    ids
+}
+
+#[test]
+fn every_kind_is_recalled_as_brute_force_finds_it() {
+    for kind in kinds() {
+        for dimensions in [40, 200] {
+            let mut world = World::new(kind, dimensions, 16);
+            world.add_rows(2_000);
+            world.index.fold(1_900);
+            let recall = world.recall(40, 100);
+            assert!(recall >= 0.97, "{kind:?} × {dimensions}: recall {recall}");
+        }
+    }
+}
+
+#[test]
+fn every_kind_pages_each_row_once_at_its_distance() {
+    for kind in kinds() {
+        for (rows, folded) in [(1, 0), (300, 0), (300, 150), (300, 300)] {
+            let mut world = World::new(kind, 130, 4);
+            world.add_rows(rows);
+            world.index.fold(folded);
+            let query = world.vector();
+            for (page_rows, exact) in [(7, false), (1_000, false), (50, true)] {
+                let hits = world.drain(&query, page_rows, exact);
+                assert_eq!(ids(&hits), (0..rows).collect::<Vec<_>>(), "{kind:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_crowd_of_equal_vectors_hides_no_row() {
+    for kind in kinds() {
+        let mut world = World::new(kind, 60, 8);
+        let crowd = world.vector();
+        for i in 0..1_000 {
+            world.add(crowd.clone());
+            if i % 10 == 0 {
+                world.add_rows(1);
+            }
+        }
+        world.index.fold(usize::MAX);
+        let hits = world.drain(&crowd, 100, false);
+        assert_eq!(ids(&hits), (0..1_100).collect::<Vec<_>>(), "{kind:?}");
+        let recall = world.recall(30, 60);
+        assert!(recall >= 0.95, "{kind:?}: recall {recall}");
+    }
+}
+
+#[test]
+fn zero_vectors_come_and_where_they_have_no_distance_last() {
+    for kind in kinds() {
+        let mut world = World::new(kind, 50, 4);
+        for i in 0..200 {
+            match i % 4 {
+                0 => world.add(Owned::zero(kind.0, 50)),
+                _ => world.add_rows(1),
+            }
+        }
+        for folded in [0, 100, 100] {
+            world.index.fold(folded);
+            let query = world.vector();
+            let zero = Owned::zero(kind.0, 50);
+            for query in [query, zero] {
+                let hits = world.drain(&query, 25, false);
+                assert_eq!(ids(&hits), (0..200).collect::<Vec<_>>(), "{kind:?}");
+                if kind.1 == Metric::Cosine {
+                    assert!(hits[150..].iter().all(|hit| hit.1 == f64::INFINITY));
+                }
+                if kind.1 == Metric::Jaccard {
+                    assert!(hits[150..].iter().all(|hit| hit.1 == 1.0));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn removed_and_former_rows_are_not_seen() {
+    for kind in kinds() {
+        let mut world = World::new(kind, 33, 6);
+        world.add_rows(400);
+        world.index.fold(300);
+        for id in 0..400 {
+            if id % 3 == 0 {
+                world.index.remove(VectorId(id));
+            } else if id % 3 == 1 {
+                world.index.end(VectorId(id), 7);
+            }
+        }
+        world.index.fold(usize::MAX);
+        let query = world.vector();
+        let hits = world.drain(&query, 9, false);
+        assert_eq!(
+            ids(&hits),
+            (2..400).step_by(3).collect::<Vec<_>>(),
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
+fn every_kind_goes_from_index_to_index_bit_for_bit() {
+    for kind in kinds() {
+        let (mut first, second) = (World::new(kind, 77, 8), World::new(kind, 77, 8));
+        first.add_rows(50);
+        for id in 0..50 {
+            second
+                .index
+                .insert_from(&first.index, VectorId(id), u64::from(id))
+                .unwrap();
+        }
+        let query = first.vector();
+        let expected = first.drain(&query, 50, true);
+        let mut cursor = second
+            .index
+            .cursor(query.borrow(), 1, u64::MAX, true)
+            .unwrap();
+        assert_eq!(
+            cursor.next_page(&second.index, 50).hits,
+            expected,
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
+fn every_kind_comes_back_from_a_checkpoint() {
+    for kind in kinds() {
+        let mut world = World::new(kind, 90, 6);
+        world.add_rows(300);
+        world.add(Owned::zero(kind.0, 90));
+        world.index.fold(250);
+        let mut bytes = Vec::new();
+        let checkpoint = world.index.checkpoint();
+        checkpoint.write(&world.index, &mut bytes).unwrap();
+        let loading = Loading::open(&bytes[..], None).unwrap();
+        loading.read(&bytes[..]).unwrap();
+        let loaded = loading.finish().unwrap();
+        assert_eq!(loaded.memory_bytes(), world.index.memory_bytes());
+        let query = world.vector();
+        let expected = world.drain(&query, 10, false);
+        let written = std::mem::replace(&mut world.index, loaded);
+        assert_eq!(world.drain(&query, 10, false), expected, "{kind:?}");
+        // And goes on: rows are added to what was loaded.
+        world.add_rows(50);
+        world.index.fold(usize::MAX);
+        let hits = world.drain(&query, 10, false);
+        assert_eq!(ids(&hits), (0..351).collect::<Vec<_>>(), "{kind:?}");
+        drop(written);
+    }
+}
