@@ -8,7 +8,7 @@ REPLICAS ?= 2
 SEEDS ?= 1..500
 MINUTES ?= 10
 
-.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover bench-backfill bench-replication sim soak fuzz build setup test clean
+.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover bench-backfill bench-replication bench-engine sim soak fuzz build setup test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ bench-backfill: ## the consumer's memory while it fills tables of 100,000 and 3,
 
 bench-replication: ## COPY and single rows until searchable, consumer memory, pgbench: ARGS='full' (or 'quick copy single')
 	@scripts/bench-replication.sh $(ARGS)
+
+bench-engine: ## the engine beside hnswlib, faiss, usearch, Qdrant, VSAG, SymphonyQG…: QUICK=1, or ARGS='long' ('inserts', 'growth')
+	@QUICK='$(QUICK)' scripts/bench-engine.sh $(ARGS)
 
 bench-failover: ## leader kill, node kill and a move under load, in a cluster of its own
 	@scripts/bench-failover.sh

@@ -28,6 +28,7 @@ style() {
 unit() {
   say "== Unit and golden tests"
   cargo test --release --locked --workspace --exclude integration-tests --quiet
+  PYTHONDONTWRITEBYTECODE=1 python3 -m unittest discover -q -s bench/peers
 }
 
 extension() {
