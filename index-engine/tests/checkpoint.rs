@@ -179,11 +179,11 @@ fn rows_inserted_linked_and_removed_while_it_is_written_are_not_in_it() {
             world.removed.extend((3..1_100).step_by(11));
             let recall = world.recall(60, 10, 60);
             assert!(recall > 0.95, "{dimensions} at {at}: {recall}");
-            for id in (0..1_100).filter(|id| !world.removed.contains(id)) {
+            for id in (0..1_100).filter(|id| id % 9 == 0 && !world.removed.contains(id)) {
                 let query = &world.rows[id as usize];
                 let hits = collect(&world.index, query, 40, u64::MAX, 1_100);
                 assert!(hits.iter().any(|hit| hit.0.0 == id));
-                if id % 40 == 0 {
+                if id % 90 == 0 {
                     assert_eq!(hits.len(), 1_100 - world.removed.len());
                 }
             }

@@ -146,8 +146,10 @@ impl Loading {
         }
         let mut zeros = [0; PAGE_BYTES];
         let zeros = &mut zeros[..chunk.zeros];
-        source.read_at(offset, zeros)?;
-        sum.add(zeros);
+        if !zeros.is_empty() {
+            source.read_at(offset, zeros)?;
+            sum.add(zeros);
+        }
         if sum.value() == self.sums[number] {
             return Ok(());
         }

@@ -74,26 +74,29 @@ impl Hnsw {
     /// Whether a search may go by what was loaded: every link leads to a linked node of
     /// its level, and no chain of copies has a circle.
     pub(crate) fn check(&self, linked: Linked<'_>) -> Result<(), CheckpointError> {
-        let (graph, cut) = (&self.graph, linked.cut);
-        self.vectors.check(cut, self.dimensions)?;
-        graph.check_places(cut)?;
-        graph.check_entry(linked)?;
-        graph.check_upper(linked)?;
-        graph.check_copies(linked)?;
-        for id in 0..cut.rows {
-            let (kind, is_within) = match &self.coding {
-                Some(coding) => (
-                    Kind::Blocks,
-                    coding.blocks.links_only(id, |n| linked.has(n)),
-                ),
-                None => (Kind::Base, graph.neighbours(id, 0).all(|n| linked.has(n))),
-            };
-            if !is_within {
+        let graph = &self.graph;
+        let is_linked: Vec<bool> = (0..linked.cut.rows).map(|row| linked.has(row)).collect();
+        let is_linked = |row: u32| is_linked.get(row as usize) == Some(&true);
+        self.vectors.check(linked.cut, self.dimensions)?;
+        graph.check_places(linked.cut)?;
+        graph.check_entry(linked.cut.entry, is_linked)?;
+        graph.check_upper(linked.cut.rows, is_linked)?;
+        graph.check_copies(linked.cut.rows, is_linked)?;
+        let sound = |id: u32| match &self.coding {
+            Some(coding) => coding.blocks.links_only(id, is_linked),
+            None => graph.neighbours(id, 0).all(is_linked),
+        };
+        let kind = match &self.coding {
+            Some(_) => Kind::Blocks,
+            None => Kind::Base,
+        };
+        match (0..linked.cut.rows).find(|id| !sound(*id)) {
+            Some(id) => {
                 let what = format!("node {id} is linked to one that is not");
-                return Err(corrupt(kind.name(), what));
+                Err(corrupt(kind.name(), what))
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -126,12 +129,15 @@ impl Graph {
     }
 
     /// The entry is a linked node, on a level that it has. Places are sound.
-    fn check_entry(&self, linked: Linked<'_>) -> Result<(), CheckpointError> {
-        let entry = linked.cut.entry;
+    fn check_entry(
+        &self,
+        entry: u64,
+        is_linked: impl Fn(u32) -> bool,
+    ) -> Result<(), CheckpointError> {
         let (level, id) = (entry >> 32, entry as u32);
         let is_sound = match id.checked_sub(1) {
             None => entry == 0,
-            Some(id) => linked.has(id) && level <= u64::from(self.level(id)),
+            Some(id) => is_linked(id) && level <= u64::from(self.level(id)),
         };
         match is_sound {
             true => Ok(()),
@@ -143,10 +149,14 @@ impl Graph {
     }
 
     /// Places are sound.
-    fn check_upper(&self, linked: Linked<'_>) -> Result<(), CheckpointError> {
-        for id in 0..linked.cut.rows {
+    fn check_upper(
+        &self,
+        rows: u32,
+        is_linked: impl Fn(u32) -> bool,
+    ) -> Result<(), CheckpointError> {
+        for id in 0..rows {
             for level in 1..=self.level(id) {
-                let is_sound = |n| linked.has(n) && self.level(n) >= level;
+                let is_sound = |n| is_linked(n) && self.level(n) >= level;
                 if !self.neighbours(id, level).all(is_sound) {
                     let what = format!("node {id} has a link on level {level} to none of it");
                     return Err(corrupt(Kind::Upper.name(), what));
@@ -157,18 +167,21 @@ impl Graph {
     }
 
     /// Chains of copies: each row is in one at most, and each chain has an end.
-    fn check_copies(&self, linked: Linked<'_>) -> Result<(), CheckpointError> {
+    fn check_copies(
+        &self,
+        rows: u32,
+        is_linked: impl Fn(u32) -> bool,
+    ) -> Result<(), CheckpointError> {
         let next = |id: u32| {
             self.copies.row(id)[0]
                 .load(Ordering::Relaxed)
                 .checked_sub(1)
         };
         let bad = |what: String| Err(corrupt(Kind::Copies.name(), what));
-        let rows = linked.cut.rows;
         let mut is_copy = vec![false; rows as usize];
         for id in 0..rows {
             match next(id) {
-                Some(copy) if !linked.has(copy) => {
+                Some(copy) if !is_linked(copy) => {
                     return bad(format!("{copy} hangs on {id} and is not linked"));
                 }
                 Some(copy) if std::mem::replace(&mut is_copy[copy as usize], true) => {
