@@ -16,7 +16,11 @@ const DIMENSIONS: [usize; 2] = [12, 136];
 
 fn written(index: &PartitionIndex) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let length = index.checkpoint().write(index, &mut bytes).unwrap();
+    let length = index
+        .checkpoint()
+        .unwrap()
+        .write(index, &mut bytes)
+        .unwrap();
     assert_eq!(length, bytes.len() as u64);
     bytes
 }
@@ -163,7 +167,7 @@ fn rows_inserted_linked_and_removed_while_it_is_written_are_not_in_it() {
             let act = Some(act);
             let bytes = Vec::new();
             let mut sink = Interrupted { bytes, at, act };
-            let checkpoint = index.checkpoint();
+            let checkpoint = index.checkpoint().unwrap();
             assert_eq!(checkpoint.rows(), 1_100);
             checkpoint.write(index, &mut sink).unwrap();
             assert!(sink.act.is_none());
@@ -225,7 +229,7 @@ fn checkpoints_taken_while_threads_insert_fold_and_search_are_sound() {
             });
             let mut checkpoints = Vec::new();
             while checkpoints.len() < 10 {
-                let checkpoint = index.checkpoint();
+                let checkpoint = index.checkpoint().unwrap();
                 let rows = checkpoint.rows();
                 let mut bytes = Vec::new();
                 checkpoint.write(index, &mut bytes).unwrap();
@@ -327,6 +331,15 @@ fn other_versions_and_other_files_are_refused_by_name() {
     let bytes = written(&world.index);
     let unread = Loading::open(&bytes[..], None).unwrap().finish();
     assert!(matches!(unread, Err(CheckpointError::Unread { .. })));
+}
+
+#[test]
+fn an_index_with_attributes_is_refused_and_not_written_without_them() {
+    let params = World::new(Metric::L2, 3, 2, 8).index.params().clone();
+    let columns = [index_engine::ColumnType::Int];
+    let index = PartitionIndex::with_columns(params, &columns, None).unwrap();
+    let refused = index.checkpoint();
+    assert!(matches!(refused, Err(CheckpointError::Attributes)));
 }
 
 /// Sixteen bytes a line with their offset; lines of zeros are left out.

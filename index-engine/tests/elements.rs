@@ -391,7 +391,7 @@ fn every_kind_comes_back_from_a_checkpoint() {
         world.add(Owned::zero(kind.0, 90));
         world.index.fold(250);
         let mut bytes = Vec::new();
-        let checkpoint = world.index.checkpoint();
+        let checkpoint = world.index.checkpoint().unwrap();
         checkpoint.write(&world.index, &mut bytes).unwrap();
         let loading = Loading::open(&bytes[..], None).unwrap();
         loading.read(&bytes[..]).unwrap();

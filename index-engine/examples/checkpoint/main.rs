@@ -183,7 +183,7 @@ where
 
 fn write(index: &PartitionIndex, file: &Path) -> Result<(), Box<dyn Error>> {
     let began = Instant::now();
-    let checkpoint = index.checkpoint();
+    let checkpoint = index.checkpoint()?;
     let begun = began.elapsed();
     let mut sink = File::create(file)?;
     let bytes = checkpoint.write(index, &mut sink)?;
@@ -254,6 +254,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         m: value("m", "16").parse()?,
         ef_construction: value("ef_construction", "100").parse()?,
         representation: Representation::default(),
+        ..IndexParams::default()
     };
     let threads = value("threads", "2").parse()?;
     let effort = (value("ef", "50").parse()?, value("rounds", "5").parse()?);

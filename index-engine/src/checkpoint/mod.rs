@@ -52,6 +52,8 @@ pub enum CheckpointError {
     Truncated { expected: u64, found: u64 },
     #[error("the checkpoint is corrupt in its {section}: {what}")]
     Corrupt { section: &'static str, what: String },
+    #[error("an index with attributes is not written: it is built anew from its rows")]
+    Attributes,
     /// Memory that was handed in is at its end.
     #[error(transparent)]
     Memory(#[from] IndexError),

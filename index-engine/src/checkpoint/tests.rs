@@ -40,7 +40,7 @@ struct Bytes {
 impl Bytes {
     fn of(index: &PartitionIndex) -> Self {
         let mut bytes = Vec::new();
-        let checkpoint = index.checkpoint();
+        let checkpoint = index.checkpoint().expect("no columns");
         let layout = Layout::of(&index.sections(checkpoint.cut()));
         checkpoint
             .write(index, &mut bytes)

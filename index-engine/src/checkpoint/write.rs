@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use super::format::{CHUNK_BYTES, Checksum, Header, Layout, PAGE_BYTES};
-use super::{Cut, Section, Taken};
+use super::{CheckpointError, Cut, Section, Taken};
 use crate::partition_index::PartitionIndex;
 
 /// A checkpoint that has begun: what it has to have of one moment. The rest is read from
@@ -20,7 +20,13 @@ impl PartitionIndex {
     /// Begins a checkpoint of the index as it is now, states of vectors included. Waits
     /// for the rows that are being linked, some milliseconds, and copies some twenty
     /// bytes a row; searches wait for nothing.
-    pub fn checkpoint(&self) -> Checkpoint {
+    ///
+    /// # Errors
+    /// [`CheckpointError::Attributes`] if the index has columns: no section holds them.
+    pub fn checkpoint(&self) -> Result<Checkpoint, CheckpointError> {
+        if !self.columns().is_empty() {
+            return Err(CheckpointError::Attributes);
+        }
         let _nobody_links = self.linking.write();
         let cut = self.cut();
         let bytes = |section: Section<'_>| match section.taken {
@@ -34,11 +40,11 @@ impl PartitionIndex {
                 bytes
             }
         };
-        Checkpoint {
+        Ok(Checkpoint {
             cut,
             taken: self.sections(cut).into_iter().map(bytes).collect(),
             of: Arc::clone(&self.checkpoints),
-        }
+        })
     }
 }
 
