@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::checkpoint::{CheckpointError, Cut, Kind, Rows};
 use crate::distance::Lane;
-use crate::memory::{Advice, Backing};
+use crate::memory::{Advice, Backing, Mapping};
 use crate::params::IndexError;
 use crate::region::Region;
 use crate::varying::Varying;
@@ -136,6 +136,11 @@ impl<T: ZeroIsValid> Segments<T> {
             self.buckets[bucket].get_or_init(|| Region::of_mapping(mapping, len));
         }
         Ok(())
+    }
+
+    fn wants_to_know_reads(&self) -> bool {
+        let first = self.buckets[0].get().and_then(Region::mapping);
+        first.is_some_and(Mapping::wants_to_know_reads)
     }
 
     fn bucket_elements(&self, bucket: usize) -> usize {
@@ -401,6 +406,19 @@ impl VectorArena {
         #[allow(unsafe_code)]
         unsafe {
             std::slice::from_raw_parts(cells.as_ptr().cast::<Lane>(), cells.len())
+        }
+    }
+
+    /// Asks for the whole rows: of the memory system, or of what was handed in if it wants
+    /// to know.
+    pub(crate) fn expect_reads(&self, rows: &[u32]) {
+        match &self.rows {
+            Storage::Even(lanes) if self.is_backed && lanes.wants_to_know_reads() => {
+                for row in rows {
+                    lanes.advise(*row..row + 1, Advice::WillNeed);
+                }
+            }
+            _ => self.prefetch_whole(rows),
         }
     }
 

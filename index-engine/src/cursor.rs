@@ -10,11 +10,13 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use crate::codes::Lookup;
+use crate::codes::{CoarseQuery, Lookup};
 use crate::distance::Lane;
 use crate::filter::{Predicate, Rounds, Scene, Strategy};
-use crate::hnsw::{Aim, Beam, Candidate, Eligible, Sight, Visited, Walk};
-use crate::params::PAGE_ROWS_MAX;
+use crate::hnsw::{
+    Aim, Beam, Candidate, CoarseSight, CoarseWalk, Codes, Eligible, Hnsw, Sight, Visited, Walk,
+};
+use crate::params::{Effort, PAGE_ROWS_MAX};
 use crate::partition_index::{PartitionIndex, VectorId};
 use crate::readers::Reader;
 use crate::tail::TailPart;
@@ -32,16 +34,22 @@ pub struct Page {
     pub tail_rows: usize,
     /// Distances computed for this page.
     pub distances: usize,
+    /// Hits may bear the distance that their codes say, and be ordered by it: that of
+    /// [`Effort::Fast`] over [`Compact`](crate::Representation::Compact). `bound` is then
+    /// what no later hit is nearer than, by its true distance or the one reported.
+    pub approximate: bool,
+    /// Of these, vectors read to rank rows that codes of
+    /// [`Compact`](crate::Representation::Compact) had found.
+    pub originals: usize,
 }
 
 /// A search in progress. Belongs to the index that opened it.
 pub struct Cursor {
     target: Box<[Lane]>,
-    /// For an index with codes.
-    lookup: Option<Lookup>,
+    query: Query,
     ef: usize,
     snapshot_xmin: u64,
-    exact: bool,
+    effort: Effort,
     /// What was born before is found by the walk; nothing if it is zero.
     linked: u64,
     /// What was born before this and not linked; empty once scanned.
@@ -84,11 +92,39 @@ impl Eligible for Rows<'_> {
     }
 }
 
+/// The query as the index's codes take it.
+enum Query {
+    Plain,
+    Coded(Lookup),
+    Coarse(CoarseQuery),
+}
+
+impl Query {
+    /// What is searched for in an index, by what it is ranked with.
+    fn aim<'a>(&'a self, hnsw: &'a Hnsw, lanes: &'a [Lane]) -> Aim<'a> {
+        let codes = match (self, &hnsw.coding, &hnsw.compact) {
+            (Self::Coded(lookup), Some(coding), _) => Codes::OfNeighbours(coding, lookup),
+            (Self::Coarse(query), _, Some(compact)) => Codes::OfVectors(compact, query),
+            _ => Codes::None,
+        };
+        Aim { hnsw, lanes, codes }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Plain => 0,
+            Self::Coded(lookup) => lookup.memory_bytes(),
+            Self::Coarse(query) => query.memory_bytes(),
+        }
+    }
+}
+
 /// How the graph is searched.
 enum AnyWalk {
     Exact(Walk),
     Coded(Beam),
     Filtered(Rounds),
+    Coarse(CoarseWalk),
 }
 
 impl AnyWalk {
@@ -109,6 +145,7 @@ impl AnyWalk {
             Self::Exact(walk) => walk.peek(),
             Self::Coded(beam) => beam.peek(),
             Self::Filtered(rounds) => rounds.peek(),
+            Self::Coarse(walk) => walk.peek(),
         }
     }
 
@@ -116,15 +153,27 @@ impl AnyWalk {
         match self {
             Self::Exact(walk) => walk.pop(),
             Self::Coded(beam) => beam.pop(),
+            Self::Coarse(walk) => walk.pop(),
             Self::Filtered(rounds) => rounds.pop(),
         }
     }
 
-    fn nearest_pending(&self) -> Option<Candidate> {
+    /// The rank that no row is below which was met and not given out, as far as is known.
+    fn least_pending(&self, aim: Aim<'_>) -> Option<f32> {
         match self {
-            Self::Exact(walk) => walk.nearest_pending(),
-            Self::Coded(beam) => beam.nearest_pending(),
-            Self::Filtered(rounds) => rounds.nearest_pending(),
+            Self::Exact(walk) => walk.nearest_pending().map(Candidate::rank),
+            Self::Coded(beam) => beam.nearest_pending().map(Candidate::rank),
+            Self::Coarse(walk) => walk.least_pending(aim),
+            Self::Filtered(rounds) => rounds.least_pending(aim),
+        }
+    }
+
+    /// Vectors read so far to rank what codes had found.
+    fn originals(&self) -> usize {
+        match self {
+            Self::Exact(_) | Self::Coded(_) => 0,
+            Self::Coarse(walk) => walk.originals(),
+            Self::Filtered(rounds) => rounds.originals(),
         }
     }
 
@@ -133,6 +182,7 @@ impl AnyWalk {
             Self::Exact(walk) => walk.is_spent(),
             Self::Coded(beam) => beam.is_spent(),
             Self::Filtered(rounds) => rounds.is_spent(),
+            Self::Coarse(walk) => walk.is_spent(),
         }
     }
 
@@ -141,35 +191,48 @@ impl AnyWalk {
             Self::Exact(walk) => walk.memory_bytes(),
             Self::Coded(beam) => beam.memory_bytes(),
             Self::Filtered(rounds) => rounds.memory_bytes(),
+            Self::Coarse(walk) => walk.memory_bytes(),
         }
     }
 }
 
 impl Cursor {
     pub(crate) fn new(
+        hnsw: &Hnsw,
         target: Box<[Lane]>,
-        has_codes: bool,
-        visited: Visited,
-        (ef, exact): (usize, bool),
+        (ef, effort): (usize, Effort),
         snapshot_xmin: u64,
         tail: TailPart,
         reader: Reader,
     ) -> Self {
-        let linked = if exact { 0 } else { tail.births().start };
+        let linked = match effort {
+            Effort::Exact => 0,
+            Effort::Balanced | Effort::Fast => tail.births().start,
+        };
+        let (query, walk) = match (&hnsw.coding, &hnsw.compact) {
+            (Some(_), _) if linked > 0 => (
+                Query::Coded(Lookup::new(&target)),
+                AnyWalk::Coded(Beam::default()),
+            ),
+            (_, Some(compact)) if linked > 0 => (
+                Query::Coarse(compact.codes.query(&target)),
+                // By no code does a query without a distance to anything come last.
+                AnyWalk::Coarse(CoarseWalk::new(
+                    effort != Effort::Fast || hnsw.scorer.is_incomparable(&target),
+                )),
+            ),
+            _ => (Query::Plain, AnyWalk::Exact(Walk::default())),
+        };
         Self {
-            lookup: has_codes.then(|| Lookup::new(&target)),
+            query,
             target,
             ef,
             snapshot_xmin,
-            exact,
+            effort,
             linked,
             tail,
-            visited,
-            walk: if has_codes {
-                AnyWalk::Coded(Beam::default())
-            } else {
-                AnyWalk::Exact(Walk::default())
-            },
+            visited: hnsw.visited.take(hnsw.vectors.len()),
+            walk,
             filter: None,
             scanned: BinaryHeap::new(),
             started: false,
@@ -219,6 +282,7 @@ impl Cursor {
         let rows = rows.clamp(1, PAGE_ROWS_MAX);
         let mut found: Vec<Candidate> = Vec::with_capacity(rows);
         let mut distances = 0;
+        let read_before = self.walk.originals();
         let mut tail_rows = 0;
         if !self.started {
             self.started = true;
@@ -242,10 +306,13 @@ impl Cursor {
         self.bound = if exhausted {
             f64::INFINITY
         } else {
-            let scanned = self.scanned.peek().map(|r| r.0);
-            let next = self.walk.nearest_pending().into_iter().chain(scanned).min();
+            let scanned = self.scanned.peek().map(|r| r.0.rank());
+            let walked = self
+                .walk
+                .least_pending(self.query.aim(&index.hnsw, &self.target));
+            let next = walked.into_iter().chain(scanned).min_by(f32::total_cmp);
             match (next, hits.last()) {
-                (Some(next), _) => scorer.distance(next.rank()),
+                (Some(next), _) => scorer.distance(next),
                 (None, Some((_, last))) => self.bound.max(*last),
                 (None, None) => self.bound,
             }
@@ -256,6 +323,8 @@ impl Cursor {
             exhausted,
             tail_rows,
             distances,
+            approximate: matches!(&self.walk, AnyWalk::Coarse(walk) if !walk.is_exact()),
+            originals: self.walk.originals() - read_before,
         }
     }
 
@@ -265,7 +334,7 @@ impl Cursor {
         size_of::<Self>()
             + size_of_val(&*self.target)
             + self.visited.memory_bytes()
-            + self.lookup.as_ref().map_or(0, Lookup::memory_bytes)
+            + self.query.memory_bytes()
             + self.walk.memory_bytes()
             + self.tail.memory_bytes()
             + self.scanned.capacity() * size_of::<Candidate>()
@@ -285,8 +354,10 @@ impl Cursor {
             filter: self.filter.as_ref(),
         };
         let (hnsw, visited) = (&index.hnsw, &mut self.visited);
-        let more = match (&mut self.walk, &hnsw.coding, &self.lookup) {
-            (AnyWalk::Coded(beam), Some(coding), Some(lookup)) => {
+        let aim = self.query.aim(hnsw, &self.target);
+        let more = match (&mut self.walk, &self.query) {
+            (AnyWalk::Coded(beam), Query::Coded(lookup)) => {
+                let coding = hnsw.coding.as_ref().expect("the index has codes");
                 let mut sight = Sight {
                     hnsw,
                     coding,
@@ -298,17 +369,21 @@ impl Cursor {
                 };
                 beam.advance(&mut sight, rows, width)
             }
-            (AnyWalk::Filtered(rounds), ..) => {
+            (AnyWalk::Coarse(walk), Query::Coarse(_)) => {
+                let mut sight = CoarseSight {
+                    aim,
+                    eligible,
+                    visited,
+                    distances,
+                };
+                walk.advance(&mut sight, rows, width)
+            }
+            (AnyWalk::Filtered(rounds), _) => {
                 let Some(predicate) = &self.filter else {
                     unreachable!("rounds are made for a filter");
                 };
-                let codes = hnsw.coding.as_ref().zip(self.lookup.as_ref());
                 let mut scene = Scene {
-                    aim: Aim {
-                        hnsw,
-                        lanes: &self.target,
-                        codes,
-                    },
+                    aim,
                     columns: &index.columns,
                     predicate,
                     eligible,
@@ -317,8 +392,10 @@ impl Cursor {
                 };
                 rounds.advance(&mut scene, rows, width)
             }
-            (AnyWalk::Coded(_), ..) => unreachable!("a beam is made beside a lookup"),
-            (AnyWalk::Exact(walk), ..) => {
+            (AnyWalk::Coded(_) | AnyWalk::Coarse(_), _) => {
+                unreachable!("a walk is made beside its query")
+            }
+            (AnyWalk::Exact(walk), _) => {
                 let eligible = |id| eligible.is_eligible(id);
                 walk.advance(hnsw, &self.target, width, visited, eligible, distances)
             }
@@ -334,7 +411,7 @@ impl Cursor {
     fn scan_first(&mut self, index: &PartitionIndex) -> usize {
         let tail = std::mem::take(&mut self.tail);
         let born_before = tail.births().end;
-        if self.exact {
+        if self.effort == Effort::Exact {
             let slots = 0..index.hnsw.vectors.len();
             return self.scan(index, slots, born_before, false);
         }

@@ -42,7 +42,7 @@ pub mod vector;
 pub use cursor::{Cursor, Page};
 pub use filter::{ColumnType, Comparison, Filter, Strategy, Value};
 pub use half::Half;
-pub use params::{Element, IndexError, IndexParams, Metric, Representation};
+pub use params::{CodeBits, Effort, Element, IndexError, IndexParams, Metric, Representation};
 pub use partition_index::{PartitionIndex, VectorId};
 pub use readers::Moment;
 pub use vector::Vector;

@@ -59,6 +59,57 @@ pub enum Representation {
     /// For speed: beside the vectors a sketch of each, a byte a dimension, and one-bit codes of
     /// its neighbours, `m / 4` bytes a dimension.
     Coded,
+    /// For little memory: of each vector a code of so many bits a dimension. The vectors
+    /// themselves are read to rank exactly what is given out, so they may lie elsewhere:
+    /// see [`Backing`](crate::memory::Backing).
+    Compact(CodeBits),
+}
+
+/// Bits of a code for each dimension: a thirty-second to a quarter of a vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CodeBits {
+    One,
+    Two,
+    Four,
+    Eight,
+}
+
+impl CodeBits {
+    pub const ALL: [Self; 4] = [Self::One, Self::Two, Self::Four, Self::Eight];
+
+    pub fn count(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+}
+
+/// What a search pays for which answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Effort {
+    /// Every visible row, by brute force.
+    Exact,
+    /// The graph is searched, and what is given out ranked exactly.
+    #[default]
+    Balanced,
+    /// No vector is read where there are codes to go by: rows come as codes of
+    /// [`Compact`](Representation::Compact) rank them, with distances of limited precision.
+    /// In other representations as `Balanced`.
+    Fast,
+}
+
+/// Is the search exact? If not, it is balanced.
+impl From<bool> for Effort {
+    fn from(is_exact: bool) -> Self {
+        if is_exact {
+            Self::Exact
+        } else {
+            Self::Balanced
+        }
+    }
 }
 
 /// What a vector is made of.
@@ -201,7 +252,11 @@ impl IndexParams {
             self.dimensions,
             &(1..=element.dimensions_max()),
         )?;
-        if self.representation == Representation::Coded && !self.can_have_codes() {
+        let has_codes = matches!(
+            self.representation,
+            Representation::Coded | Representation::Compact(_)
+        );
+        if has_codes && !self.can_have_codes() {
             return Err(IndexError::NoCodes { element, metric });
         }
         in_range("m", self.m, &M_RANGE)?;

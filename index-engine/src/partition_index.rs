@@ -20,7 +20,7 @@ use crate::filter::{ColumnType, Columns, Filter, Value};
 use crate::hnsw::{Hnsw, level_of};
 use crate::life::Lives;
 use crate::memory::{Advice, Backing};
-use crate::params::{EF_MAX, IndexError, IndexParams, VECTORS_MAX, in_range};
+use crate::params::{EF_MAX, Effort, IndexError, IndexParams, VECTORS_MAX, in_range};
 use crate::readers::{Moment, Readers};
 use crate::tail::Tail;
 use crate::vector::Vector;
@@ -254,14 +254,14 @@ impl PartitionIndex {
 
     /// Opens a search over the vectors inserted so far. `ef` rows are kept in
     /// sight beyond what a page returns: more finds better and costs more.
-    /// `snapshot_xmin = u64::MAX` sees current versions only. `exact` ranks every
-    /// visible row by brute force.
+    /// `snapshot_xmin = u64::MAX` sees current versions only. `effort` may be a `bool`: is
+    /// the search exact?
     pub fn cursor<'a>(
         &self,
         query: impl Into<Vector<'a>>,
         ef: usize,
         snapshot_xmin: u64,
-        exact: bool,
+        effort: impl Into<Effort>,
     ) -> Result<Cursor, IndexError> {
         let query = query.into();
         query.check(&self.params)?;
@@ -270,13 +270,10 @@ impl PartitionIndex {
         let reader = self.searches.enter();
         let tail = self.tail.part();
         let query = self.hnsw.prepare(&query);
-        let lookup = !exact && tail.births().start > 0 && self.hnsw.coding.is_some();
-        let visited = self.hnsw.visited.take(self.hnsw.vectors.len());
         Ok(Cursor::new(
+            &self.hnsw,
             query,
-            lookup,
-            visited,
-            (ef, exact),
+            (ef, effort.into()),
             snapshot_xmin,
             tail,
             reader,

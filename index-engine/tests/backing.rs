@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use index_engine::memory::{Advice, Backing, Mapping};
-use index_engine::{IndexError, IndexParams, Metric, PartitionIndex, Representation};
+use index_engine::{CodeBits, IndexError, IndexParams, Metric, PartitionIndex, Representation};
 use parking_lot::Mutex;
 use world::{World, collect};
 
@@ -103,7 +103,11 @@ fn params(dimensions: usize, representation: Representation) -> IndexParams {
 
 #[test]
 fn vectors_lie_in_the_memory_handed_in_and_are_found_as_elsewhere() {
-    for representation in [Representation::Plain, Representation::Coded] {
+    for representation in [
+        Representation::Plain,
+        Representation::Coded,
+        Representation::Compact(CodeBits::Two),
+    ] {
         let budget = Arc::new(Budget::of(usize::MAX));
         let index = PartitionIndex::with_backing(params(160, representation), budget.clone());
         let index = index.unwrap();

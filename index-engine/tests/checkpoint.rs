@@ -7,12 +7,21 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use index_engine::checkpoint::{CheckpointError, Loading};
-use index_engine::{Metric, PartitionIndex, VectorId};
+use index_engine::{CodeBits, Metric, PartitionIndex, Representation, VectorId};
 use world::{Random, World, collect};
 
 const METRICS: [Metric; 3] = [Metric::L2, Metric::Cosine, Metric::InnerProduct];
 /// Walked by exact distances, and by codes.
-const DIMENSIONS: [usize; 2] = [12, 136];
+const DIMENSIONS: [usize; 3] = [12, COMPACT_DIMENSIONS, 136];
+const COMPACT_DIMENSIONS: usize = 100;
+
+/// All of them, by dimensions.
+fn form(dimensions: usize) -> Representation {
+    match dimensions {
+        COMPACT_DIMENSIONS => Representation::Compact(CodeBits::Two),
+        _ => Representation::ByDimensions,
+    }
+}
 
 fn written(index: &PartitionIndex) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -41,7 +50,7 @@ fn loaded(bytes: &[u8], threads: usize) -> Result<PartitionIndex, CheckpointErro
 
 /// A world with copies, former versions, removed rows and a tail.
 fn eventful(metric: Metric, dimensions: usize) -> World {
-    let mut world = World::new(metric, dimensions, 6, 32);
+    let mut world = World::of(metric, dimensions, 6, 32, form(dimensions));
     world.add_clustered(700, 7);
     for copy in 0..60 {
         world.add(world.rows[copy % 3].clone());
@@ -113,7 +122,7 @@ fn a_loaded_index_answers_as_the_one_that_was_written_and_goes_on_like_it() {
 #[test]
 fn an_empty_index_and_a_tail_alone_come_back() {
     for dimensions in DIMENSIONS {
-        let mut world = World::new(Metric::L2, dimensions, 6, 32);
+        let mut world = World::of(Metric::L2, dimensions, 6, 32, form(dimensions));
         let again = loaded(&written(&world.index), 1).unwrap();
         assert_eq!(again.total_len(), 0);
         world.add_clustered(40, 3);
@@ -198,7 +207,7 @@ fn rows_inserted_linked_and_removed_while_it_is_written_are_not_in_it() {
 #[test]
 fn checkpoints_taken_while_threads_insert_fold_and_search_are_sound() {
     for dimensions in DIMENSIONS {
-        let mut world = World::new(Metric::L2, dimensions, 6, 32);
+        let mut world = World::of(Metric::L2, dimensions, 6, 32, form(dimensions));
         world.add_clustered(200, 7);
         let vectors: Vec<Vec<f32>> = (0..2_500).map(|_| world.query()).collect();
         let index = &world.index;

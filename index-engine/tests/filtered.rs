@@ -7,8 +7,8 @@ mod world;
 use std::collections::HashSet;
 
 use index_engine::{
-    ColumnType, Comparison, Cursor, Filter, IndexParams, Metric, PartitionIndex, Strategy, Value,
-    VectorId,
+    CodeBits, ColumnType, Comparison, Cursor, Filter, IndexParams, Metric, PartitionIndex,
+    Representation, Strategy, Value, VectorId,
 };
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
@@ -20,6 +20,10 @@ fn index(dimensions: usize, columns: &[ColumnType]) -> PartitionIndex {
         dimensions,
         m: 12,
         ef_construction: 60,
+        representation: match dimensions {
+            COMPACT_DIMENSIONS => Representation::Compact(CodeBits::Four),
+            _ => Representation::default(),
+        },
         ..IndexParams::default()
     };
     PartitionIndex::with_columns(params, columns, None).unwrap()
@@ -140,11 +144,15 @@ impl Field {
     }
 }
 
+/// Below 128 dimensions by exact distances, from there on by codes of neighbours, and here
+/// by codes of the vectors themselves.
+const COMPACT_DIMENSIONS: usize = 96;
+
 /// Below 128 dimensions by exact distances, from there on by codes.
 #[test]
 fn recall_holds_at_every_selectivity_wherever_the_rows_lie() {
     const ROWS: usize = 9_000;
-    for dimensions in [24, 128] {
+    for dimensions in [24, COMPACT_DIMENSIONS, 128] {
         let mut field = Field::new(ROWS, dimensions);
         field.index.fold(usize::MAX);
         let mut used = HashSet::new();
@@ -174,7 +182,7 @@ fn recall_holds_at_every_selectivity_wherever_the_rows_lie() {
 
 #[test]
 fn a_filter_of_few_rows_costs_as_much_as_they_are() {
-    for dimensions in [24, 128] {
+    for dimensions in [24, COMPACT_DIMENSIONS, 128] {
         let mut field = Field::new(3_000, dimensions);
         field.index.fold(usize::MAX);
         let query = field.query(0);
@@ -207,7 +215,7 @@ fn pages(cursor: &mut Cursor, index: &PartitionIndex, rows: usize) -> Vec<u32> {
 /// Small efforts, so that all ways come to their turn among few rows.
 #[test]
 fn pages_to_exhaustion_return_every_matching_row_once() {
-    for dimensions in [6, 128] {
+    for dimensions in [6, COMPACT_DIMENSIONS, 128] {
         for folded in [0, 900, usize::MAX] {
             let mut field = Field::new(1_500, dimensions);
             field.index.fold(folded);
@@ -249,7 +257,7 @@ fn pages_to_exhaustion_return_every_matching_row_once() {
 
 #[test]
 fn copies_of_a_vector_differ_by_their_attributes() {
-    for dimensions in [4, 128] {
+    for dimensions in [4, COMPACT_DIMENSIONS, 128] {
         let index = index(dimensions, &[ColumnType::Bytes, ColumnType::Bool]);
         for row in 0..2_000u32 {
             let mut vector = vec![0.0; dimensions];
@@ -463,7 +471,7 @@ proptest! {
 
     #[test]
     fn every_history_pages_each_matching_row_once(
-        dimensions in prop::sample::select(vec![2usize, 128]),
+        dimensions in prop::sample::select(vec![2usize, COMPACT_DIMENSIONS, 128]),
         steps in prop::collection::vec(step(), 1..500),
     ) {
         run(dimensions, steps);

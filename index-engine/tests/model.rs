@@ -3,7 +3,9 @@
 
 use std::collections::HashSet;
 
-use index_engine::{Cursor, IndexParams, Metric, PartitionIndex, VectorId};
+use index_engine::{
+    CodeBits, Cursor, IndexParams, Metric, PartitionIndex, Representation, VectorId,
+};
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
@@ -79,7 +81,7 @@ impl Open {
     }
 }
 
-fn run(metric: Metric, dimensions: usize, steps: Vec<Step>) {
+fn run(metric: Metric, dimensions: usize, representation: Representation, steps: Vec<Step>) {
     let vector = |x: f32, y: f32| {
         let mut vector = vec![0.0; dimensions];
         (vector[0], vector[1]) = (x, y);
@@ -90,6 +92,7 @@ fn run(metric: Metric, dimensions: usize, steps: Vec<Step>) {
         dimensions,
         m: 2,
         ef_construction: 4,
+        representation,
         ..IndexParams::default()
     };
     let index = PartitionIndex::new(params).unwrap();
@@ -155,10 +158,15 @@ proptest! {
     #[test]
     fn every_history_pages_each_visible_row_once(
         metric in prop::sample::select(vec![Metric::L2, Metric::Cosine, Metric::InnerProduct]),
-        // Walked by exact distances, and by codes.
-        dimensions in prop::sample::select(vec![2usize, 128]),
+        // Walked by exact distances, by codes of neighbours, and by codes of the vectors.
+        (dimensions, form) in prop::sample::select(vec![
+            (2usize, Representation::Plain),
+            (128, Representation::Coded),
+            (2, Representation::Compact(CodeBits::One)),
+            (30, Representation::Compact(CodeBits::Eight)),
+        ]),
         steps in prop::collection::vec(step(), 1..300),
     ) {
-        run(metric, dimensions, steps);
+        run(metric, dimensions, form, steps);
     }
 }

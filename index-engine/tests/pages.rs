@@ -3,12 +3,17 @@
 
 mod world;
 
-use index_engine::{Metric, Page, Representation, VectorId};
+use index_engine::{CodeBits, Metric, Page, Representation, VectorId};
 use world::{World, collect, drain};
 
-/// Below 128 dimensions the graph is walked by exact distances, from there on by
-/// codes: what a search promises is the same.
-const WALKS: [usize; 2] = [0, 128];
+/// Dimensions beyond those of a test, and the representation: the graph is walked by exact
+/// distances, by codes of neighbours, or by codes of the vectors themselves. What a search
+/// promises is the same.
+const WALKS: [(usize, Representation); 3] = [
+    (0, Representation::Plain),
+    (128, Representation::Coded),
+    (112, Representation::Compact(CodeBits::One)),
+];
 const METRICS: [Metric; 3] = [Metric::L2, Metric::Cosine, Metric::InnerProduct];
 
 fn ids(hits: &[(VectorId, f64)]) -> Vec<u32> {
@@ -19,9 +24,9 @@ fn ids(hits: &[(VectorId, f64)]) -> Vec<u32> {
 
 #[test]
 fn graph_search_recalls_what_brute_force_finds() {
-    for walk in WALKS {
+    for (walk, form) in WALKS {
         for metric in METRICS {
-            let mut world = World::new(metric, 48 + walk, 16, 100);
+            let mut world = World::of(metric, 48 + walk, 16, 100, form);
             world.add_clustered(4_000, 60);
             world.index.fold(usize::MAX);
             assert_eq!(world.index.tail_len(), 0);
@@ -50,9 +55,9 @@ fn either_representation_serves_any_number_of_dimensions() {
 
 #[test]
 fn distances_are_those_of_the_operator() {
-    for walk in WALKS {
+    for (walk, form) in WALKS {
         for metric in METRICS {
-            let mut world = World::new(metric, 33 + walk, 8, 40);
+            let mut world = World::of(metric, 33 + walk, 8, 40, form);
             world.add_clustered(500, 5);
             for folded in [0, 250, 250] {
                 world.index.fold(folded);
@@ -71,9 +76,9 @@ fn distances_are_those_of_the_operator() {
 
 #[test]
 fn exact_search_ranks_every_row() {
-    for walk in WALKS {
+    for (walk, form) in WALKS {
         for metric in METRICS {
-            let mut world = World::new(metric, 20 + walk, 8, 40);
+            let mut world = World::of(metric, 20 + walk, 8, 40, form);
             world.add_clustered(2_000, 10);
             world.index.fold(1_500);
             let query = world.query();
@@ -92,11 +97,11 @@ fn exact_search_ranks_every_row() {
 
 #[test]
 fn pages_to_exhaustion_return_every_row_once() {
-    for walk in WALKS {
+    for (walk, form) in WALKS {
         for metric in METRICS {
             for (rows, folded) in [(1, 0), (3, 3), (700, 0), (700, 350), (700, 700)] {
                 for page in [1, 13, 1_000] {
-                    let mut world = World::new(metric, 8 + walk, 4, 16);
+                    let mut world = World::of(metric, 8 + walk, 4, 16, form);
                     world.add_clustered(rows, 3);
                     world.index.fold(folded);
                     let query = world.query();
@@ -110,8 +115,8 @@ fn pages_to_exhaustion_return_every_row_once() {
 
 #[test]
 fn an_empty_index_is_exhausted_at_once() {
-    for walk in WALKS {
-        let world = World::new(Metric::L2, 3 + walk, 4, 16);
+    for (walk, form) in WALKS {
+        let world = World::of(Metric::L2, 3 + walk, 4, 16, form);
         let mut cursor = world
             .index
             .cursor(&vec![0.0; 3 + walk], 10, 0, false)
@@ -123,8 +128,8 @@ fn an_empty_index_is_exhausted_at_once() {
 
 #[test]
 fn far_clusters_are_swept_in_the_end() {
-    for walk in WALKS {
-        let mut world = World::new(Metric::L2, 4 + walk, 2, 4);
+    for (walk, form) in WALKS {
+        let mut world = World::of(Metric::L2, 4 + walk, 2, 4, form);
         // Clusters so far apart that a tiny graph cannot stay connected.
         for cluster in 0..20 {
             for i in 0..60 {
@@ -140,8 +145,8 @@ fn far_clusters_are_swept_in_the_end() {
 
 #[test]
 fn a_crowd_of_duplicates_does_not_hide_other_rows() {
-    for walk in WALKS {
-        let mut world = World::new(Metric::L2, 6 + walk, 8, 64);
+    for (walk, form) in WALKS {
+        let mut world = World::of(Metric::L2, 6 + walk, 8, 64, form);
         for i in 0..3_000 {
             world.add(vec![1.0; 6 + walk]);
             if i % 10 == 0 {
@@ -160,8 +165,8 @@ fn a_crowd_of_duplicates_does_not_hide_other_rows() {
 
 #[test]
 fn removed_rows_are_never_returned_and_others_stay_reachable() {
-    for walk in WALKS {
-        let mut world = World::new(Metric::L2, 16 + walk, 8, 64);
+    for (walk, form) in WALKS {
+        let mut world = World::of(Metric::L2, 16 + walk, 8, 64, form);
         world.add_clustered(2_000, 20);
         world.index.fold(1_800);
         for id in 0..2_000 {
@@ -187,9 +192,9 @@ fn removed_rows_are_never_returned_and_others_stay_reachable() {
 
 #[test]
 fn a_row_removed_under_an_open_cursor_does_not_come_back() {
-    for walk in WALKS {
+    for (walk, form) in WALKS {
         for folded in [0, 500] {
-            let mut world = World::new(Metric::L2, 8 + walk, 8, 64);
+            let mut world = World::of(Metric::L2, 8 + walk, 8, 64, form);
             world.add_clustered(500, 5);
             world.index.fold(folded);
             let query = world.query();
@@ -206,9 +211,9 @@ fn a_row_removed_under_an_open_cursor_does_not_come_back() {
 
 #[test]
 fn former_versions_show_to_old_snapshots_only() {
-    for walk in WALKS {
+    for (walk, form) in WALKS {
         for folded in [0, 100, 300] {
-            let mut world = World::new(Metric::Cosine, 12 + walk, 8, 64);
+            let mut world = World::of(Metric::Cosine, 12 + walk, 8, 64, form);
             world.add_clustered(300, 4);
             world.index.fold(folded);
             for id in 0..100 {
@@ -232,8 +237,8 @@ fn former_versions_show_to_old_snapshots_only() {
 
 #[test]
 fn zero_vectors_under_cosine_come_last_but_come() {
-    for walk in WALKS {
-        let mut world = World::new(Metric::Cosine, 5 + walk, 4, 16);
+    for (walk, form) in WALKS {
+        let mut world = World::of(Metric::Cosine, 5 + walk, 4, 16, form);
         for i in 0..200 {
             if i % 4 == 0 {
                 world.add(vec![0.0; 5 + walk]);
@@ -261,8 +266,8 @@ fn zero_vectors_under_cosine_come_last_but_come() {
 
 #[test]
 fn the_tail_is_merged_exactly_and_bounds_hold() {
-    for walk in WALKS {
-        let mut world = World::new(Metric::L2, 10 + walk, 8, 64);
+    for (walk, form) in WALKS {
+        let mut world = World::of(Metric::L2, 10 + walk, 8, 64, form);
         world.add_clustered(1_000, 8);
         world.index.fold(400);
         let query = world.query();
@@ -283,8 +288,8 @@ fn the_tail_is_merged_exactly_and_bounds_hold() {
 
 #[test]
 fn folding_under_an_open_cursor_neither_repeats_nor_loses_rows() {
-    for walk in WALKS {
-        let mut world = World::new(Metric::L2, 8 + walk, 4, 32);
+    for (walk, form) in WALKS {
+        let mut world = World::of(Metric::L2, 8 + walk, 4, 32, form);
         world.add_clustered(1_000, 6);
         world.index.fold(300);
         let query = world.query();

@@ -1,7 +1,7 @@
 //! Build time, memory, recall and queries per second of one search thread, on a data
 //! set or on noise.
 //!
-//! `cargo run --release -p index-engine --example search -- FOLDER|noise:ROWSxDIMENSIONS [m=16] [ef_construction=100] [representation=default|plain|coded] [threads=1] [queries=2000] [rounds=5] [ef=10,14,20,…]`
+//! `cargo run --release -p index-engine --example search -- FOLDER|noise:ROWSxDIMENSIONS [m=16] [ef_construction=100] [representation=default|plain|coded|compact1|compact2|compact4|compact8] [file=PATH] [effort=balanced|fast] [threads=1] [queries=2000] [rounds=5] [ef=10,14,20,…]`
 //! FOLDER holds `base.npy`, `query.npy` (f32, C order), `gt_ids.npy` (exact nearest,
 //! i32 or i64) and `meta.json` with its metric, "l2" or another for cosine. Noise is
 //! compared with the exact search of the engine, and every row is looked for by its own
@@ -12,13 +12,17 @@
 
 #![allow(clippy::print_stdout)]
 
+mod mapped;
 mod npy;
 
 use std::error::Error;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
-use index_engine::{IndexParams, Metric, PartitionIndex, Representation};
+use mapped::Files;
+
+use index_engine::{CodeBits, Effort, IndexParams, Metric, PartitionIndex, Representation};
 
 /// Rows that a search asks for when speed is measured.
 const ROWS: usize = 10;
@@ -108,13 +112,14 @@ fn search(
     index: &PartitionIndex,
     query: &[f32],
     (ef, rows): (usize, usize),
-    exact: bool,
-) -> Result<(Vec<u32>, usize), Box<dyn Error>> {
-    let mut cursor = index.cursor(query, ef, u64::MAX, exact)?;
+    effort: Effort,
+) -> Result<(Vec<u32>, usize, usize), Box<dyn Error>> {
+    let mut cursor = index.cursor(query, ef, u64::MAX, effort)?;
     let page = cursor.next_page(index, rows);
     Ok((
         page.hits.iter().map(|hit| hit.0.0).collect(),
         page.distances,
+        page.originals,
     ))
 }
 
@@ -149,8 +154,12 @@ fn build(
     data: &Data,
     params: IndexParams,
     threads: usize,
+    file: Option<&str>,
 ) -> Result<PartitionIndex, Box<dyn Error>> {
-    let index = PartitionIndex::new(params)?;
+    let index = match file {
+        Some(path) => PartitionIndex::with_backing(params, Arc::new(Files::new(path)))?,
+        None => PartitionIndex::new(params)?,
+    };
     let began = Clock::now();
     for (row, vector) in data.base.iter().enumerate() {
         index.insert(vector, (row as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))?;
@@ -166,11 +175,10 @@ fn build(
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         running.into_iter().map(|t| t.join().unwrap_or(0.0)).sum()
     });
-    let vectors = data.base.len() * data.base[0].len() * size_of::<f32>();
     println!(
-        "build: {:.2} s, {spent:.2} CPU s and {inserted:.2} for insertion; {:.0} bytes a row beside the vector",
+        "build: {:.2} s, {spent:.2} CPU s and {inserted:.2} for insertion; {:.0} bytes of memory a row",
         began.elapsed().as_secs_f64(),
-        (index.memory_bytes() - vectors) as f64 / data.base.len() as f64
+        index.memory_bytes() as f64 / data.base.len() as f64
     );
     Ok(index)
 }
@@ -180,6 +188,10 @@ fn representation(name: &str) -> Result<Representation, String> {
         "default" => Ok(Representation::default()),
         "plain" => Ok(Representation::Plain),
         "coded" => Ok(Representation::Coded),
+        "compact1" => Ok(Representation::Compact(CodeBits::One)),
+        "compact2" => Ok(Representation::Compact(CodeBits::Two)),
+        "compact4" => Ok(Representation::Compact(CodeBits::Four)),
+        "compact8" => Ok(Representation::Compact(CodeBits::Eight)),
         other => Err(format!("no representation is called {other}")),
     }
 }
@@ -202,16 +214,22 @@ fn main() -> Result<(), Box<dyn Error>> {
         representation: representation(&value("representation", "default"))?,
         ..IndexParams::default()
     };
-    let index = build(&data, params, value("threads", "1").parse()?)?;
+    let file = value("file", "");
+    let file = (!file.is_empty()).then_some(file.as_str());
+    let index = build(&data, params, value("threads", "1").parse()?, file)?;
+    let effort = match value("effort", "balanced").as_str() {
+        "fast" => Effort::Fast,
+        _ => Effort::Balanced,
+    };
     let mut truth = data.truth.clone();
     if truth.is_empty() {
         for query in &data.queries {
-            truth.push(search(&index, query, (1, 100), true)?.0);
+            truth.push(search(&index, query, (1, 100), Effort::Exact)?.0);
         }
         for ef in [40, 100, 200] {
             let mut lost = 0;
             for (row, vector) in data.base.iter().enumerate() {
-                lost += usize::from(search(&index, vector, (ef, 1), false)?.0 != [row as u32]);
+                lost += usize::from(search(&index, vector, (ef, 1), effort)?.0 != [row as u32]);
             }
             println!("ef {ef}: {lost} rows not found by their own vector");
         }
@@ -227,29 +245,32 @@ fn main() -> Result<(), Box<dyn Error>> {
         for (times, ef) in times.iter_mut().zip(&efforts) {
             let clock = Clock::now();
             for query in &data.queries {
-                search(&index, query, (*ef, ROWS), false)?;
+                search(&index, query, (*ef, ROWS), effort)?;
             }
             times.push(clock.elapsed());
         }
     }
     let mut points = Vec::new();
     for (times, ef) in times.iter().zip(&efforts) {
-        let (mut found, mut hundred, mut distances) = (Vec::new(), Vec::new(), 0);
+        let (mut found, mut hundred) = (Vec::new(), Vec::new());
+        let (mut distances, mut originals) = (0, 0);
         for query in &data.queries {
-            let (ids, ranked) = search(&index, query, (*ef, ROWS), false)?;
+            let (ids, ranked, read) = search(&index, query, (*ef, ROWS), effort)?;
             distances += ranked;
+            originals += read;
             found.push(ids);
-            hundred.push(search(&index, query, (*ef, 100), false)?.0);
+            hundred.push(search(&index, query, (*ef, 100), effort)?.0);
         }
         let [cpu, wall] =
             [0, 1].map(|clock| data.queries.len() as f64 / median(times.iter().map(|t| t[clock])));
         let (ten, worst) = recall(&found, &truth, ROWS);
         points.push((ten, cpu));
         println!(
-            "ef {ef}: recall@1 {:.4}, @10 {ten:.4} (all but 5 %: {worst:.1}), @100 {:.4}; {cpu:.0} queries a CPU second, {wall:.0} a second; {} distances",
+            "ef {ef}: recall@1 {:.4}, @10 {ten:.4} (all but 5 %: {worst:.1}), @100 {:.4}; {cpu:.0} queries a CPU second, {wall:.0} a second; {} distances, {:.1} vectors read",
             recall(&found, &truth, 1).0,
             recall(&hundred, &truth, 100).0,
-            distances / data.queries.len()
+            distances / data.queries.len(),
+            originals as f64 / data.queries.len() as f64
         );
     }
     for target in [0.95, 0.99] {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{CheckpointError, Cut, Section, corrupt};
-use crate::params::{Element, IndexParams, Metric, Representation, VECTORS_MAX};
+use crate::params::{CodeBits, Element, IndexParams, Metric, Representation, VECTORS_MAX};
 
 /// Grows with every change of the format, and of what an index derives from a vector:
 /// its rotation, its sketch, its codes.
@@ -291,10 +291,14 @@ const METRICS: [Metric; 6] = [
     Metric::Jaccard,
 ];
 const ELEMENTS: [Element; 4] = [Element::F32, Element::F16, Element::Sparse, Element::Bit];
-const REPRESENTATIONS: [Representation; 3] = [
+const REPRESENTATIONS: [Representation; 7] = [
     Representation::ByDimensions,
     Representation::Plain,
     Representation::Coded,
+    Representation::Compact(CodeBits::One),
+    Representation::Compact(CodeBits::Two),
+    Representation::Compact(CodeBits::Four),
+    Representation::Compact(CodeBits::Eight),
 ];
 
 fn number_of<T: PartialEq>(all: &[T], one: T) -> u32 {

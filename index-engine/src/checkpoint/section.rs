@@ -18,6 +18,7 @@ pub(crate) enum Kind {
     Blocks = 7,
     Sketches = 8,
     Spans = 9,
+    Codes = 10,
 }
 
 impl Kind {
@@ -32,6 +33,7 @@ impl Kind {
             Self::Blocks => "code blocks",
             Self::Sketches => "sketches",
             Self::Spans => "spans",
+            Self::Codes => "codes",
         }
     }
 }

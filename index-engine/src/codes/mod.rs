@@ -12,9 +12,13 @@
 //! - [`rotation`]: makes one-bit codes good for any data.
 //! - [`block`]: what is stored for a node, and how a neighbour is encoded.
 //! - [`sketch`]: a node's own vector, a byte a dimension.
+//! - [`coarse`], [`coarse_query`]: a node's own vector in one to eight bits a dimension, where
+//!   there are no codes of neighbours and vectors lie elsewhere.
 //! - [`lookup`]: a query's table, and the scan of 32 codes against it.
 
 pub(crate) mod block;
+pub(crate) mod coarse;
+pub(crate) mod coarse_query;
 pub(crate) mod lookup;
 pub(crate) mod rotation;
 pub(crate) mod sketch;
@@ -24,6 +28,8 @@ use std::cell::UnsafeCell;
 use crate::arena::{Plain, ZeroIsValid, copy_cell};
 
 pub(crate) use block::{Blocks, Link};
+pub(crate) use coarse::Coarse;
+pub(crate) use coarse_query::CoarseQuery;
 pub(crate) use lookup::Lookup;
 pub(crate) use rotation::Rotation;
 pub(crate) use sketch::Sketches;

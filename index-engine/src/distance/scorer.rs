@@ -71,7 +71,8 @@ impl Scorer {
     pub(crate) fn distance(&self, rank: f32) -> f64 {
         let rank = f64::from(rank);
         match self.metric {
-            Metric::L2 => rank.sqrt(),
+            // A rank by code may fall below zero.
+            Metric::L2 => rank.max(0.0).sqrt(),
             Metric::InnerProduct | Metric::L1 | Metric::Hamming | Metric::Jaccard => rank,
             Metric::Cosine if rank == f64::INFINITY => rank,
             // Rounding may carry a cosine past one; pgvector clamps as well.

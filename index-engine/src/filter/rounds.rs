@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 
 use super::plan::{Choice, Known, Strategy, choose};
 use super::{Columns, Predicate};
-use crate::hnsw::{Aim, Candidate, Eligible, Nodes, Ranked, Visited};
+use crate::hnsw::{Aim, Candidate, Codes, Eligible, Nodes, Ranked, Visited};
 
 /// What looking at a node costs with codes, in ranks by sketch: its block is scanned, and
 /// the sketches of some of its neighbours are looked at.
@@ -98,8 +98,8 @@ impl Rounds {
                 matched: self.matched,
                 spent: self.spent,
                 per_node: match scene.aim.codes {
-                    Some(_) => PER_CODED_NODE,
-                    None => PER_PLAIN_NODE,
+                    Codes::OfNeighbours(..) => PER_CODED_NODE,
+                    Codes::OfVectors(..) | Codes::None => PER_PLAIN_NODE,
                 },
                 may_hop: self.may_hop,
             });
@@ -167,7 +167,7 @@ impl Rounds {
     }
 
     fn take(&mut self, aim: Aim<'_>, row: Candidate) {
-        if aim.codes.is_some() {
+        if aim.has_codes() {
             self.rows.push_rough(row);
         } else {
             self.rows.push_exact(row);
@@ -196,7 +196,7 @@ impl Rounds {
             aim.prefetch(&batch);
             *scene.distances += batch.len();
             for id in batch.drain(..) {
-                if no_sketches || aim.codes.is_none() || aim.is_beyond_sketches(id) {
+                if no_sketches || !aim.has_codes() || aim.is_beyond_sketches(id) {
                     self.rows.push_exact(aim.exact(id));
                 } else {
                     rough.push(Reverse(aim.rough(id)));
@@ -216,8 +216,12 @@ impl Rounds {
         Some(row)
     }
 
-    pub(crate) fn nearest_pending(&self) -> Option<Candidate> {
-        self.rows.nearest_pending()
+    pub(crate) fn least_pending(&self, aim: Aim<'_>) -> Option<f32> {
+        self.rows.least_pending(aim)
+    }
+
+    pub(crate) fn originals(&self) -> usize {
+        self.rows.originals()
     }
 
     pub(crate) fn is_spent(&self) -> bool {

@@ -1,15 +1,25 @@
 //! What a search looks for, and what it may ask of the graph without keeping a state.
 
-use super::{Candidate, Coding, Hnsw, START_LEVEL};
-use crate::codes::Lookup;
+use super::{Candidate, Coding, Compact, Hnsw, START_LEVEL};
+use crate::codes::{CoarseQuery, Lookup};
 use crate::distance::Lane;
+
+/// What rows are ranked by before they are ranked exactly.
+#[derive(Clone, Copy)]
+pub(crate) enum Codes<'a> {
+    /// There are exact distances only.
+    None,
+    /// Codes of neighbours, and a sketch of each vector.
+    OfNeighbours(&'a Coding, &'a Lookup),
+    /// A code of each vector.
+    OfVectors(&'a Compact, &'a CoarseQuery),
+}
 
 #[derive(Clone, Copy)]
 pub(crate) struct Aim<'a> {
     pub(crate) hnsw: &'a Hnsw,
     pub(crate) lanes: &'a [Lane],
-    /// `None`: there are exact distances only.
-    pub(crate) codes: Option<(&'a Coding, &'a Lookup)>,
+    pub(crate) codes: Codes<'a>,
 }
 
 impl Aim<'_> {
@@ -17,12 +27,19 @@ impl Aim<'_> {
         self.hnsw.candidate(self.lanes, id)
     }
 
-    /// By sketch where there are codes.
+    pub(crate) fn has_codes(self) -> bool {
+        !matches!(self.codes, Codes::None)
+    }
+
+    /// By sketch or code, where there are any.
     #[inline]
     pub(crate) fn rough(self, id: u32) -> Candidate {
         match self.codes {
-            Some((coding, lookup)) => Candidate::new(coding.sketches.rank(id, lookup), id),
-            None => self.exact(id),
+            Codes::OfNeighbours(coding, lookup) => {
+                Candidate::new(coding.sketches.rank(id, lookup), id)
+            }
+            Codes::OfVectors(compact, query) => Candidate::new(compact.codes.rank(id, query), id),
+            Codes::None => self.exact(id),
         }
     }
 
@@ -30,23 +47,38 @@ impl Aim<'_> {
     #[inline]
     pub(crate) fn prefetch(self, ids: &[u32]) {
         match self.codes {
-            Some((coding, _)) => coding.sketches.prefetch(ids),
-            None => self.hnsw.vectors.prefetch_whole(ids),
+            Codes::OfNeighbours(coding, _) => coding.sketches.prefetch(ids),
+            Codes::OfVectors(compact, _) => compact.codes.prefetch(ids),
+            Codes::None => self.hnsw.vectors.prefetch_whole(ids),
         }
     }
 
     /// What a rough rank errs by at most.
     pub(crate) fn doubt(self, row: Candidate) -> f32 {
-        let doubt = |(coding, lookup): (&Coding, &Lookup)| {
-            coding.sketches.doubt(row.id(), lookup, row.rank())
-        };
-        self.codes.map_or(0.0, doubt)
+        match self.codes {
+            Codes::OfNeighbours(coding, lookup) => {
+                coding.sketches.doubt(row.id(), lookup, row.rank())
+            }
+            Codes::OfVectors(compact, query) => compact.codes.doubt(row.id(), query, row.rank()),
+            Codes::None => 0.0,
+        }
+    }
+
+    /// What the rank of a roughly ranked row may be at least.
+    pub(crate) fn least(self, row: Candidate) -> f32 {
+        match row.rank() {
+            f32::INFINITY => f32::INFINITY,
+            rank => rank - self.doubt(row),
+        }
     }
 
     /// A sketch tells nothing of it: it has no distance to anything.
     pub(crate) fn is_beyond_sketches(self, id: u32) -> bool {
-        self.codes
-            .is_some_and(|(coding, _)| coding.sketches.is_zero(id))
+        match self.codes {
+            Codes::OfNeighbours(coding, _) => coding.sketches.is_zero(id),
+            Codes::OfVectors(compact, _) => compact.codes.is_zero(id),
+            Codes::None => false,
+        }
     }
 
     /// The `width` nearest nodes as far as greedy search finds them, roughly ranked, in no
@@ -59,21 +91,30 @@ impl Aim<'_> {
     ) -> Vec<Candidate> {
         let hnsw = self.hnsw;
         let entry = match (starts, self.codes) {
-            ([], Some((coding, lookup))) => {
+            ([], Codes::OfNeighbours(coding, lookup)) => {
                 hnsw.descend_by_sketches(coding, lookup, START_LEVEL, distances)
             }
-            ([], None) => hnsw.descend(self.lanes, 0, distances),
+            ([], Codes::OfVectors(compact, query)) => {
+                hnsw.descend_coarse(compact, query, 0, distances)
+            }
+            ([], Codes::None) => hnsw.descend(self.lanes, 0, distances),
             _ => None,
         };
         let entry: Vec<Candidate> = entry.into_iter().collect();
         let starts = if starts.is_empty() { &entry } else { starts };
-        let Some((coding, lookup)) = self.codes else {
-            return hnsw.nearest_on(self.lanes, 0, starts, width);
-        };
         let mut visited = hnsw.visited.take(hnsw.vectors.len());
         let mut nearest = Vec::with_capacity(width + width / 4);
         let met = |node| nearest.push(node);
-        hnsw.beam(coding, lookup, starts, width, &mut visited, met);
+        match self.codes {
+            Codes::OfNeighbours(coding, lookup) => {
+                hnsw.beam(coding, lookup, starts, width, &mut visited, met);
+            }
+            Codes::OfVectors(compact, query) => {
+                let of = (compact, query);
+                hnsw.search_coarse(of, (0, width), starts, &mut visited, |_| {}, met);
+            }
+            Codes::None => return hnsw.nearest_on(self.lanes, 0, starts, width),
+        }
         nearest
     }
 

@@ -15,7 +15,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::pool::Pool;
-use super::{Aim, Candidate, Coding, Hnsw, Ranked, START_LEVEL, Visited};
+use super::{Aim, Candidate, Codes, Coding, Hnsw, Ranked, START_LEVEL, Visited};
 use crate::codes::{BATCH, Lookup};
 use crate::distance::Lane;
 
@@ -109,7 +109,7 @@ impl<'a, E: Eligible> Sight<'a, E> {
         Aim {
             hnsw: self.hnsw,
             lanes: self.lanes,
-            codes: Some((self.coding, self.lookup)),
+            codes: Codes::OfNeighbours(self.coding, self.lookup),
         }
     }
 

@@ -169,16 +169,19 @@ impl Graph {
         head.store(copy + 1, Ordering::Release);
     }
 
-    /// A hint that the node's links on level 0 will be asked.
-    #[inline]
-    pub(crate) fn prefetch_base(&self, node: u32) {
-        prefetch(&self.base.row(node)[0]);
-    }
-
     /// A hint that `copies` will be asked.
     #[inline]
     pub(crate) fn prefetch_copies(&self, node: u32) {
         prefetch(&self.copies.row(node)[0]);
+    }
+
+    /// A hint that the node's links will be read.
+    #[inline]
+    pub(crate) fn prefetch_links(&self, node: u32, level: u8) {
+        const LINE_LINKS: usize = 16;
+        for line in self.list(node, level).chunks(LINE_LINKS) {
+            prefetch(&line[0]);
+        }
     }
 
     /// The vectors equal to this node's.

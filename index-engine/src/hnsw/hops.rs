@@ -113,7 +113,7 @@ impl Hnsw {
     fn prefetch_links(&self, node: u32) {
         match &self.coding {
             Some(coding) => coding.blocks.prefetch_ids(node),
-            None => self.graph.prefetch_base(node),
+            None => self.graph.prefetch_links(node, 0),
         }
     }
 }

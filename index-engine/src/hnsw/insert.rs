@@ -16,6 +16,9 @@ impl Hnsw {
     /// Links a published vector. Once per id. One without a distance to anything
     /// would be a dead end; it stays outside.
     pub(crate) fn link(&self, id: u32) {
+        if let Some(compact) = &self.compact {
+            return self.link_coarse(compact, id);
+        }
         let level = self.graph.level(id);
         let target = self.vectors.get(id);
         if self.scorer.is_incomparable(target) || self.graph.found(level, id) {

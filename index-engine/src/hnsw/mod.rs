@@ -11,15 +11,19 @@
 //! - `hops`: a search among some of the nodes, through the others.
 //! - `aim`: what is searched for, and steps that keep no state.
 //! - `stored`: all of it as a checkpoint holds it.
+//! - `coarse`, `insert_coarse`: search and linking by codes of the vectors themselves, which
+//!   lie elsewhere.
 //!
 //! Links are never taken out: a removed vector remains a waypoint.
 
 mod aim;
 mod beam;
 mod candidate;
+mod coarse;
 mod graph;
 mod hops;
 mod insert;
+mod insert_coarse;
 mod insert_coded;
 mod pool;
 mod ranked;
@@ -31,15 +35,16 @@ mod walk;
 use std::sync::Arc;
 
 use crate::arena::VectorArena;
-use crate::codes::{Blocks, Rotation, Sketches};
+use crate::codes::{Blocks, Coarse, Rotation, Sketches};
 use crate::distance::{Lane, Scorer, lanes_of};
 use crate::memory::Backing;
-use crate::params::{IndexParams, Representation};
+use crate::params::{CodeBits, IndexParams, Representation};
 use crate::vector::Vector;
 
-pub(crate) use aim::Aim;
+pub(crate) use aim::{Aim, Codes};
 pub(crate) use beam::{Beam, Eligible, Sight};
 pub(crate) use candidate::Candidate;
+pub(crate) use coarse::{CoarseSight, CoarseWalk};
 pub(crate) use graph::level_of;
 pub(crate) use hops::Nodes;
 pub(crate) use ranked::Ranked;
@@ -57,6 +62,25 @@ pub(crate) struct Coding {
     pub(crate) sketches: Sketches,
 }
 
+/// Codes to go by where vectors lie elsewhere.
+pub(crate) struct Compact {
+    rotation: Rotation,
+    bits: CodeBits,
+    pub(crate) codes: Coarse,
+}
+
+impl Compact {
+    fn new(params: &IndexParams, bits: CodeBits) -> Self {
+        let rotation = Rotation::new(params.dimensions);
+        let codes = Coarse::new(params.metric, rotation.dimensions(), bits);
+        Self {
+            rotation,
+            bits,
+            codes,
+        }
+    }
+}
+
 /// The prepared vectors and the graph over those of them that are linked.
 pub(crate) struct Hnsw {
     pub(crate) vectors: VectorArena,
@@ -64,6 +88,8 @@ pub(crate) struct Hnsw {
     pub(crate) visited: Arc<VisitedPool>,
     /// `None`: level 0 is walked by exact distances, and its links lie in `graph`.
     pub(crate) coding: Option<Coding>,
+    /// At most one of the two is there.
+    pub(crate) compact: Option<Compact>,
     graph: graph::Graph,
     ef_construction: usize,
     dimensions: usize,
@@ -81,6 +107,10 @@ impl Hnsw {
                 sketches,
             }
         });
+        let compact = match params.chosen() {
+            Representation::Compact(bits) => Some(Compact::new(params, bits)),
+            _ => None,
+        };
         Self {
             vectors: VectorArena::new(lanes_of(params.element, params.dimensions), backing),
             scorer: Scorer::new(params.metric, params.element),
@@ -89,14 +119,15 @@ impl Hnsw {
             ef_construction: params.ef_construction,
             dimensions: params.dimensions,
             coding,
+            compact,
         }
     }
 
     /// The vector as it is stored and compared.
     pub(crate) fn prepare(&self, vector: &Vector<'_>) -> Box<[Lane]> {
         let prepared = self.scorer.prepare(vector);
-        match &self.coding {
-            Some(coding) => Lane::pack(&coding.rotation.apply(Lane::view(&prepared))),
+        match rotation(self.coding.as_ref(), self.compact.as_ref()) {
+            Some(rotation) => Lane::pack(&rotation.apply(Lane::view(&prepared))),
             None => prepared,
         }
     }
@@ -107,6 +138,9 @@ impl Hnsw {
         if let Some(coding) = &self.coding {
             coding.blocks.reserve(id);
             coding.sketches.write(id, Lane::view(vector));
+        }
+        if let Some(compact) = &self.compact {
+            compact.codes.write(id, vector);
         }
     }
 
@@ -120,10 +154,20 @@ impl Hnsw {
         let blocks = self.coding.as_ref().map_or(0, |c| {
             c.blocks.bytes_per_node() + c.sketches.bytes_per_node()
         });
+        let codes = self
+            .compact
+            .as_ref()
+            .map_or(0, |c| c.codes.bytes_per_node());
         let vectors_bytes = match self.vectors.is_backed() {
             true => 0,
             false => self.vectors.bytes(),
         };
-        vectors_bytes + self.graph.memory_bytes(vectors) + vectors as usize * blocks
+        vectors_bytes + self.graph.memory_bytes(vectors) + vectors as usize * (blocks + codes)
     }
+}
+
+/// How vectors are turned before they are stored, if they are.
+fn rotation<'a>(coding: Option<&'a Coding>, compact: Option<&'a Compact>) -> Option<&'a Rotation> {
+    let coded = coding.map(|coding| &coding.rotation);
+    coded.or(compact.map(|compact| &compact.rotation))
 }

@@ -1,21 +1,26 @@
-//! Rows that a search has met: roughly ranked by sketch, and exactly once they are to be
-//! given out.
+//! Rows that a search has met: roughly ranked by sketch or code, and exactly once they are
+//! to be given out.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::{Aim, Candidate};
+use super::{Aim, Candidate, Codes};
 
 /// At most so many rows are ranked exactly beyond those of the page: sketches may order
 /// them otherwise.
 const REFINED_BEYOND: usize = 16;
+/// Codes of vectors say less, and there may be many such rows. They are read so many at a
+/// time: enough for a disk to work on, few to read in vain.
+const READ_AT_A_TIME: usize = 16;
 
 #[derive(Default)]
 pub(crate) struct Ranked {
     /// At hand, ranked exactly.
     ready: BinaryHeap<Reverse<Candidate>>,
-    /// Ranked by sketch.
+    /// Ranked by sketch or code.
     rough: BinaryHeap<Reverse<Candidate>>,
+    /// Ranked exactly so far.
+    originals: usize,
 }
 
 impl Ranked {
@@ -55,6 +60,9 @@ impl Ranked {
         let nearest = std::iter::from_fn(|| self.rough.pop()).take(wanted);
         let nearest: Vec<u32> = nearest.map(|row| row.0.id()).collect();
         self.rank_exactly(aim, &nearest, distances);
+        if let Codes::OfVectors(..) = aim.codes {
+            return self.read_on(aim, rows, distances);
+        }
         // Not all of them if there are more: then too many are ranked, not too few.
         let farthest = self.ready.iter().map(|row| row.0.rank());
         let farthest = farthest.fold(f32::NEG_INFINITY, f32::max);
@@ -69,9 +77,52 @@ impl Ranked {
         self.rank_exactly(aim, &behind, distances);
     }
 
+    /// Ranks rows exactly as long as there is one that may be nearer than the last of the
+    /// nearest `rows` at hand.
+    fn read_on(&mut self, aim: Aim<'_>, rows: usize, distances: &mut usize) {
+        let mut read = Vec::with_capacity(READ_AT_A_TIME);
+        loop {
+            let last = self.rank_of_ready(rows);
+            while read.len() < READ_AT_A_TIME
+                && let Some(Reverse(row)) = self.rough.peek()
+                && aim.least(*row) < last
+            {
+                read.push(row.id());
+                self.rough.pop();
+            }
+            if read.is_empty() {
+                return;
+            }
+            self.rank_exactly(aim, &read, distances);
+            read.clear();
+        }
+    }
+
+    /// The rank of the `rows`-th nearest at hand.
+    fn rank_of_ready(&self, rows: usize) -> f32 {
+        let mut ready: Vec<Candidate> = self.ready.iter().map(|row| row.0).collect();
+        if ready.len() < rows {
+            return f32::INFINITY;
+        }
+        ready.select_nth_unstable(rows - 1).1.rank()
+    }
+
+    /// Brings the nearest rows at hand as they are ranked.
+    pub(crate) fn hand_over(&mut self, rows: usize) {
+        let wanted = rows.saturating_sub(self.ready.len());
+        let nearest = std::iter::from_fn(|| self.rough.pop()).take(wanted);
+        self.ready.extend(nearest);
+    }
+
+    /// Rows ranked exactly so far.
+    pub(crate) fn originals(&self) -> usize {
+        self.originals
+    }
+
     fn rank_exactly(&mut self, aim: Aim<'_>, rows: &[u32], distances: &mut usize) {
-        aim.hnsw.vectors.prefetch_whole(rows);
+        aim.hnsw.vectors.expect_reads(rows);
         *distances += rows.len();
+        self.originals += rows.len();
         let exact = |id: &u32| Reverse(aim.exact(*id));
         self.ready.extend(rows.iter().map(exact));
     }
@@ -88,6 +139,33 @@ impl Ranked {
     /// The nearest row met but not given out.
     pub(crate) fn nearest_pending(&self) -> Option<Candidate> {
         self.ready.peek().or(self.rough.peek()).map(|row| row.0)
+    }
+
+    /// What no row is nearer than that was met and not given out. A rank by sketch passes
+    /// for exact; one by code is taken for what it may be at least.
+    pub(crate) fn least_pending(&self, aim: Aim<'_>) -> Option<f32> {
+        let ready = self.ready.peek().map(|row| row.0.rank());
+        match aim.codes {
+            Codes::OfVectors(..) => self
+                .least_of_rough(aim)
+                .into_iter()
+                .chain(ready)
+                .min_by(f32::total_cmp),
+            _ => ready.or(self.rough.peek().map(|row| row.0.rank())),
+        }
+    }
+
+    /// The same for rows at hand that are not ranked exactly.
+    pub(crate) fn least_handed_over(&self, aim: Aim<'_>) -> Option<f32> {
+        let ready = self.ready.peek().map(|row| aim.least(row.0));
+        self.least_of_rough(aim)
+            .into_iter()
+            .chain(ready)
+            .min_by(f32::total_cmp)
+    }
+
+    fn least_of_rough(&self, aim: Aim<'_>) -> Option<f32> {
+        self.rough.peek().map(|row| aim.least(row.0))
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {

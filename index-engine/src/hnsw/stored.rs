@@ -41,6 +41,11 @@ impl Hnsw {
         let mut sections: Vec<Section<'_>> = vectors.chain(lists).collect();
         let Some(coding) = &self.coding else {
             sections.push(graph.base_section(linked));
+            if let Some(compact) = &self.compact {
+                let codes = compact.codes.words();
+                // SAFETY: nobody writes to a published node's code.
+                sections.push(unsafe { Section::new(Kind::Codes, cut.rows, Beside, codes) });
+            }
             return sections;
         };
         let blocks = &coding.blocks;

@@ -1,0 +1,139 @@
+//! Linking in an index whose vectors lie elsewhere: by codes.
+//!
+//! The order of the steps is that of `insert`, and so are the rules for links. Codes of
+//! four and eight bits say well enough which neighbours are nearer to each other than to
+//! the node, and no vector is read but where codes are equal. Fewer bits do not; there each
+//! neighbour that is chosen is read once, and the others are ranked against it by their
+//! codes.
+
+use super::{Candidate, Compact, Hnsw};
+use crate::codes::CoarseQuery;
+use crate::params::CodeBits;
+
+impl Hnsw {
+    /// `link` of an index with such codes. Once per id.
+    pub(super) fn link_coarse(&self, compact: &Compact, id: u32) {
+        let level = self.graph.level(id);
+        let target = self.vectors.get(id);
+        if self.scorer.is_incomparable(target) || self.graph.found(level, id) {
+            return;
+        }
+        let Some((top, _)) = self.graph.entry() else {
+            unreachable!("the entry is set and never unset");
+        };
+        let query = compact.codes.query(target);
+        let mut distances = 0;
+        let start = self.descend_coarse(compact, &query, level.min(top), &mut distances);
+        let mut nearest: Vec<Candidate> = start.into_iter().collect();
+        let mut chosen = Vec::with_capacity(usize::from(level) + 1);
+        for level in (0..=level.min(top)).rev() {
+            nearest = self.nearest_coarse(compact, &query, level, &nearest);
+            if let Some(node) = self.equal_by_codes(compact, id, &nearest) {
+                self.graph.add_copy(node, id);
+                return;
+            }
+            chosen.push((level, self.select_coarse(compact, &nearest, self.graph.m())));
+        }
+        for (level, neighbours) in &chosen {
+            let ids = neighbours.iter().map(|c| c.id());
+            self.graph.set(id, *level, ids);
+        }
+        for (level, neighbours) in chosen.iter().rev() {
+            for neighbour in neighbours {
+                self.link_back_coarse(compact, neighbour.id(), *level, id);
+            }
+        }
+        self.graph.raise(level, id);
+    }
+
+    /// All nodes of a level that a search of width `ef_construction` expands, in order.
+    fn nearest_coarse(
+        &self,
+        compact: &Compact,
+        query: &CoarseQuery,
+        level: u8,
+        starts: &[Candidate],
+    ) -> Vec<Candidate> {
+        let width = self.ef_construction;
+        let starts = &starts[..starts.len().min(width)];
+        let mut visited = self.visited.take(self.vectors.len());
+        let mut nearest = Vec::with_capacity(width + width / 4);
+        let expanded = |node| nearest.push(node);
+        self.search_coarse(
+            (compact, query),
+            (level, width),
+            starts,
+            &mut visited,
+            |_| {},
+            expanded,
+        );
+        nearest.sort_unstable();
+        nearest
+    }
+
+    /// A node with this very vector.
+    fn equal_by_codes(&self, compact: &Compact, id: u32, nearest: &[Candidate]) -> Option<u32> {
+        let mut nodes = nearest.iter().map(|c| c.id());
+        nodes.find(|node| {
+            compact.codes.are_equal(*node, id) && self.vectors.get(*node) == self.vectors.get(id)
+        })
+    }
+
+    /// The node, for others to be ranked against it.
+    fn pinned(&self, compact: &Compact, node: u32) -> CoarseQuery {
+        match compact.bits {
+            CodeBits::Four | CodeBits::Eight => compact.codes.query_of(node),
+            CodeBits::One | CodeBits::Two => compact.codes.query(self.vectors.get(node)),
+        }
+    }
+
+    /// `select` by codes: candidates in order that are nearer to the node than to any
+    /// chosen before, then the nearest of the others.
+    fn select_coarse(
+        &self,
+        compact: &Compact,
+        candidates: &[Candidate],
+        filled: usize,
+    ) -> Vec<Candidate> {
+        let capacity = filled;
+        let mut chosen: Vec<Candidate> = Vec::with_capacity(capacity);
+        let mut pinned: Vec<CoarseQuery> = Vec::with_capacity(capacity);
+        let mut pruned = Vec::new();
+        for candidate in candidates {
+            if chosen.len() == capacity {
+                return chosen;
+            }
+            let rank_from = |other| compact.codes.rank(candidate.id(), other);
+            if pinned
+                .iter()
+                .all(|other| rank_from(other) > candidate.rank())
+            {
+                chosen.push(*candidate);
+                pinned.push(self.pinned(compact, candidate.id()));
+            } else {
+                pruned.push(*candidate);
+            }
+        }
+        let room = filled.saturating_sub(chosen.len());
+        chosen.extend(pruned.into_iter().take(room));
+        chosen
+    }
+
+    /// Adds `new` to a node's list, choosing anew if that is full, and then up to half of
+    /// level 0's: see `link_back`.
+    fn link_back_coarse(&self, compact: &Compact, node: u32, level: u8, new: u32) {
+        let _guard = self.graph.lock(node);
+        if self.graph.push(node, level, new) {
+            return;
+        }
+        let mut neighbours: Vec<u32> = self.graph.neighbours(node, level).collect();
+        neighbours.push(new);
+        compact.codes.prefetch(&neighbours);
+        let query = self.pinned(compact, node);
+        let rank = |id: &u32| Candidate::new(compact.codes.rank(*id, &query), *id);
+        let mut candidates: Vec<Candidate> = neighbours.iter().map(rank).collect();
+        candidates.sort_unstable();
+        let chosen = self.select_coarse(compact, &candidates, self.graph.m());
+        self.graph.set(node, level, chosen.iter().map(|c| c.id()));
+    }
+}

@@ -1,0 +1,206 @@
+//! Codes of the vectors themselves: how well they find, what they report, what is read.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use index_engine::{CodeBits, Effort, Metric, Representation};
+use world::{World, drain};
+
+const METRICS: [Metric; 3] = [Metric::L2, Metric::Cosine, Metric::InnerProduct];
+
+fn world(metric: Metric, bits: CodeBits, rows: usize) -> World {
+    let form = Representation::Compact(bits);
+    let mut world = World::of(metric, 200, 16, 100, form);
+    world.add_clustered(rows, rows / 60);
+    world.index.fold(usize::MAX);
+    world
+}
+
+/// Shares of the true nearest ten found, what was read for a query, and whether reports
+/// were said to be approximate.
+fn search(world: &mut World, ef: usize, effort: Effort) -> (f64, f64, bool) {
+    const QUERIES: usize = 30;
+    let (mut found, mut originals, mut approximate) = (0, 0, false);
+    for _ in 0..QUERIES {
+        let query = world.query();
+        let truth = world.brute_force(&query, 10, u64::MAX);
+        let mut cursor = world.index.cursor(&query, ef, u64::MAX, effort).unwrap();
+        let page = cursor.next_page(&world.index, 10);
+        let near = page.hits.iter().filter(|hit| truth.contains(&hit.0.0));
+        found += near.count();
+        originals += page.originals;
+        approximate |= page.approximate;
+    }
+    let queries = QUERIES as f64;
+    (
+        found as f64 / (10.0 * queries),
+        originals as f64 / queries,
+        approximate,
+    )
+}
+
+#[test]
+fn every_number_of_bits_finds_by_codes_and_rerank() {
+    for metric in METRICS {
+        for bits in CodeBits::ALL {
+            let mut world = world(metric, bits, 1_500);
+            let (recall, originals, approximate) = search(&mut world, 100, Effort::Balanced);
+            assert!(recall >= 0.98, "{metric:?} {bits:?}: recall {recall}");
+            assert!(!approximate);
+            // The fewer bits, the more is read, and eight hardly read beyond the page.
+            let most = match bits {
+                CodeBits::Eight => 12.0,
+                CodeBits::Four => 40.0,
+                CodeBits::One | CodeBits::Two => 100.0,
+            };
+            assert!(
+                (10.0..most).contains(&originals),
+                "{bits:?}: {originals} read"
+            );
+        }
+    }
+}
+
+#[test]
+fn codes_alone_find_by_their_bits_and_read_nothing() {
+    // Where distances within a cluster are noise, few bits order it roughly.
+    let floors = [
+        (CodeBits::Two, 0.5),
+        (CodeBits::Four, 0.8),
+        (CodeBits::Eight, 0.98),
+    ];
+    for metric in METRICS {
+        for (bits, floor) in floors {
+            let mut world = world(metric, bits, 1_500);
+            let (recall, originals, approximate) = search(&mut world, 100, Effort::Fast);
+            assert!(recall >= floor, "{metric:?} {bits:?}: recall {recall}");
+            assert!(originals == 0.0 && approximate);
+        }
+    }
+}
+
+#[test]
+fn a_fast_search_pages_through_every_row_and_reports_nearly_its_distance() {
+    for metric in METRICS {
+        for (bits, allowed) in [(CodeBits::One, 0.2), (CodeBits::Eight, 0.005)] {
+            let mut world = world(metric, bits, 700);
+            // A tail, which is ranked exactly.
+            world.add_clustered(50, 11);
+            let query = world.query();
+            let mut cursor = world
+                .index
+                .cursor(&query, 20, u64::MAX, Effort::Fast)
+                .unwrap();
+            let hits = drain(&mut cursor, &world.index, 40);
+            let mut ids: Vec<u32> = hits.iter().map(|hit| hit.0.0).collect();
+            ids.sort_unstable();
+            assert_eq!(ids, (0..750).collect::<Vec<_>>());
+            // Of distances, or of the vectors' lengths.
+            let size = match metric {
+                Metric::L2 => 30.0,
+                Metric::Cosine => 1.0,
+                _ => 1_000.0,
+            };
+            for (id, distance) in hits {
+                let exact = world.distance(id, &query);
+                let error = (distance - exact).abs();
+                assert!(
+                    error <= allowed * size,
+                    "{metric:?} {bits:?}: {distance} for {exact}"
+                );
+                assert!(id.0 < 700 || error < 1e-4 * size, "the tail is exact");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_later_hit_of_a_fast_search_is_nearer_than_its_bound() {
+    let world = &mut world(Metric::L2, CodeBits::Two, 1_000);
+    let (mut below, mut all) = (0, 0);
+    for _ in 0..10 {
+        let query = world.query();
+        // With `ef` above the graph's size nothing is left to chance but the codes' error.
+        let mut cursor = world
+            .index
+            .cursor(&query, 1_000, u64::MAX, Effort::Fast)
+            .unwrap();
+        let first = cursor.next_page(&world.index, 100);
+        for (id, reported) in drain(&mut cursor, &world.index, 100) {
+            below += usize::from(world.distance(id, &query) < first.bound);
+            all += 1;
+            assert!(reported >= first.bound);
+        }
+    }
+    assert!(below * 200 <= all, "{below} of {all} below the bound");
+}
+
+#[test]
+fn a_balanced_search_misplaces_few_rows_and_its_bound_holds() {
+    let world = &mut world(Metric::L2, CodeBits::One, 1_000);
+    let (mut below, mut all) = (0, 0);
+    for _ in 0..10 {
+        let query = world.query();
+        let mut cursor = world
+            .index
+            .cursor(&query, 1_000, u64::MAX, Effort::Balanced)
+            .unwrap();
+        let first = cursor.next_page(&world.index, 50);
+        assert!(first.hits.last().unwrap().1 <= first.bound);
+        for (_, exact) in drain(&mut cursor, &world.index, 50) {
+            below += usize::from(exact < first.bound);
+            all += 1;
+        }
+    }
+    assert!(below * 200 <= all, "{below} of {all} below the bound");
+}
+
+#[test]
+fn rows_of_another_distribution_are_found_as_well_as_the_first() {
+    for bits in [CodeBits::One, CodeBits::Eight] {
+        let mut world = world(Metric::L2, bits, 2_000);
+        let (before, ..) = search(&mut world, 100, Effort::Balanced);
+        // Elsewhere, ten times as wide, and along other axes: nothing was trained on the first.
+        for _ in 0..2_000 {
+            let mut vector = world.query();
+            for (i, x) in vector.iter_mut().enumerate() {
+                *x = 10.0 * *x + if i % 7 == 0 { 40.0 } else { -20.0 };
+            }
+            world.add(vector);
+        }
+        world.index.fold(usize::MAX);
+        let mut found = 0;
+        for _ in 0..60 {
+            let mut query = world.query();
+            for (i, x) in query.iter_mut().enumerate() {
+                *x = 10.0 * *x + if i % 7 == 0 { 40.0 } else { -20.0 };
+            }
+            let truth = world.brute_force(&query, 10, u64::MAX);
+            assert!(truth.iter().all(|id| *id >= 2_000));
+            let mut cursor = world.index.cursor(&query, 100, u64::MAX, false).unwrap();
+            let hits = cursor.next_page(&world.index, 10).hits;
+            found += hits.iter().filter(|hit| truth.contains(&hit.0.0)).count();
+        }
+        let after = found as f64 / 600.0;
+        assert!(
+            before >= 0.98 && after >= 0.97,
+            "{bits:?}: {before}, then {after}"
+        );
+        let (first_half, ..) = search(&mut world, 100, Effort::Balanced);
+        assert!(first_half >= 0.97, "{bits:?}: the first half {first_half}");
+    }
+}
+
+#[test]
+fn beside_vectors_and_codes_a_row_takes_links_of_128_bytes_and_little_more() {
+    for bits in CodeBits::ALL {
+        let form = Representation::Compact(bits);
+        let mut world = World::of(Metric::L2, 256, 16, 40, form);
+        world.add_clustered(2_000, 20);
+        world.index.fold(usize::MAX);
+        // Vectors, codes, and their three factors.
+        let apart = (256 * 4 + 256 * bits.count() / 8 + 12) as f64;
+        let links = world.index.memory_bytes() as f64 / 2_000.0 - apart;
+        assert!((150.0..=163.0).contains(&links), "{bits:?}: {links} bytes");
+    }
+}
