@@ -20,6 +20,8 @@
 //! - [`partition_index`]: rows, their life, the tail, folding.
 //! - [`cursor`]: one search, page by page, until nothing is left.
 //! - [`checkpoint`]: an index as bytes, and back.
+//! - [`ivf`]: inverted lists instead of a graph.
+//! - `seeded`: numbers from a seed.
 
 mod arena;
 pub mod checkpoint;
@@ -29,12 +31,14 @@ mod distance;
 pub mod filter;
 pub mod half;
 mod hnsw;
+pub mod ivf;
 mod life;
 pub mod memory;
 pub mod params;
 pub mod partition_index;
 mod readers;
 mod region;
+mod seeded;
 mod tail;
 mod varying;
 pub mod vector;

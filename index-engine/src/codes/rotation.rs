@@ -10,6 +10,8 @@
 //! The signs come from a constant seed: equal vectors of two indexes of the same
 //! dimensions are stored as equal bytes.
 
+use crate::seeded::next;
+
 const ROUNDS: usize = 4;
 const SEED: u64 = 0x5275_5665_6374_6F72;
 /// Dimensions are padded with zeros to a multiple of this.
@@ -21,15 +23,6 @@ pub(crate) struct Rotation {
     dimensions: usize,
     /// One factor a dimension and round: the sign, and what keeps lengths.
     factors: Box<[f32]>,
-}
-
-/// SplitMix64.
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut z = *state;
-    z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ z >> 31
 }
 
 impl Rotation {
