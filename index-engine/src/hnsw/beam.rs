@@ -27,6 +27,9 @@ const DOUBT: f32 = 1.0;
 /// turn where a nearer node has them as neighbours too: on its way to the target a search
 /// would look at most of what it passes. Twelve found no more of Fashion-MNIST.
 const LOOKED_AT_MAX: usize = 8;
+/// And so many of a node that was the nearest in sight: the search is on its way, most
+/// neighbours are nearer than what it has seen, and few will matter.
+const LOOKED_AT_ON_THE_WAY: usize = 5;
 
 /// Which rows a search may return.
 pub(crate) trait Eligible {
@@ -56,13 +59,17 @@ impl Hnsw {
         }
         let mut near = Vec::with_capacity(2 * BATCH);
         let mut chosen = Vec::with_capacity(LOOKED_AT_MAX);
-        let mut next = pool.pop();
-        while let Some(node) = next {
+        let mut next = pool.pop_placed();
+        while let Some((node, nearer)) = next {
+            let looked_at = match nearer {
+                0 => LOOKED_AT_ON_THE_WAY,
+                _ => LOOKED_AT_MAX,
+            };
             // Chosen before this node's neighbours are seen, so that its memory is
             // here when its turn comes: a few nodes more, and none waited for.
-            next = pool.pop();
+            next = pool.pop_placed();
             met(node);
-            let ahead = next.unwrap_or(node).id();
+            let ahead = next.map_or(node, |(next, _)| next).id();
             let doubt = DOUBT * sketches.distance(node.id(), lookup, node.rank());
             let threshold = pool.threshold();
             let of = (node.id(), node.rank());
@@ -71,9 +78,9 @@ impl Hnsw {
                     near.push(Candidate::new(estimate, id));
                 }
             });
-            if near.len() > LOOKED_AT_MAX {
-                near.select_nth_unstable(LOOKED_AT_MAX);
-                near.truncate(LOOKED_AT_MAX);
+            if near.len() > looked_at {
+                near.select_nth_unstable(looked_at);
+                near.truncate(looked_at);
             }
             for node in near.drain(..) {
                 visited.insert(node.id());
@@ -83,7 +90,7 @@ impl Hnsw {
             for id in chosen.drain(..) {
                 pool.insert(Candidate::new(sketches.rank(id, lookup), id));
             }
-            next = next.or_else(|| pool.pop());
+            next = next.or_else(|| pool.pop_placed());
         }
     }
 }

@@ -5,6 +5,7 @@
 //! - `graph`: links, entry point, levels.
 //! - `search`: greedy descent and the expansion of one node.
 //! - `insert`, `insert_coded`: linking a vector, with the paper's neighbour selection.
+//! - `slack`: how strictly that keeps neighbours apart.
 //! - `walk`: the resumable best-first search on level 0, by exact distances.
 //! - `pool`, `beam`: the same over one-bit codes, from 128 dimensions on.
 //! - `ranked`: rows met, ranked roughly and then exactly.
@@ -28,6 +29,7 @@ mod insert_coded;
 mod pool;
 mod ranked;
 mod search;
+mod slack;
 mod stored;
 mod visited;
 mod walk;
@@ -38,7 +40,7 @@ use crate::arena::VectorArena;
 use crate::codes::{Blocks, Coarse, Rotation, Sketches};
 use crate::distance::{Lane, Scorer, lanes_of};
 use crate::memory::Backing;
-use crate::params::{CodeBits, IndexParams, Representation};
+use crate::params::{CodeBits, IndexParams, Metric, Representation};
 use crate::vector::Vector;
 
 pub(crate) use aim::{Aim, Codes};
@@ -93,6 +95,7 @@ pub(crate) struct Hnsw {
     graph: graph::Graph,
     ef_construction: usize,
     dimensions: usize,
+    metric: Metric,
 }
 
 impl Hnsw {
@@ -118,6 +121,7 @@ impl Hnsw {
             graph: graph::Graph::new(params.m, coding.is_none()),
             ef_construction: params.ef_construction,
             dimensions: params.dimensions,
+            metric: params.metric,
             coding,
             compact,
         }

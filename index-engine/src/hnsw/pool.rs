@@ -49,6 +49,12 @@ impl Pool {
     /// The nearest node that is not expanded; it counts as expanded from now on.
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<Candidate> {
+        self.pop_placed().map(|(node, _)| node)
+    }
+
+    /// The same, and how many are nearer.
+    #[inline]
+    pub(crate) fn pop_placed(&mut self) -> Option<(Candidate, usize)> {
         let at = self.next;
         let entry = self.entries.get_mut(at)?;
         let node = Candidate::new(rank(*entry), *entry as u32 >> 1);
@@ -61,7 +67,7 @@ impl Pool {
         {
             self.next += 1;
         }
-        Some(node)
+        Some((node, at))
     }
 }
 
@@ -99,14 +105,14 @@ mod tests {
             pool.insert(node(id, rank));
         }
         assert_eq!(pool.threshold(), 4.0);
-        assert_eq!(pool.pop(), Some(node(2, -1.5)));
+        assert_eq!(pool.pop_placed(), Some((node(2, -1.5), 0)));
         // Pushes the farthest out.
         pool.insert(node(4, -2.0));
         assert_eq!(pool.threshold(), 2.0);
         pool.insert(node(5, 9.0));
         assert_eq!(
-            [pool.pop(), pool.pop(), pool.pop()],
-            [Some(node(4, -2.0)), Some(node(3, 2.0)), None]
+            [pool.pop_placed(), pool.pop_placed(), pool.pop_placed()],
+            [Some((node(4, -2.0), 0)), Some((node(3, 2.0), 2)), None]
         );
         let last = node((1 << 28) - 1, 0.0);
         pool.insert(last);
