@@ -164,6 +164,15 @@ impl<T: ZeroIsValid> Segments<T> {
         }
     }
 
+    /// Bytes in memory of the first `rows`, if all of them have been touched.
+    pub(crate) fn resident_bytes(&self, rows: u32) -> usize {
+        let row_bytes = self.stride * size_of::<T>();
+        let (bucket, offset) = place(rows);
+        let region = self.buckets[bucket].get();
+        let behind = region.map_or(0, |region| region.resident_behind(offset * row_bytes));
+        rows as usize * row_bytes + behind
+    }
+
     /// The row's elements.
     ///
     /// # Panics
@@ -334,10 +343,11 @@ impl VectorArena {
         }
     }
 
-    /// Bytes of the published rows, wherever they lie.
+    /// Bytes of the published rows, wherever they lie; what may be read of them if they
+    /// lie in memory that was handed in.
     pub(crate) fn bytes(&self) -> usize {
         match &self.rows {
-            Storage::Even(lanes) => self.len() as usize * lanes.stride * size_of::<Lane>(),
+            Storage::Even(lanes) => lanes.resident_bytes(self.len()),
             Storage::Varying(rows) => rows.bytes(self.len()),
         }
     }

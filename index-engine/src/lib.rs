@@ -18,6 +18,7 @@
 //! - `tail`: what is not linked yet, in the order of birth.
 //! - `readers`: who may still read what was taken away.
 //! - [`partition_index`]: rows, their life, the tail, folding.
+//! - [`footprint`]: what it takes of memory, by part.
 //! - [`cursor`]: one search, page by page, until nothing is left.
 //! - [`checkpoint`]: an index as bytes, and back.
 //! - [`ivf`]: inverted lists instead of a graph.
@@ -29,6 +30,7 @@ mod codes;
 pub mod cursor;
 mod distance;
 pub mod filter;
+pub mod footprint;
 pub mod half;
 mod hnsw;
 pub mod ivf;
@@ -45,6 +47,7 @@ pub mod vector;
 
 pub use cursor::{Cursor, Page};
 pub use filter::{ColumnType, Comparison, Filter, Strategy, Value};
+pub use footprint::Footprint;
 pub use half::Half;
 pub use params::{CodeBits, Effort, Element, IndexError, IndexParams, Metric, Representation};
 pub use partition_index::{PartitionIndex, VectorId};

@@ -17,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::cursor::Cursor;
 use crate::distance::Lane;
 use crate::filter::{ColumnType, Columns, Filter, Value};
+use crate::footprint::Footprint;
 use crate::hnsw::{Hnsw, level_of};
 use crate::life::Lives;
 use crate::memory::{Advice, Backing};
@@ -243,13 +244,21 @@ impl PartitionIndex {
         self.hnsw.vectors.advise(ids, advice);
     }
 
-    /// Bytes of vectors, links and states; open cursors not counted.
+    /// Bytes of the engine's own memory; open cursors not counted.
     pub fn memory_bytes(&self) -> usize {
-        let vectors = self.hnsw.vectors.len();
-        size_of::<Self>()
-            + self.hnsw.memory_bytes(vectors)
-            + vectors as usize * Lives::BYTES_PER_VECTOR
-            + self.columns.memory_bytes(vectors)
+        self.footprint().total()
+    }
+
+    /// The same by part.
+    pub fn footprint(&self) -> Footprint {
+        let rows = self.hnsw.vectors.len();
+        let hnsw = self.hnsw.footprint();
+        Footprint {
+            lives: self.lives.memory().resident_bytes(rows),
+            attributes: self.columns.memory_bytes(rows),
+            other: hnsw.other + size_of::<Self>(),
+            ..hnsw
+        }
     }
 
     /// Opens a search over the vectors inserted so far. `ef` rows are kept in

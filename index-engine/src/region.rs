@@ -101,6 +101,35 @@ impl<T> Region<T> {
         self.mapping.as_deref()
     }
 
+    /// Bytes in memory behind the first `used`, for they share a huge page with them.
+    /// Zero for memory that was handed in.
+    pub(crate) fn resident_behind(&self, used: usize) -> usize {
+        const HUGE_BYTES: usize = 2 << 20;
+        const PAGE_BYTES: usize = 4096;
+        let bytes = self.len * size_of::<T>();
+        if self.mapping.is_some() || bytes < HUGE_FROM_BYTES {
+            return 0;
+        }
+        let start = self.first.as_ptr().addr();
+        let from = (start + used).next_multiple_of(PAGE_BYTES);
+        let to = from.next_multiple_of(HUGE_BYTES).min(start + bytes);
+        if from >= to {
+            return 0;
+        }
+        let mut pages = [0u8; HUGE_BYTES / PAGE_BYTES];
+        // SAFETY: pages of the region's own mapping, and a byte for each. Nothing is read
+        // or written in them.
+        #[allow(unsafe_code)]
+        let refused = unsafe {
+            let at = self.first.as_ptr().byte_add(from - start);
+            libc::mincore(at.cast(), to - from, pages.as_mut_ptr().cast())
+        };
+        match refused {
+            0 => pages.iter().filter(|page| **page & 1 == 1).count() * PAGE_BYTES,
+            _ => 0,
+        }
+    }
+
     #[inline]
     pub(crate) fn elements(&self) -> &[T] {
         // SAFETY: `len` elements, zeroed and so valid (who makes a region asks for

@@ -1,11 +1,15 @@
 //! Build time, memory, recall and queries per second of one search thread, on a data
 //! set or on noise.
 //!
-//! `cargo run --release -p index-engine --example search -- FOLDER|noise:ROWSxDIMENSIONS [m=16] [ef_construction=100] [representation=default|plain|coded|compact1|compact2|compact4|compact8] [file=PATH] [effort=balanced|fast] [threads=1] [queries=2000] [rounds=5] [ef=10,14,20,…]`
+//! `cargo run --release -p index-engine --example search -- FOLDER|noise:ROWSxDIMENSIONS [m=16] [ef_construction=100] [representation=default|plain|coded|compact1|compact2|compact4|compact8] [file=PATH] [effort=balanced,fast] [rows=ALL] [threads=1] [queries=2000] [rounds=5] [ef=10,14,20,…]`
 //! FOLDER holds `base.npy`, `query.npy` (f32, C order), `gt_ids.npy` (exact nearest,
 //! i32 or i64) and `meta.json` with its metric, "l2" or another for cosine. Noise is
 //! compared with the exact search of the engine, and every row is looked for by its own
 //! vector.
+//!
+//! `file` names where the vectors are mapped from, one file a piece, unlinked at once; without
+//! it they are in memory. `rows` takes the first of a data set only, and compares with the
+//! exact search of the engine.
 //!
 //! A round searches all queries at every `ef`; what is printed is the median over the
 //! rounds, in queries per second of the thread's CPU time and of the wall clock.
@@ -36,7 +40,8 @@ struct Data {
 }
 
 impl Data {
-    fn of_folder(folder: &Path, queries: usize) -> Result<Self, Box<dyn Error>> {
+    /// Of all its rows, or the first `rows`: then the engine is to say what is nearest.
+    fn of_folder(folder: &Path, queries: usize, rows: usize) -> Result<Self, Box<dyn Error>> {
         let base = npy::Array::read(&folder.join("base.npy"))?;
         let query = npy::Array::read(&folder.join("query.npy"))?;
         let truth = npy::Array::read(&folder.join("gt_ids.npy"))?;
@@ -46,11 +51,13 @@ impl Data {
             false => Metric::Cosine,
         };
         let queries = queries.min(query.len());
+        let known = if rows < base.len() { 0 } else { queries };
+        let rows = rows.min(base.len());
         Ok(Self {
             metric,
-            base: (0..base.len()).map(|row| base.floats(row)).collect(),
+            base: (0..rows).map(|row| base.floats(row)).collect(),
             queries: (0..queries).map(|q| query.floats(q)).collect(),
-            truth: (0..queries).map(|q| truth.ids(q, 100)).collect(),
+            truth: (0..known).map(|q| truth.ids(q, 100)).collect(),
         })
     }
 
@@ -75,9 +82,9 @@ impl Data {
         }
     }
 
-    fn open(name: &str, queries: usize) -> Result<Self, Box<dyn Error>> {
+    fn open(name: &str, queries: usize, rows: usize) -> Result<Self, Box<dyn Error>> {
         let Some(size) = name.strip_prefix("noise:") else {
-            return Self::of_folder(Path::new(name), queries);
+            return Self::of_folder(Path::new(name), queries, rows);
         };
         let (rows, dimensions) = size.split_once('x').ok_or("want noise:ROWSxDIMENSIONS")?;
         Ok(Self::of_noise(rows.parse()?, dimensions.parse()?, queries))
@@ -196,6 +203,56 @@ fn representation(name: &str) -> Result<Representation, String> {
     }
 }
 
+/// Recall and speed of one effort at every width.
+fn measure(
+    index: &PartitionIndex,
+    queries: &[Vec<f32>],
+    truth: &[Vec<u32>],
+    widths: &[usize],
+    rounds: usize,
+    effort: Effort,
+) -> Result<(), Box<dyn Error>> {
+    let mut times = vec![Vec::new(); widths.len()];
+    for _ in 0..rounds {
+        for (times, ef) in times.iter_mut().zip(widths) {
+            let clock = Clock::now();
+            for query in queries {
+                search(index, query, (*ef, ROWS), effort)?;
+            }
+            times.push(clock.elapsed());
+        }
+    }
+    let mut points = Vec::new();
+    for (times, ef) in times.iter().zip(widths) {
+        let (mut found, mut hundred) = (Vec::new(), Vec::new());
+        let (mut distances, mut originals) = (0, 0);
+        for query in queries {
+            let (ids, ranked, read) = search(index, query, (*ef, ROWS), effort)?;
+            distances += ranked;
+            originals += read;
+            found.push(ids);
+            hundred.push(search(index, query, (*ef, 100), effort)?.0);
+        }
+        let [cpu, wall] =
+            [0, 1].map(|clock| queries.len() as f64 / median(times.iter().map(|t| t[clock])));
+        let (ten, worst) = recall(&found, truth, ROWS);
+        points.push((ten, cpu));
+        println!(
+            "ef {ef}: recall@1 {:.4}, @10 {ten:.4} (all but 5 %: {worst:.1}), @100 {:.4}; {cpu:.0} queries a CPU second, {wall:.0} a second; {} distances, {:.1} vectors read",
+            recall(&found, truth, 1).0,
+            recall(&hundred, truth, 100).0,
+            distances / queries.len(),
+            originals as f64 / queries.len() as f64
+        );
+    }
+    for target in [0.95, 0.99] {
+        if let Some(rate) = at_recall(&points, target) {
+            println!("recall@10 {target}: {rate:.0} queries a CPU second");
+        }
+    }
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let value = |name: &str, default: &str| {
@@ -205,7 +262,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         given.unwrap_or(default).to_owned()
     };
     let queries = value("queries", "2000").parse()?;
-    let data = Data::open(arguments.first().ok_or("want a data set")?, queries)?;
+    let rows = value("rows", "4294967295").parse()?;
+    let name = arguments.first().ok_or("want a data set")?;
+    let data = Data::open(name, queries, rows)?;
     let params = IndexParams {
         metric: data.metric,
         dimensions: data.base[0].len(),
@@ -217,66 +276,39 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file = value("file", "");
     let file = (!file.is_empty()).then_some(file.as_str());
     let index = build(&data, params, value("threads", "1").parse()?, file)?;
-    let effort = match value("effort", "balanced").as_str() {
-        "fast" => Effort::Fast,
-        _ => Effort::Balanced,
-    };
     let mut truth = data.truth.clone();
     if truth.is_empty() {
         for query in &data.queries {
             truth.push(search(&index, query, (1, 100), Effort::Exact)?.0);
         }
-        for ef in [40, 100, 200] {
+        for ef in if name.starts_with("noise:") {
+            vec![40, 100, 200]
+        } else {
+            Vec::new()
+        } {
             let mut lost = 0;
             for (row, vector) in data.base.iter().enumerate() {
-                lost += usize::from(search(&index, vector, (ef, 1), effort)?.0 != [row as u32]);
+                lost += usize::from(
+                    search(&index, vector, (ef, 1), Effort::Balanced)?.0 != [row as u32],
+                );
             }
             println!("ef {ef}: {lost} rows not found by their own vector");
         }
     }
-    let efforts = value("ef", "10,14,20,30,50,100,200");
-    let efforts: Vec<usize> = efforts
+    let widths = value("ef", "10,14,20,30,50,100,200");
+    let widths: Vec<usize> = widths
         .split(',')
         .map(str::parse)
         .collect::<Result<_, _>>()?;
     let rounds: usize = value("rounds", "5").parse()?;
-    let mut times = vec![Vec::new(); efforts.len()];
-    for _ in 0..rounds {
-        for (times, ef) in times.iter_mut().zip(&efforts) {
-            let clock = Clock::now();
-            for query in &data.queries {
-                search(&index, query, (*ef, ROWS), effort)?;
-            }
-            times.push(clock.elapsed());
-        }
-    }
-    let mut points = Vec::new();
-    for (times, ef) in times.iter().zip(&efforts) {
-        let (mut found, mut hundred) = (Vec::new(), Vec::new());
-        let (mut distances, mut originals) = (0, 0);
-        for query in &data.queries {
-            let (ids, ranked, read) = search(&index, query, (*ef, ROWS), effort)?;
-            distances += ranked;
-            originals += read;
-            found.push(ids);
-            hundred.push(search(&index, query, (*ef, 100), effort)?.0);
-        }
-        let [cpu, wall] =
-            [0, 1].map(|clock| data.queries.len() as f64 / median(times.iter().map(|t| t[clock])));
-        let (ten, worst) = recall(&found, &truth, ROWS);
-        points.push((ten, cpu));
-        println!(
-            "ef {ef}: recall@1 {:.4}, @10 {ten:.4} (all but 5 %: {worst:.1}), @100 {:.4}; {cpu:.0} queries a CPU second, {wall:.0} a second; {} distances, {:.1} vectors read",
-            recall(&found, &truth, 1).0,
-            recall(&hundred, &truth, 100).0,
-            distances / data.queries.len(),
-            originals as f64 / data.queries.len() as f64
-        );
-    }
-    for target in [0.95, 0.99] {
-        if let Some(rate) = at_recall(&points, target) {
-            println!("recall@10 {target}: {rate:.0} queries a CPU second");
-        }
+    for name in value("effort", "balanced").split(',') {
+        let effort = match name {
+            "balanced" => Effort::Balanced,
+            "fast" => Effort::Fast,
+            other => return Err(format!("no effort is called {other}").into()),
+        };
+        println!("{name}:");
+        measure(&index, &data.queries, &truth, &widths, rounds, effort)?;
     }
     Ok(())
 }

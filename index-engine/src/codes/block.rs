@@ -132,10 +132,6 @@ impl Blocks {
         })
     }
 
-    pub(crate) fn bytes_per_node(&self) -> usize {
-        self.slots.div_ceil(BATCH) * batch_lines(self.dimensions) * Line::BYTES
-    }
-
     /// The node's links.
     pub(crate) fn links(&self, node: u32) -> impl Iterator<Item = Link> + '_ {
         (0..self.slots).filter_map(move |slot| {

@@ -83,11 +83,6 @@ impl Coarse {
         &self.words
     }
 
-    /// Of a code with its factors.
-    pub(crate) fn bytes_per_node(&self) -> usize {
-        size_of::<Factors>() + code_bytes(self.dimensions, self.bits)
-    }
-
     /// Makes room for a node that nobody can reach yet, and encodes its vector.
     pub(crate) fn write(&self, node: u32, vector: &[Lane]) {
         self.words.ensure(node);

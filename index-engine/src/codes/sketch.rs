@@ -28,7 +28,6 @@ struct Factors {
 
 pub(crate) struct Sketches {
     lines: Segments<UnsafeCell<Line>>,
-    dimensions: usize,
     metric: Metric,
 }
 
@@ -40,7 +39,6 @@ impl Sketches {
     pub(crate) fn new(metric: Metric, dimensions: usize) -> Self {
         Self {
             lines: Segments::new(lines(dimensions)),
-            dimensions,
             metric,
         }
     }
@@ -48,10 +46,6 @@ impl Sketches {
     /// The sketches' memory. Of a published node nobody writes to it.
     pub(crate) fn lines(&self) -> &Segments<UnsafeCell<Line>> {
         &self.lines
-    }
-
-    pub(crate) fn bytes_per_node(&self) -> usize {
-        lines(self.dimensions) * Line::BYTES
     }
 
     /// Makes room for a node that nobody can reach yet, and describes its vector.

@@ -19,7 +19,7 @@ use crate::arena::{Plain, Segments, ZeroIsValid, prefetch};
 pub(crate) const LEVEL_MAX: u8 = 15;
 const LIST_BITS: u32 = 28;
 /// Writers of different nodes rarely meet on a stripe.
-const STRIPES: usize = 1024;
+pub(super) const STRIPES: usize = 1024;
 
 /// Where a vector's lists are: written before it is published, then constant.
 pub(super) struct Place(AtomicU32);
@@ -217,11 +217,14 @@ impl Graph {
     }
 
     pub(crate) fn memory_bytes(&self, vectors: u32) -> usize {
-        let base = if self.has_base { 2 * self.m } else { 0 };
-        let per_vector =
-            base * size_of::<AtomicU32>() + size_of::<Place>() + size_of::<AtomicU32>();
-        let upper = self.upper_lists.load(Ordering::Relaxed) as usize;
-        vectors as usize * per_vector + upper * self.m * size_of::<AtomicU32>()
+        let base = match self.has_base {
+            true => self.base.resident_bytes(vectors),
+            false => 0,
+        };
+        let upper_lists = self.upper_lists.load(Ordering::Relaxed);
+        base + self.upper.resident_bytes(upper_lists)
+            + self.places.resident_bytes(vectors)
+            + self.copies.resident_bytes(vectors)
     }
 }
 

@@ -39,6 +39,7 @@ use std::sync::Arc;
 use crate::arena::VectorArena;
 use crate::codes::{Blocks, Coarse, Rotation, Sketches};
 use crate::distance::{Lane, Scorer, lanes_of};
+use crate::footprint::Footprint;
 use crate::memory::Backing;
 use crate::params::{CodeBits, IndexParams, Metric, Representation};
 use crate::vector::Vector;
@@ -153,20 +154,27 @@ impl Hnsw {
         Candidate::new(self.scorer.rank(target, self.vectors.get(id)), id)
     }
 
-    /// Resident bytes of what is stored for this many vectors.
-    pub(crate) fn memory_bytes(&self, vectors: u32) -> usize {
-        let blocks = self.coding.as_ref().map_or(0, |c| {
-            c.blocks.bytes_per_node() + c.sketches.bytes_per_node()
-        });
-        let codes = self
-            .compact
-            .as_ref()
-            .map_or(0, |c| c.codes.bytes_per_node());
-        let vectors_bytes = match self.vectors.is_backed() {
-            true => 0,
-            false => self.vectors.bytes(),
+    /// What is stored for the vectors that there are.
+    pub(crate) fn footprint(&self) -> Footprint {
+        let rows = self.vectors.len();
+        let vectors = self.vectors.bytes();
+        let (vectors, handed_in) = match self.vectors.is_backed() {
+            true => (0, vectors),
+            false => (vectors, 0),
         };
-        vectors_bytes + self.graph.memory_bytes(vectors) + vectors as usize * (blocks + codes)
+        let (coding, compact) = (self.coding.as_ref(), self.compact.as_ref());
+        let blocks = coding.map_or(0, |c| c.blocks.lines().resident_bytes(rows));
+        let sketches = coding.map_or(0, |c| c.sketches.lines().resident_bytes(rows));
+        let codes = compact.map_or(0, |c| c.codes.words().resident_bytes(rows));
+        Footprint {
+            vectors,
+            handed_in,
+            sketches,
+            codes: blocks + codes,
+            links: self.graph.memory_bytes(rows),
+            other: self.visited.memory_bytes() + graph::STRIPES,
+            ..Footprint::default()
+        }
     }
 }
 

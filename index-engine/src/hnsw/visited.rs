@@ -22,6 +22,13 @@ pub(crate) struct VisitedPool {
 }
 
 impl VisitedPool {
+    /// Of the marks that are kept, not of those in use.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let free = self.free.lock();
+        let words = free.iter().map(|marks| marks.words.capacity());
+        words.sum::<usize>() * size_of::<u64>()
+    }
+
     /// An empty set with room for ids below `len`; it grows when needed.
     pub(crate) fn take(self: &Arc<Self>, len: u32) -> Visited {
         let mut marks = self.free.lock().pop().unwrap_or_default();
