@@ -253,6 +253,14 @@ impl Cursor {
         self.filter = Some(filter);
     }
 
+    /// A filtered search ranks all rows that match, whatever else would be quicker: what
+    /// other ways are measured by. Before the first page.
+    pub fn rank_all_matching(&mut self) {
+        if let AnyWalk::Filtered(rounds) = &mut self.walk {
+            rounds.list_at_once();
+        }
+    }
+
     /// How a filtered search found the rows that it met last; `None` without a filter, and
     /// where nothing but the tail has been looked at.
     pub fn strategy(&self) -> Option<Strategy> {
@@ -413,7 +421,15 @@ impl Cursor {
         let born_before = tail.births().end;
         if self.effort == Effort::Exact {
             let slots = 0..index.hnsw.vectors.len();
-            return self.scan(index, slots, born_before, false);
+            return match &self.filter {
+                Some(filter) => {
+                    // What is listed and not yet published came later than the search.
+                    let listed = index.columns.candidates(filter).into_iter();
+                    let published = listed.take_while(|id| slots.contains(id));
+                    self.scan(index, published, born_before, false)
+                }
+                None => self.scan(index, slots, born_before, false),
+            };
         }
         self.scan(index, tail.slots(), born_before, false)
     }

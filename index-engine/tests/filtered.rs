@@ -109,14 +109,15 @@ impl Field {
         row.iter().map(|x| x + 0.3 * self.random.normal()).collect()
     }
 
-    /// Recall@10 of some queries, by distance, and how rows were found.
+    /// Recall of some first pages, by distance, and how rows were found.
     fn recall(
         &mut self,
+        (ef, rows): (usize, usize),
         column: usize,
         matches: impl Fn(i64) -> bool,
         filter: &Filter,
     ) -> (f64, Vec<Strategy>) {
-        const QUERIES: usize = 12;
+        const QUERIES: usize = 10;
         let (mut found, mut wanted) = (0, 0);
         let mut strategies = Vec::new();
         for _ in 0..QUERIES {
@@ -125,14 +126,14 @@ impl Field {
                 (0..self.rows.len()).filter(|row| matches(self.attributes[*row][column]));
             let mut truth: Vec<f64> = matching.map(|row| rank(&self.rows[row], &query)).collect();
             truth.sort_by(f64::total_cmp);
-            truth.truncate(10);
+            truth.truncate(rows);
             let Some(worst) = truth.last() else { continue };
             wanted += truth.len();
             let mut cursor = self
                 .index
-                .cursor_where(&query, 40, u64::MAX, false, filter)
+                .cursor_where(&query, ef, u64::MAX, false, filter)
                 .unwrap();
-            let hits = cursor.next_page(&self.index, 10).hits;
+            let hits = cursor.next_page(&self.index, rows).hits;
             assert_eq!(hits.len(), truth.len());
             for (VectorId(id), distance) in hits {
                 assert!(matches(self.attributes[id as usize][column]));
@@ -151,7 +152,7 @@ const COMPACT_DIMENSIONS: usize = 96;
 /// Below 128 dimensions by exact distances, from there on by codes.
 #[test]
 fn recall_holds_at_every_selectivity_wherever_the_rows_lie() {
-    const ROWS: usize = 9_000;
+    const ROWS: usize = 7_000;
     for dimensions in [24, COMPACT_DIMENSIONS, 128] {
         let mut field = Field::new(ROWS, dimensions);
         field.index.fold(usize::MAX);
@@ -160,10 +161,18 @@ fn recall_holds_at_every_selectivity_wherever_the_rows_lie() {
             let count = (ROWS as f64 * percent / 100.0).ceil() as i64;
             let rest = ROWS as i64 - count;
             for column in 0..3 {
-                let (near, near_by) =
-                    field.recall(column, |value| value < count, &below(column, count));
-                let (far, far_by) =
-                    field.recall(column, |value| value >= rest, &at_least(column, rest));
+                let (near, near_by) = field.recall(
+                    (40, 10),
+                    column,
+                    |value| value < count,
+                    &below(column, count),
+                );
+                let (far, far_by) = field.recall(
+                    (40, 10),
+                    column,
+                    |value| value >= rest,
+                    &at_least(column, rest),
+                );
                 used.extend(near_by.into_iter().chain(far_by));
                 for recall in [near, far] {
                     assert!(
@@ -177,6 +186,23 @@ fn recall_holds_at_every_selectivity_wherever_the_rows_lie() {
             used.contains(&Strategy::PreFilter) && used.contains(&Strategy::PostFilter),
             "{used:?}"
         );
+    }
+}
+
+/// With a small effort hopping pays among few rows already.
+#[test]
+fn rows_are_found_through_rows_that_do_not_match() {
+    const ROWS: i64 = 9_000;
+    for (dimensions, one_in) in [(24, 5), (128, 10)] {
+        let mut field = Field::new(ROWS as usize, dimensions);
+        field.index.fold(usize::MAX);
+        let count = ROWS / one_in;
+        let filter = below(0, count);
+        let (recall, found_by) = field.recall((8, 3), 0, |value| value < count, &filter);
+        let hops = found_by.iter().filter(|by| **by == Strategy::Traversal);
+        let hops = hops.count();
+        assert!(hops >= 3, "{dimensions} dimensions: {found_by:?}");
+        assert!(recall >= 0.9, "{dimensions} dimensions: recall {recall}");
     }
 }
 

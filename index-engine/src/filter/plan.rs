@@ -57,8 +57,12 @@ pub(super) struct Known {
 
 /// A round may cost so much of ranking all, together with those before: it may fail.
 const RISKED: f64 = 0.5;
+/// And so much where far fewer rows matched than elsewhere: then it probably does.
+const RISKED_IN_VAIN: f64 = 0.15;
+/// Such a round is wider than the one before by this factor at most.
+const STEP_IN_VAIN: f64 = 4.0;
 /// Looking around the query costs so much at most, of ranking all.
-const LOOK_AROUND: f64 = 1.0 / 12.0;
+const LOOK_AROUND: f64 = 0.1;
 /// Nodes are looked at beyond those that should do, by this factor.
 const MARGIN: f64 = 1.25;
 /// Matching rows to hop to, in all that are two hops away; fewer do not connect.
@@ -66,9 +70,13 @@ const HOPS_MIN: f64 = 6.0;
 /// Nodes that two hops lead to.
 const WITHIN_TWO_HOPS: f64 = 400.0;
 /// To read the lists of a row's neighbours, in ranks.
-const HOP: f64 = 40.0;
-/// Rows that hopping looks at, for each that is wanted.
+const HOP: f64 = 25.0;
+/// Of the rows within two hops so many are ranked at each hop; the others have been met.
+const RANKED_AT_A_HOP: f64 = 0.3;
+const RANKED_MAX: f64 = 20.0;
+/// Rows that hopping looks at, for each that is wanted: more where few are within two hops.
 const HOPPED: f64 = 2.0;
+const HOPPED_MORE_BELOW: f64 = 4.0;
 
 pub(super) fn choose(known: &Known) -> Choice {
     let all = Choice {
@@ -85,18 +93,23 @@ pub(super) fn choose(known: &Known) -> Choice {
     // What was seen, and the selectivity as if it had been seen in as many rows as make
     // one that matches.
     let rate = (known.matched as f64 + 1.0) / (known.looked_at as f64 + 1.0 / selectivity);
-    let width = (known.wanted as f64 * MARGIN / rate).ceil();
-    let width = width.max(2.0 * known.looked_at as f64).min(known.rows);
-    let mut best = post_filter(known, width as usize);
-    let connects = selectivity * WITHIN_TWO_HOPS >= HOPS_MIN;
-    let hopping = traversal(known, selectivity);
-    // Rows that are not here for sure are farther than a greedy search sees.
+    let mut width = known.wanted as f64 * MARGIN / rate;
+    // Fewer than chance allows, so they lie elsewhere.
     let expected = known.looked_at as f64 * selectivity;
-    let are_here = known.matched as f64 >= expected / 3.0 - 2.0;
-    if known.may_hop && connects && are_here && hopping.cost < best.cost {
+    let is_in_vain = (known.matched as f64) < expected / 3.0 - 2.0;
+    if is_in_vain {
+        width = width.min(STEP_IN_VAIN * known.looked_at as f64);
+    }
+    let width = width.max(2.0 * known.looked_at as f64).min(known.rows);
+    let mut best = post_filter(known, width.ceil() as usize);
+    // A greedy search does not see that far.
+    let connects = !is_in_vain && selectivity * WITHIN_TWO_HOPS >= HOPS_MIN;
+    let hopping = traversal(known, selectivity);
+    if known.may_hop && connects && hopping.cost < best.cost {
         best = hopping;
     }
-    if known.spent + best.cost <= all.cost * RISKED {
+    let risked = if is_in_vain { RISKED_IN_VAIN } else { RISKED };
+    if known.spent + best.cost <= all.cost * risked {
         best
     } else {
         all
@@ -112,8 +125,9 @@ fn post_filter(known: &Known, width: usize) -> Choice {
 }
 
 fn traversal(known: &Known, selectivity: f64) -> Choice {
-    let width = (known.wanted as f64 * HOPPED).max(known.width as f64);
-    let ranked = (selectivity * WITHIN_TWO_HOPS).min(WITHIN_TWO_HOPS / 8.0);
+    let more = 1.0 + HOPPED_MORE_BELOW / (selectivity * WITHIN_TWO_HOPS);
+    let width = (known.wanted as f64 * HOPPED * more).max(known.width as f64);
+    let ranked = (RANKED_AT_A_HOP * selectivity * WITHIN_TWO_HOPS).min(RANKED_MAX);
     Choice {
         strategy: Strategy::Traversal,
         width: width as usize,

@@ -7,13 +7,15 @@
 
 use std::cmp::Reverse;
 
+use roaring::RoaringBitmap;
+
 use super::plan::{Choice, Known, Strategy, choose};
 use super::{Columns, Predicate};
 use crate::hnsw::{Aim, Candidate, Codes, Eligible, Nodes, Ranked, Visited};
 
 /// What looking at a node costs with codes, in ranks by sketch: its block is scanned, and
 /// the sketches of some of its neighbours are looked at.
-const PER_CODED_NODE: f64 = 6.0;
+const PER_CODED_NODE: f64 = 7.5;
 /// And without: most of its neighbours are ranked.
 const PER_PLAIN_NODE: f64 = 14.0;
 /// Rows and others that are ranked to tell whether rows lie farther from the query.
@@ -50,6 +52,8 @@ pub(crate) struct Rounds {
     strategy: Option<Strategy>,
     /// The nodes of the last round: where the next one starts.
     nearest: Vec<Candidate>,
+    /// Rows that may match, once a round has listed them.
+    listed: Option<RoaringBitmap>,
 }
 
 impl Rounds {
@@ -66,7 +70,13 @@ impl Rounds {
             considered: 0,
             strategy: None,
             nearest: Vec::new(),
+            listed: None,
         }
+    }
+
+    /// The first round is the last.
+    pub(crate) fn list_at_once(&mut self) {
+        self.matching = 0.0;
     }
 
     /// The last round's.
@@ -128,16 +138,18 @@ impl Rounds {
     fn hop(&mut self, scene: &mut Scene<'_, impl Eligible>, choice: Choice) {
         // Once: it either finds enough, or the rows do not connect.
         self.may_hop = false;
-        let candidates = scene.columns.candidates(scene.predicate);
+        let candidates = self.listed(scene);
         let len = scene.aim.hnsw.vectors.len();
         let nodes = Nodes::new(len, &candidates);
         let step = candidates.len() / SAMPLE as u64;
         let sampled = (0..SAMPLE as u64).filter_map(|i| candidates.select((i * step) as u32));
         let sampled: Vec<u32> = sampled.filter(|id| *id < len).collect();
+        self.listed = Some(candidates);
         if are_farther(scene, &sampled, len) {
             return;
         }
-        let starts = self.nearest.clone();
+        let mut starts = self.nearest.clone();
+        starts.sort_unstable();
         let aim = scene.aim;
         let found = aim.nearest_among(&nodes, &starts, choice.width, scene.distances);
         self.considered += found.len();
@@ -166,6 +178,12 @@ impl Rounds {
         matched
     }
 
+    /// What is listed later is not of this search.
+    fn listed(&mut self, scene: &Scene<'_, impl Eligible>) -> RoaringBitmap {
+        let listed = self.listed.take();
+        listed.unwrap_or_else(|| scene.columns.candidates(scene.predicate))
+    }
+
     fn take(&mut self, aim: Aim<'_>, row: Candidate) {
         if aim.has_codes() {
             self.rows.push_rough(row);
@@ -178,7 +196,7 @@ impl Rounds {
     fn rank_all(&mut self, scene: &mut Scene<'_, impl Eligible>) {
         self.is_complete = true;
         self.nearest = Vec::new();
-        let candidates = scene.columns.candidates(scene.predicate);
+        let candidates = self.listed(scene);
         self.considered += candidates.len() as usize;
         let aim = scene.aim;
         // What is listed and not yet published came later than the search.
@@ -229,7 +247,11 @@ impl Rounds {
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.rows.memory_bytes() + self.nearest.capacity() * size_of::<Candidate>()
+        let listed = self
+            .listed
+            .as_ref()
+            .map_or(0, RoaringBitmap::serialized_size);
+        self.rows.memory_bytes() + self.nearest.capacity() * size_of::<Candidate>() + listed
     }
 }
 

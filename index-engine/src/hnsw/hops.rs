@@ -13,6 +13,8 @@ use super::{Aim, Candidate, Hnsw};
 
 /// Rows that one node may bring in sight: those of its own neighbours, then of theirs.
 const FOUND_MAX: usize = 48;
+/// Starts that are no rows; more of them lead to the same.
+const STARTS_MAX: usize = 16;
 /// Lists of links asked of the memory ahead of the one that is read.
 const AHEAD: usize = 6;
 
@@ -39,8 +41,8 @@ impl Nodes {
 }
 
 impl Aim<'_> {
-    /// The `width` nearest of `nodes` as far as greedy search from `starts` finds them,
-    /// roughly ranked, in no order, and a few more that it came by.
+    /// The `width` nearest of `nodes` as far as greedy search from `starts` (the
+    /// nearest first) finds them, roughly ranked, in no order, and a few more that it came by.
     pub(crate) fn nearest_among(
         self,
         nodes: &Nodes,
@@ -51,26 +53,31 @@ impl Aim<'_> {
         let hnsw = self.hnsw;
         let mut visited = hnsw.visited.take(hnsw.vectors.len());
         let mut pool = Pool::new(width);
+        let (mut found, mut others) = (Vec::with_capacity(FOUND_MAX), VecDeque::new());
         for start in starts {
-            if visited.insert(start.id()) {
+            visited.insert(start.id());
+            if nodes.contains(start.id()) {
                 pool.insert(*start);
+            } else if others.len() < STARTS_MAX {
+                others.push_back(start.id());
             }
         }
         let mut nearest = Vec::with_capacity(width + width / 4);
-        let (mut found, mut others) = (Vec::with_capacity(FOUND_MAX), VecDeque::new());
-        while let Some(node) = pool.pop() {
-            if nodes.contains(node.id()) {
+        // At first no node is expanded: the starts that are no rows hand on to some.
+        let mut next: Option<Candidate> = None;
+        loop {
+            if let Some(node) = next {
                 nearest.push(node);
-            }
-            hnsw.links(node.id(), |id| {
-                if visited.insert(id) {
-                    if nodes.contains(id) {
-                        found.push(id);
-                    } else {
-                        others.push_back(id);
+                hnsw.links(node.id(), |id| {
+                    if visited.insert(id) {
+                        if nodes.contains(id) {
+                            found.push(id);
+                        } else {
+                            others.push_back(id);
+                        }
                     }
-                }
-            });
+                });
+            }
             others
                 .iter()
                 .take(AHEAD)
@@ -94,8 +101,11 @@ impl Aim<'_> {
             for id in found.drain(..) {
                 pool.insert(self.rough(id));
             }
+            next = pool.pop();
+            if next.is_none() {
+                return nearest;
+            }
         }
-        nearest
     }
 }
 
