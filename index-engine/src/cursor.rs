@@ -211,11 +211,11 @@ impl Cursor {
         };
         let (query, walk) = match (&hnsw.coding, &hnsw.compact) {
             (Some(_), _) if linked > 0 => (
-                Query::Coded(Lookup::new(&target)),
+                Query::Coded(Lookup::new(&hnsw.rotated(&target))),
                 AnyWalk::Coded(Beam::default()),
             ),
             (_, Some(compact)) if linked > 0 => (
-                Query::Coarse(compact.codes.query(&target)),
+                Query::Coarse(compact.codes.query(&hnsw.rotated(&target))),
                 // By no code does a query without a distance to anything come last.
                 AnyWalk::Coarse(CoarseWalk::new(
                     effort != Effort::Fast || hnsw.scorer.is_incomparable(&target),

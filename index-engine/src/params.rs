@@ -50,8 +50,8 @@ const CODED_DIMENSIONS_MIN: usize = 128;
 /// How vectors are held for searching.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Representation {
-    /// `Coded` from 128 dimensions on and where there are codes: for f32 by L2, cosine or
-    /// inner product. `Plain` otherwise.
+    /// `Coded` from 128 dimensions on and where there are codes: for f32 and f16 by L2,
+    /// cosine or inner product. `Plain` otherwise.
     #[default]
     ByDimensions,
     /// Vectors only. Searches compute exact distances.
@@ -280,13 +280,13 @@ impl IndexParams {
         }
     }
 
-    /// Codes are of inner products of floats.
+    /// Codes are of inner products of floats, of whatever size.
     fn can_have_codes(&self) -> bool {
         let is_product = matches!(
             self.metric,
             Metric::L2 | Metric::Cosine | Metric::InnerProduct
         );
-        is_product && self.element == Element::F32
+        is_product && matches!(self.element, Element::F32 | Element::F16)
     }
 }
 

@@ -4,7 +4,9 @@
 use std::collections::HashSet;
 
 use index_engine::checkpoint::Loading;
-use index_engine::{Element, Half, IndexParams, Metric, PartitionIndex, Vector, VectorId};
+use index_engine::{
+    CodeBits, Element, Half, IndexParams, Metric, PartitionIndex, Representation, Vector, VectorId,
+};
 
 const FLOATING: [Metric; 4] = [Metric::L2, Metric::Cosine, Metric::InnerProduct, Metric::L1];
 
@@ -144,7 +146,16 @@ struct World {
 }
 
 impl World {
-    fn new((element, metric): (Element, Metric), dimensions: usize, m: usize) -> Self {
+    fn new(kind: (Element, Metric), dimensions: usize, m: usize) -> Self {
+        Self::held(kind, dimensions, m, Representation::default())
+    }
+
+    fn held(
+        (element, metric): (Element, Metric),
+        dimensions: usize,
+        m: usize,
+        representation: Representation,
+    ) -> Self {
         let params = IndexParams {
             metric,
             element,
@@ -153,6 +164,7 @@ impl World {
                 _ => dimensions,
             },
             m,
+            representation,
             ..IndexParams::default()
         };
         Self {
@@ -263,9 +275,9 @@ fn every_kind_is_recalled_as_brute_force_finds_it() {
     for kind in kinds() {
         for dimensions in [40, 200] {
             let mut world = World::new(kind, dimensions, 16);
-            world.add_rows(2_000);
-            world.index.fold(1_900);
-            let recall = world.recall(40, 100);
+            world.add_rows(1_000);
+            world.index.fold(900);
+            let recall = world.recall(25, 60);
             assert!(recall >= 0.97, "{kind:?} × {dimensions}: recall {recall}");
         }
     }
@@ -292,7 +304,7 @@ fn a_crowd_of_equal_vectors_hides_no_row() {
     for kind in kinds() {
         let mut world = World::new(kind, 60, 8);
         let crowd = world.vector();
-        for i in 0..1_000 {
+        for i in 0..500 {
             world.add(crowd.clone());
             if i % 10 == 0 {
                 world.add_rows(1);
@@ -300,7 +312,7 @@ fn a_crowd_of_equal_vectors_hides_no_row() {
         }
         world.index.fold(usize::MAX);
         let hits = world.drain(&crowd, 100, false);
-        assert_eq!(ids(&hits), (0..1_100).collect::<Vec<_>>(), "{kind:?}");
+        assert_eq!(ids(&hits), (0..550).collect::<Vec<_>>(), "{kind:?}");
         let recall = world.recall(30, 60);
         assert!(recall >= 0.95, "{kind:?}: recall {recall}");
     }
@@ -407,5 +419,28 @@ fn every_kind_comes_back_from_a_checkpoint() {
         let hits = world.drain(&query, 10, false);
         assert_eq!(ids(&hits), (0..351).collect::<Vec<_>>(), "{kind:?}");
         drop(written);
+    }
+}
+
+#[test]
+fn halves_are_held_as_floats_are() {
+    for representation in [
+        Representation::Plain,
+        Representation::Coded,
+        Representation::Compact(CodeBits::Two),
+        Representation::Compact(CodeBits::Eight),
+    ] {
+        for metric in [Metric::L2, Metric::Cosine, Metric::InnerProduct] {
+            // Padded to whole lanes of halves, and to another length for the rotation.
+            let mut world = World::held((Element::F16, metric), 145, 12, representation);
+            world.add_rows(500);
+            world.add(Owned::zero(Element::F16, 145));
+            world.index.fold(450);
+            let query = world.vector();
+            let hits = world.drain(&query, 20, false);
+            assert_eq!(ids(&hits), (0..501).collect::<Vec<_>>());
+            let recall = world.recall(20, 60);
+            assert!(recall >= 0.95, "{representation:?} {metric:?}: {recall}");
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Build time, memory, recall and queries per second of one search thread, on a data
 //! set or on noise.
 //!
-//! `cargo run --release -p index-engine --example search -- FOLDER|noise:ROWSxDIMENSIONS [m=16] [ef_construction=100] [representation=default|plain|coded|compact1|compact2|compact4|compact8] [file=PATH] [effort=balanced,fast] [rows=ALL] [threads=1] [queries=2000] [rounds=5] [ef=10,14,20,…]`
+//! `cargo run --release -p index-engine --example search -- FOLDER|noise:ROWSxDIMENSIONS [element=f32|f16] [m=16] [ef_construction=100] [representation=default|plain|coded|compact1|compact2|compact4|compact8] [file=PATH] [effort=balanced,fast] [rows=ALL] [threads=1] [queries=2000] [rounds=5] [ef=10,14,20,…]`
 //! FOLDER holds `base.npy`, `query.npy` (f32, C order), `gt_ids.npy` (exact nearest,
-//! i32 or i64) and `meta.json` with its metric, "l2" or another for cosine. Noise is
+//! i32 or i64) and `meta.json` with its metric, "l2" or another for cosine. Noise and halves are
 //! compared with the exact search of the engine, and every row is looked for by its own
 //! vector.
 //!
@@ -18,6 +18,7 @@
 
 mod mapped;
 mod npy;
+mod row;
 
 use std::error::Error;
 use std::path::Path;
@@ -25,23 +26,31 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mapped::Files;
+use row::Row;
 
-use index_engine::{CodeBits, Effort, IndexParams, Metric, PartitionIndex, Representation};
+use index_engine::{
+    CodeBits, Effort, Element, IndexParams, Metric, PartitionIndex, Representation, Vector,
+};
 
 /// Rows that a search asks for when speed is measured.
 const ROWS: usize = 10;
 
 struct Data {
     metric: Metric,
-    base: Vec<Vec<f32>>,
-    queries: Vec<Vec<f32>>,
+    base: Vec<Row>,
+    queries: Vec<Row>,
     /// The nearest hundred of each query; empty where the engine is to say it.
     truth: Vec<Vec<u32>>,
 }
 
 impl Data {
     /// Of all its rows, or the first `rows`: then the engine is to say what is nearest.
-    fn of_folder(folder: &Path, queries: usize, rows: usize) -> Result<Self, Box<dyn Error>> {
+    fn of_folder(
+        folder: &Path,
+        element: Element,
+        queries: usize,
+        rows: usize,
+    ) -> Result<Self, Box<dyn Error>> {
         let base = npy::Array::read(&folder.join("base.npy"))?;
         let query = npy::Array::read(&folder.join("query.npy"))?;
         let truth = npy::Array::read(&folder.join("gt_ids.npy"))?;
@@ -55,14 +64,21 @@ impl Data {
         let rows = rows.min(base.len());
         Ok(Self {
             metric,
-            base: (0..rows).map(|row| base.floats(row)).collect(),
-            queries: (0..queries).map(|q| query.floats(q)).collect(),
-            truth: (0..known).map(|q| truth.ids(q, 100)).collect(),
+            base: (0..rows)
+                .map(|row| Row::of(base.floats(row), element))
+                .collect(),
+            queries: (0..queries)
+                .map(|q| Row::of(query.floats(q), element))
+                .collect(),
+            truth: match element {
+                Element::F32 => (0..known).map(|q| truth.ids(q, 100)).collect(),
+                _ => Vec::new(),
+            },
         })
     }
 
     /// Sums of three uniform numbers, near enough to a normal distribution.
-    fn of_noise(rows: usize, dimensions: usize, queries: usize) -> Self {
+    fn of_noise(rows: usize, dimensions: usize, element: Element, queries: usize) -> Self {
         let mut state = 7u64;
         let mut unit = || {
             state = state
@@ -70,8 +86,11 @@ impl Data {
                 .wrapping_add(1);
             (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
         };
-        let mut vectors = |count: usize| -> Vec<Vec<f32>> {
-            let mut vector = || (0..dimensions).map(|_| unit() + unit() + unit()).collect();
+        let mut vectors = |count: usize| -> Vec<Row> {
+            let mut vector = || {
+                let values = (0..dimensions).map(|_| unit() + unit() + unit());
+                Row::of(values.collect(), element)
+            };
             (0..count).map(|_| vector()).collect()
         };
         Self {
@@ -82,12 +101,22 @@ impl Data {
         }
     }
 
-    fn open(name: &str, queries: usize, rows: usize) -> Result<Self, Box<dyn Error>> {
+    fn open(
+        name: &str,
+        element: Element,
+        queries: usize,
+        rows: usize,
+    ) -> Result<Self, Box<dyn Error>> {
         let Some(size) = name.strip_prefix("noise:") else {
-            return Self::of_folder(Path::new(name), queries, rows);
+            return Self::of_folder(Path::new(name), element, queries, rows);
         };
         let (rows, dimensions) = size.split_once('x').ok_or("want noise:ROWSxDIMENSIONS")?;
-        Ok(Self::of_noise(rows.parse()?, dimensions.parse()?, queries))
+        Ok(Self::of_noise(
+            rows.parse()?,
+            dimensions.parse()?,
+            element,
+            queries,
+        ))
     }
 }
 
@@ -117,7 +146,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 
 fn search(
     index: &PartitionIndex,
-    query: &[f32],
+    query: &Row,
     (ef, rows): (usize, usize),
     effort: Effort,
 ) -> Result<(Vec<u32>, usize, usize), Box<dyn Error>> {
@@ -206,7 +235,7 @@ fn representation(name: &str) -> Result<Representation, String> {
 /// Recall and speed of one effort at every width.
 fn measure(
     index: &PartitionIndex,
-    queries: &[Vec<f32>],
+    queries: &[Row],
     truth: &[Vec<u32>],
     widths: &[usize],
     rounds: usize,
@@ -263,15 +292,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let queries = value("queries", "2000").parse()?;
     let rows = value("rows", "4294967295").parse()?;
+    let element = match value("element", "f32").as_str() {
+        "f32" => Element::F32,
+        "f16" => Element::F16,
+        other => return Err(format!("no element is called {other}").into()),
+    };
     let name = arguments.first().ok_or("want a data set")?;
-    let data = Data::open(name, queries, rows)?;
+    let data = Data::open(name, element, queries, rows)?;
     let params = IndexParams {
         metric: data.metric,
-        dimensions: data.base[0].len(),
+        element,
+        dimensions: Vector::from(&data.base[0]).dimensions(),
         m: value("m", "16").parse()?,
         ef_construction: value("ef_construction", "100").parse()?,
         representation: representation(&value("representation", "default"))?,
-        ..IndexParams::default()
     };
     let file = value("file", "");
     let file = (!file.is_empty()).then_some(file.as_str());

@@ -62,8 +62,19 @@ mod portable {
 }
 
 #[cfg(target_arch = "x86_64")]
+mod popcnt {
+    functions!("popcnt");
+}
+
+#[cfg(target_arch = "x86_64")]
 mod avx2 {
-    functions!("avx2,popcnt");
+    use super::{Lane, count};
+
+    #[target_feature(enable = "avx2,popcnt")]
+    pub(super) fn hamming(a: &[Lane], b: &[Lane]) -> f32 {
+        let [differ] = count(a, b, |x, y| [x ^ y]);
+        differ as f32
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -72,18 +83,20 @@ mod avx512 {
 }
 
 pub(super) fn available(metric: Metric) -> Vec<(&'static str, Function)> {
-    macro_rules! of {
-        ($function:ident) => {
-            available! {
-                ["avx512vpopcntdq": "avx512f", "avx512vpopcntdq"] avx512::$function;
-                ["avx2+popcnt": "avx2", "popcnt"] avx2::$function;
-                portable portable::$function
-            }
-        };
-    }
     match metric {
-        Metric::Hamming => of!(hamming),
-        Metric::Jaccard => of!(jaccard),
+        Metric::Hamming => available! {
+            ["avx512vpopcntdq": "avx512f", "avx512vpopcntdq"] avx512::hamming;
+            ["avx2+popcnt": "avx2", "popcnt"] avx2::hamming;
+            ["popcnt": "popcnt"] popcnt::hamming;
+            portable portable::hamming
+        },
+        // Two counts at once by AVX2's shuffles are so many instructions that fewer vectors
+        // are waited for at a time: 167 ns for 109 where they come from memory.
+        Metric::Jaccard => available! {
+            ["avx512vpopcntdq": "avx512f", "avx512vpopcntdq"] avx512::jaccard;
+            ["popcnt": "popcnt"] popcnt::jaccard;
+            portable portable::jaccard
+        },
         _ => unreachable!("bits have no {metric:?} distance"),
     }
 }

@@ -33,6 +33,8 @@ mod plain {
     unsafe impl Plain for u32 {}
     unsafe impl Plain for u64 {}
     unsafe impl Plain for Half {}
+    #[cfg(test)]
+    unsafe impl Plain for simsimd::f16 {}
 }
 
 /// Lanes of every vector of the element; `None` where that varies.
@@ -78,7 +80,7 @@ impl Lane {
         }
     }
 
-    fn view_mut<T: Plain>(lanes: &mut [Lane]) -> &mut [T] {
+    pub(super) fn view_mut<T: Plain>(lanes: &mut [Lane]) -> &mut [T] {
         let len = size_of_val(lanes) / size_of::<T>();
         // SAFETY: as above, and any value of `T` makes valid floats.
         #[allow(unsafe_code)]

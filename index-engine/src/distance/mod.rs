@@ -15,6 +15,8 @@ mod floats;
 mod halves;
 mod kernels;
 mod lane;
+#[cfg(test)]
+mod measure;
 mod scorer;
 mod sparse;
 mod sums;

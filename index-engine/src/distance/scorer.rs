@@ -2,6 +2,7 @@
 
 use super::Lane;
 use super::kernels::Kernel;
+use crate::half::Half;
 use crate::params::{Element, Metric};
 use crate::vector::Vector;
 
@@ -9,6 +10,7 @@ use crate::vector::Vector;
 #[derive(Clone, Copy)]
 pub(crate) struct Scorer {
     metric: Metric,
+    element: Element,
     kernel: Kernel,
 }
 
@@ -16,6 +18,7 @@ impl Scorer {
     pub(crate) fn new(metric: Metric, element: Element) -> Self {
         Self {
             metric,
+            element,
             kernel: Kernel::detect(metric, element),
         }
     }
@@ -36,6 +39,24 @@ impl Scorer {
                 None => Lane::pack_sparse(indices, values),
             },
             Vector::Bits { bytes, .. } => Lane::pack_bits(bytes),
+        }
+    }
+
+    pub(crate) fn element(&self) -> Element {
+        self.element
+    }
+
+    /// Halves as floats, padding included; for cosine scaled to length one.
+    ///
+    /// # Panics
+    /// If the element is another.
+    pub(crate) fn floats(&self, halves: &[Lane]) -> Vec<f32> {
+        assert_eq!(self.element, Element::F16, "only these are not floats yet");
+        let halves = Lane::view::<Half>(halves).iter();
+        let floats: Vec<f32> = halves.map(|x| x.finite_to_f32()).collect();
+        match self.scale(&floats) {
+            Some(scale) => scaled(&floats, scale),
+            None => floats,
         }
     }
 

@@ -30,7 +30,8 @@ impl Hnsw {
             None => unreachable!("the entry is set and never unset"),
         };
         let mut distances = 0;
-        let lookup = self.coding.as_ref().map(|_| Lookup::new(target));
+        let lookup = self.coding.as_ref();
+        let lookup = lookup.map(|_| Lookup::new(&self.rotated(target)));
         let start = match (&self.coding, &lookup, level) {
             (Some(coding), Some(lookup), 0) => {
                 self.descend_by_sketches(coding, lookup, START_LEVEL, &mut distances)

@@ -21,7 +21,7 @@ impl Hnsw {
         let Some((top, _)) = self.graph.entry() else {
             unreachable!("the entry is set and never unset");
         };
-        let query = compact.codes.query(target);
+        let query = compact.codes.query(&self.rotated(target));
         let mut distances = 0;
         let start = self.descend_coarse(compact, &query, level.min(top), &mut distances);
         let mut nearest: Vec<Candidate> = start.into_iter().collect();
@@ -83,7 +83,10 @@ impl Hnsw {
     fn pinned(&self, compact: &Compact, node: u32) -> CoarseQuery {
         match compact.bits {
             CodeBits::Four | CodeBits::Eight => compact.codes.query_of(node),
-            CodeBits::One | CodeBits::Two => compact.codes.query(self.vectors.get(node)),
+            CodeBits::One | CodeBits::Two => {
+                let vector = self.rotated(self.vectors.get(node));
+                compact.codes.query(&vector)
+            }
         }
     }
 

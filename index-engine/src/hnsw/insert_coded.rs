@@ -46,8 +46,12 @@ impl Hnsw {
 
     /// The links of a node that nobody can reach yet.
     pub(super) fn set_coded(&self, coding: &Coding, id: u32, neighbours: &[Candidate]) {
+        let centre = self.rotated(self.vectors.get(id));
         for (slot, neighbour) in neighbours.iter().enumerate() {
-            self.put(coding, id, slot, neighbour.id(), false);
+            let neighbour = neighbour.id();
+            let rotated = self.rotated(self.vectors.get(neighbour));
+            let neighbour = (neighbour, &*rotated);
+            coding.blocks.put((id, &centre), slot, neighbour, false);
         }
     }
 
@@ -60,6 +64,8 @@ impl Hnsw {
         neighbours: &[Candidate],
         candidates: &[Candidate],
     ) {
+        let rotated = self.rotated(self.vectors.get(new));
+        let new = (new, &*rotated);
         let mut is_held = false;
         for neighbour in neighbours {
             is_held |= self.link_one_coded(coding, neighbour.id(), new, !is_held);
@@ -75,7 +81,13 @@ impl Hnsw {
     }
 
     /// True if the node holds `new` from now on.
-    fn link_one_coded(&self, coding: &Coding, node: u32, new: u32, hold: bool) -> bool {
+    fn link_one_coded(
+        &self,
+        coding: &Coding,
+        node: u32,
+        (new, rotated): (u32, &[Lane]),
+        hold: bool,
+    ) -> bool {
         let _guard = self.graph.lock(node);
         let blocks = &coding.blocks;
         let links: Vec<Link> = blocks.links(node).collect();
@@ -86,8 +98,14 @@ impl Hnsw {
             .collect();
         let (capacity, filled) = (self.graph.capacity(0), self.graph.m());
         let hold = hold && held.len() < capacity / HELD_ONE_IN;
+        let put = |slot| {
+            let centre = self.rotated(self.vectors.get(node));
+            coding
+                .blocks
+                .put((node, &centre), slot, (new, rotated), hold);
+        };
         if let Some(slot) = blocks.free_slot(node) {
-            self.put(coding, node, slot, new, hold);
+            put(slot);
             return hold;
         }
         let vector = self.vectors.get(node);
@@ -108,16 +126,10 @@ impl Hnsw {
         if is_chosen(new)
             && let Some(slot) = blocks.free_slot(node)
         {
-            self.put(coding, node, slot, new, hold);
+            put(slot);
             return hold;
         }
         false
-    }
-
-    fn put(&self, coding: &Coding, node: u32, slot: usize, neighbour: u32, is_held: bool) {
-        let centre = self.vectors.get(node);
-        let neighbour = (neighbour, self.vectors.get(neighbour));
-        coding.blocks.put((node, centre), slot, neighbour, is_held);
     }
 }
 

@@ -7,6 +7,7 @@
 //! - `insert`, `insert_coded`: linking a vector, with the paper's neighbour selection.
 //! - `slack`: how strictly that keeps neighbours apart.
 //! - `walk`: the resumable best-first search on level 0, by exact distances.
+//! - `rotated`: what codes see of a vector.
 //! - `pool`, `beam`: the same over one-bit codes, from 128 dimensions on.
 //! - `ranked`: rows met, ranked roughly and then exactly.
 //! - `hops`: a search among some of the nodes, through the others.
@@ -28,6 +29,7 @@ mod insert_coarse;
 mod insert_coded;
 mod pool;
 mod ranked;
+mod rotated;
 mod search;
 mod slack;
 mod stored;
@@ -41,7 +43,7 @@ use crate::codes::{Blocks, Coarse, Rotation, Sketches};
 use crate::distance::{Lane, Scorer, lanes_of};
 use crate::footprint::Footprint;
 use crate::memory::Backing;
-use crate::params::{CodeBits, IndexParams, Metric, Representation};
+use crate::params::{CodeBits, Element, IndexParams, Metric, Representation};
 use crate::vector::Vector;
 
 pub(crate) use aim::{Aim, Codes};
@@ -132,8 +134,10 @@ impl Hnsw {
     pub(crate) fn prepare(&self, vector: &Vector<'_>) -> Box<[Lane]> {
         let prepared = self.scorer.prepare(vector);
         match rotation(self.coding.as_ref(), self.compact.as_ref()) {
-            Some(rotation) => Lane::pack(&rotation.apply(Lane::view(&prepared))),
-            None => prepared,
+            Some(rotation) if self.scorer.element() == Element::F32 => {
+                Lane::pack(&rotation.apply(Lane::view(&prepared)))
+            }
+            _ => prepared,
         }
     }
 
@@ -142,10 +146,11 @@ impl Hnsw {
         self.graph.reserve(id, level);
         if let Some(coding) = &self.coding {
             coding.blocks.reserve(id);
-            coding.sketches.write(id, Lane::view(vector));
+            let rotated = self.rotated(vector);
+            coding.sketches.write(id, Lane::view(&rotated));
         }
         if let Some(compact) = &self.compact {
-            compact.codes.write(id, vector);
+            compact.codes.write(id, &self.rotated(vector));
         }
     }
 
