@@ -36,6 +36,7 @@ class Pgvector(Engine):
             dsn = os.environ["PEERS_PGVECTOR_DSN"]
             mine.connection = psycopg.connect(dsn, autocommit=True)
             mine.ef = None
+            send_wires_as_vectors(mine.connection)
         if mine.ef != self.ef:
             mine.connection.execute(f"SET hnsw.ef_search = {self.ef}")
             mine.ef = self.ef
@@ -75,16 +76,9 @@ class Pgvector(Engine):
         self.ef = ef
 
     def search_one(self, query, k, ef):
-        sql = f"SELECT id FROM engine_bench ORDER BY v {self.operator} %b::vector LIMIT {k}"
-        # The parameter is sent in binary, so as what it is: bytes are not text.
+        sql = f"SELECT id FROM engine_bench ORDER BY v {self.operator} %b LIMIT {k}"
         cursor = self.connection().cursor(binary=True)
-        return [row[0] for row in cursor.execute(sql, (self.parameter(query),), prepare=True)]
-
-    def parameter(self, query):
-        """A value that psycopg sends as the type `vector`."""
-        if not hasattr(self.connections, "dumper"):
-            self.connections.dumper = vector_dumper(self.connection())
-        return self.connections.dumper(binary(query))
+        return [row[0] for row in cursor.execute(sql, (Wire(binary(query)),), prepare=True)]
 
     def index_bytes(self):
         sql = "SELECT pg_relation_size('engine_bench_v') + pg_table_size('engine_bench')"
@@ -94,14 +88,16 @@ class Pgvector(Engine):
         self.connection().execute("DROP TABLE IF EXISTS engine_bench")
 
 
-def vector_dumper(connection):
-    """Registers a class for `connection` whose values go over the wire as vectors."""
+class Wire:
+    """A vector in its wire form."""
+
+    def __init__(self, content):
+        self.content = content
+
+
+def send_wires_as_vectors(connection):
     from psycopg.adapt import Dumper
     from psycopg.pq import Format
-
-    class Wire:
-        def __init__(self, content):
-            self.content = content
 
     class WireDumper(Dumper):
         format = Format.BINARY
@@ -112,4 +108,3 @@ def vector_dumper(connection):
     found = connection.execute("SELECT oid FROM pg_type WHERE typname = 'vector'").fetchone()
     WireDumper.oid = found[0]
     connection.adapters.register_dumper(Wire, WireDumper)
-    return Wire
