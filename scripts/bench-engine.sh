@@ -4,9 +4,10 @@
 #   long           1,000,000 × 768, one peer at a time beside ours
 #   inserts        search p99 beside 1,000 inserts a second, against idle
 #   growth         distances, build time and memory from 10,000 to 1,000,000 rows
+#   memory         memory of a row by part
 # The last line printed is one JSON object.
 #
-#   QUICK          1: Fashion-MNIST and 100,000 word vectors, few rounds, no pgvector
+#   QUICK          1: Fashion-MNIST and 100,000 word vectors, few queries and rounds
 #   DATASETS, PEERS  names, in place of the run's own
 #   CLOCK          cpu: processor time, on a machine that has other work
 set -euo pipefail
@@ -47,6 +48,7 @@ side_by_side() {
 with_pgvector() {
   if "$DIR/pgvector.sh" start; then
     trap '"$DIR/pgvector.sh" stop' EXIT
+    trap 'exit 130' INT TERM
     PEERS_PGVECTOR_DSN=$("$DIR/pgvector.sh" dsn)
     export PEERS_PGVECTOR_DSN
   else
@@ -59,8 +61,8 @@ part=${1:-}
 case $part in
   '') names="fashion wink synth200000 synth200000x1536" ;;
   long | growth) names=synth1000000 ;;
-  inserts) names=fashion ;;
-  *) die "no part '$part'; there are long, inserts, growth, or nothing for the full run" ;;
+  inserts | memory) names=fashion ;;
+  *) die "no part '$part'; there are long, inserts, growth, memory, or nothing for the full run" ;;
 esac
 [ -n "$part" ] || [ -z "${QUICK:-}" ] || names="fashion wink100000"
 NAMES=${DATASETS:-$names}
@@ -69,7 +71,7 @@ build
 # shellcheck disable=SC2086 # several names
 "$DIR/setup.sh" $NAMES
 case $part in
-  inserts | growth)
+  inserts | growth | memory)
     for name in $NAMES; do engine_bench "$part" "$PEERS_ROOT/data/$name" "${@:2}"; done
     ;;
   long) side_by_side "$ROOT/bench/plots" --together 1 --rounds 3 ;;

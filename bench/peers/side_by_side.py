@@ -23,6 +23,10 @@ from process import Process, Refused
 
 EFFORTS = (10, 14, 20, 30, 40, 64, 100, 200, 400)
 QUICK_EFFORTS = (10, 20, 40, 100, 400)
+# Builds are most of a quick run: left out is who says least that another does not.
+QUICK_QUERIES = 500
+QUICK_ROUNDS = 3
+QUICK_WITHOUT = ("faiss_sq8_refine", "pgvector")
 CLIENTS = (8, 32)
 # The peers that are built by one thread too: whom the goals name.
 BUILT_BY_ONE = ("hnswlib", "symphonyqg")
@@ -38,7 +42,7 @@ def arguments():
     parser.add_argument("datasets", nargs="+", metavar="DATASET")
     parser.add_argument("--program", required=True, help="the built engine-bench")
     parser.add_argument("--results", required=True, type=Path, help="folder for DATASET.json")
-    parser.add_argument("--peers", help="names, comma-separated; all but pgvector if not given")
+    parser.add_argument("--peers", help="names, comma-separated")
     parser.add_argument("--together", type=int, help="peers at a time; what memory takes")
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
@@ -51,17 +55,18 @@ def arguments():
     )
     options = parser.parse_args()
     if options.quick:
-        options.queries = min(options.queries, 1000)
-        options.rounds = min(options.rounds, 3)
+        options.queries = min(options.queries, QUICK_QUERIES)
+        options.rounds = min(options.rounds, QUICK_ROUNDS)
     options.efforts = QUICK_EFFORTS if options.quick else EFFORTS
-    options.peers = peers(options.peers)
+    options.peers = peers(options.peers, options.quick)
     return options
 
 
-def peers(wanted):
+def peers(wanted, quick):
     if wanted is None:
         has_server = "PEERS_PGVECTOR_DSN" in os.environ
-        return [name for name in ENGINES if name != "pgvector" or has_server]
+        left_out = QUICK_WITHOUT if quick else () if has_server else ("pgvector",)
+        return [name for name in ENGINES if name not in left_out]
     unknown = set(wanted.split(",")) - set(ENGINES)
     if unknown:
         raise SystemExit(f"error: no peer {', '.join(unknown)}; there are {', '.join(ENGINES)}")
@@ -114,12 +119,13 @@ class Run:
                 self.build(peer, by_one=peer.name in BUILT_BY_ONE)
                 built.append(peer)
             except Refused as refused:
-                print(f"{self.name}: left out: {refused}", flush=True)
+                self.leave_out(refused)
         try:
             self.sweep(built, threads=1)
             if not self.options.quick:
                 self.sweep(built, threads=2)
-            self.measure_once(built)
+            if built:
+                self.measure_once(built)
         finally:
             for peer in running:
                 peer.end()
@@ -138,16 +144,28 @@ class Run:
             )
         self.memory[engine.name] = engine.ask("memory")["index_bytes"] / took["rows"]
 
+    def leave_out(self, refused):
+        print(f"{self.name}: left out: {refused}", flush=True)
+
     def sweep(self, built, threads):
-        slices = self.slices[threads]
+        """Takes from `built` who does not get through."""
         # The first round warms up, and does not count.
         for number in range(self.options.rounds + 1):
             for ef in self.options.efforts:
-                for peer in built:
-                    for engine, label in ((self.ours, before(peer.name)), (peer, peer.name)):
-                        answer = engine.ask("search", ef=ef, k=10, threads=threads)
-                        if number > 0:
-                            slices[label][ef].append(answer)
+                for peer in list(built):
+                    try:
+                        self.slice_of_both(peer, ef, threads, counts=number > 0)
+                    except Refused as refused:
+                        self.leave_out(refused)
+                        built.remove(peer)
+                        del self.slices[threads][peer.name]
+
+    def slice_of_both(self, peer, ef, threads, counts):
+        for engine, label in ((self.ours, before(peer.name)), (peer, peer.name)):
+            answers = self.slices[threads][label][ef]
+            answer = engine.ask("search", ef=ef, k=10, threads=threads)
+            if counts:
+                answers.append(answer)
 
     def measure_once(self, built):
         """Recall@100, and many clients at the least effort that reaches 0.95."""
@@ -172,6 +190,7 @@ class Run:
         return {
             ef: (answers[0]["recall"]["10"]["mean"], figures.median(map(self.rate, answers)))
             for ef, answers in self.slices[threads][label].items()
+            if answers
         }
 
     def rate(self, answer):

@@ -7,8 +7,10 @@
 //! deletions in the same process.
 //! `engine-bench growth FOLDER [OPTION=VALUE…]`: build time, distances a search and
 //! memory as rows grow tenfold, and what follows for ten million.
+//! `engine-bench memory FOLDER [OPTION=VALUE…]`: memory of a row by part.
 //!
-//! The options stand where each command is described: [`serve`], [`inserts`], [`growth`].
+//! The options stand where each command is described: [`serve`], [`inserts`], [`growth`],
+//! [`memory`].
 
 #![allow(clippy::print_stdout)]
 
@@ -17,6 +19,7 @@ mod data;
 mod growth;
 mod index;
 mod inserts;
+mod memory;
 mod npy;
 mod options;
 mod search;
@@ -29,13 +32,14 @@ use options::Options;
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [command, folder, options @ ..] = arguments.as_slice() else {
-        bail!("usage: engine-bench serve|inserts|growth FOLDER [OPTION=VALUE…]");
+        bail!("usage: engine-bench serve|inserts|growth|memory FOLDER [OPTION=VALUE…]");
     };
     let mut options = Options::parse(options.iter().map(String::as_str))?;
     match command.as_str() {
         "serve" => serve::run(folder.as_ref(), &mut options),
         "inserts" => inserts::run(folder.as_ref(), &mut options),
         "growth" => growth::run(folder.as_ref(), &mut options),
-        _ => bail!("no command '{command}'; there are serve, inserts, growth"),
+        "memory" => memory::run(folder.as_ref(), &mut options),
+        _ => bail!("no command '{command}'; there are serve, inserts, growth, memory"),
     }
 }
