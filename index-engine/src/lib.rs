@@ -11,6 +11,7 @@
 //! - `distance`: kernels, and the metrics as a rank and as SQL shows them.
 //! - `arena`: append-only storage that readers use without locks; `varying`: for sparse vectors.
 //! - [`memory`]: what a caller may hand in for the vectors to lie in.
+//! - [`accesses`]: how often searches come by vectors, by block.
 //! - `codes`: one-bit codes of a node's neighbours, scanned as a batch.
 //! - `hnsw`: the navigable graph (Malkov & Yashunin, arXiv:1603.09320).
 //! - [`filter`]: attributes beside the vectors, and searches by them.
@@ -24,6 +25,7 @@
 //! - [`ivf`]: inverted lists instead of a graph.
 //! - `seeded`: numbers from a seed.
 
+pub mod accesses;
 mod arena;
 pub mod checkpoint;
 mod codes;

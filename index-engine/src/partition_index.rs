@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::accesses::{Accesses, BLOCK_VECTORS};
 use crate::cursor::Cursor;
 use crate::distance::Lane;
 use crate::filter::{ColumnType, Columns, Filter, Value};
@@ -236,6 +237,15 @@ impl PartitionIndex {
     /// Removed vectors, which cost memory and detours until the index is rebuilt.
     pub fn removed_len(&self) -> usize {
         self.lives.removed_len()
+    }
+
+    /// How often searches came by the vectors `BLOCK_VECTORS * block` and those behind:
+    /// zeros where there are none.
+    pub fn accesses(&self, block: u32) -> Accesses {
+        match u64::from(block) * u64::from(BLOCK_VECTORS) < self.total_len() as u64 {
+            true => self.hnsw.accesses.of(block),
+            false => Accesses::default(),
+        }
     }
 
     /// Tells the memory that was handed in about the original vectors of these ids, as far as

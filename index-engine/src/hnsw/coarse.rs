@@ -114,6 +114,7 @@ impl<'a, E: Eligible> CoarseSight<'a, E> {
 
     /// The rows that an expanded node stands for: itself and its copies.
     fn offer(&mut self, node: Candidate, mut each: impl FnMut(Candidate)) {
+        self.aim.hnsw.accesses.expanded(node.id());
         if self.eligible.is_eligible(node.id()) {
             each(node);
         }

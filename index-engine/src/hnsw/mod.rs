@@ -38,6 +38,7 @@ mod walk;
 
 use std::sync::Arc;
 
+use crate::accesses::Counters;
 use crate::arena::VectorArena;
 use crate::codes::{Blocks, Coarse, Rotation, Sketches};
 use crate::distance::{Lane, Scorer, lanes_of};
@@ -90,6 +91,7 @@ impl Compact {
 pub(crate) struct Hnsw {
     pub(crate) vectors: VectorArena,
     pub(crate) scorer: Scorer,
+    pub(crate) accesses: Counters,
     pub(crate) visited: Arc<VisitedPool>,
     /// `None`: level 0 is walked by exact distances, and its links lie in `graph`.
     pub(crate) coding: Option<Coding>,
@@ -120,6 +122,7 @@ impl Hnsw {
         Self {
             vectors: VectorArena::new(lanes_of(params.element, params.dimensions), backing),
             scorer: Scorer::new(params.metric, params.element),
+            accesses: Counters::new(),
             visited: Arc::default(),
             graph: graph::Graph::new(params.m, coding.is_none()),
             ef_construction: params.ef_construction,
@@ -143,6 +146,7 @@ impl Hnsw {
 
     /// Reserves the links of a vector about to be published. One writer at a time.
     pub(crate) fn reserve(&self, id: u32, level: u8, vector: &[Lane]) {
+        self.accesses.reserve(id);
         self.graph.reserve(id, level);
         if let Some(coding) = &self.coding {
             coding.blocks.reserve(id);

@@ -123,7 +123,10 @@ impl Ranked {
         aim.hnsw.vectors.expect_reads(rows);
         *distances += rows.len();
         self.originals += rows.len();
-        let exact = |id: &u32| Reverse(aim.exact(*id));
+        let exact = |id: &u32| {
+            aim.hnsw.accesses.read(*id);
+            Reverse(aim.exact(*id))
+        };
         self.ready.extend(rows.iter().map(exact));
     }
 

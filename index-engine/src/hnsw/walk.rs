@@ -63,6 +63,7 @@ impl Walk {
                 return true;
             }
             frontier.pop();
+            hnsw.accesses.expanded(next.id());
             // Copies of this node are as near as it, so they are rows of the same search.
             for copy in hnsw.graph.copies(next.id()) {
                 if eligible(copy) && visited.insert(copy) {
