@@ -148,14 +148,27 @@ fn largest_power(n: usize) -> usize {
 #[inline(always)]
 fn hadamard(values: &mut [f32]) {
     let mut half = values.len() / 2;
-    while half >= SMALL {
+    // Two stages at a time: what they read and write is half of one after the other.
+    while half >= 2 * SMALL {
+        for block in values.chunks_exact_mut(2 * half) {
+            let (low, high) = block.split_at_mut(half);
+            let (a, b) = low.split_at_mut(half / 2);
+            let (c, d) = high.split_at_mut(half / 2);
+            for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+                let (sum, difference) = ((*a + *c, *b + *d), (*a - *c, *b - *d));
+                (*a, *b) = (sum.0 + sum.1, sum.0 - sum.1);
+                (*c, *d) = (difference.0 + difference.1, difference.0 - difference.1);
+            }
+        }
+        half /= 4;
+    }
+    if half >= SMALL {
         for pair in values.chunks_exact_mut(2 * half) {
             let (low, high) = pair.split_at_mut(half);
             for (x, y) in low.iter_mut().zip(high) {
                 (*x, *y) = (*x + *y, *x - *y);
             }
         }
-        half /= 2;
     }
 }
 
