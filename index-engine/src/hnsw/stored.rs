@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Hnsw;
 use super::graph::Graph;
+use crate::accesses::BLOCK_VECTORS;
 use crate::checkpoint::{CheckpointError, Cut, Kind, Linked, Section, Taken, corrupt};
 
 impl Hnsw {
@@ -72,6 +73,10 @@ impl Hnsw {
     /// Takes up sections that were filled and found sound.
     pub(crate) fn restore(&mut self, cut: Cut) {
         self.vectors.publish(cut);
+        // Counts begin anew; there has to be room for them.
+        for id in (0..cut.rows).step_by(BLOCK_VECTORS as usize) {
+            self.accesses.reserve(id);
+        }
         self.graph.upper_lists = AtomicU32::new(cut.upper_lists);
         self.graph.entry = AtomicU64::new(cut.entry);
     }
