@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 TITLES = {
     "fashion": "Fashion-MNIST, 60,000 × 784, L2",
@@ -84,6 +84,7 @@ def draw(report, threads, folder):
     axes.set_xticks(RECALL_TICKS)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
     axes.grid(which="major", color="#DDDDDD", linewidth=0.8)
     axes.grid(which="minor", axis="y", color="#EEEEEE", linewidth=0.5)
