@@ -1,4 +1,4 @@
-//! Append-only storage that readers use without locks while one writer appends.
+//! Growing storage that readers use without locks while one writer appends.
 //!
 //! Rows live in buckets that double in size and never move, so a reference
 //! stays good for the index's life. Buckets come zeroed: memory that no row has
@@ -8,7 +8,7 @@
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::checkpoint::{CheckpointError, Cut, Kind, Rows};
@@ -37,6 +37,10 @@ unsafe impl ZeroIsValid for AtomicU32 {}
 // SAFETY: as above.
 #[allow(unsafe_code)]
 unsafe impl ZeroIsValid for AtomicU64 {}
+
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl ZeroIsValid for AtomicU8 {}
 
 // SAFETY: sixteen floats in a cell; the bit pattern zero is 0.0.
 #[allow(unsafe_code)]
@@ -290,9 +294,10 @@ pub(crate) struct VectorArena {
     published: AtomicU32,
 }
 
-// SAFETY: a cell is written only by `append` to rows at or above `published`,
-// by one caller at a time (its contract); it is read only below `published`,
-// whose release store in `append` makes the bytes visible.
+// SAFETY: a cell is written by `append` to rows at or above `published`, by one
+// caller at a time (its contract); it is read only below `published`, whose release
+// store in `append` makes the bytes visible. It is written again by `rewrite` only,
+// while nobody reads it (its contract).
 #[allow(unsafe_code)]
 unsafe impl Sync for VectorArena {}
 
@@ -389,6 +394,35 @@ impl VectorArena {
             Storage::Even(lanes) => lanes.try_ensure(row)?,
             Storage::Varying(rows) => rows.reserve(row, vector.len())?,
         }
+        // SAFETY: the row is not published, so nobody reads it, and this is
+        // the only writer by the function's contract.
+        unsafe { self.write(row, vector) };
+        before_publish(row);
+        self.published.store(row + 1, Ordering::Release);
+        Ok(row)
+    }
+
+    /// Writes another vector into a published row, or refuses as `append` does.
+    ///
+    /// # Safety
+    /// Nobody reads the row or holds a reference to it, and whoever comes to it later
+    /// learns of it from the caller, after this has returned. At most one call runs at a
+    /// time.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn rewrite(&self, row: u32, vector: &[Lane]) -> Result<(), IndexError> {
+        assert!(row < self.len(), "vector {row} is not published");
+        if let Storage::Varying(rows) = &self.rows {
+            rows.reserve_again(row, vector.len())?;
+        }
+        // SAFETY: by the function's contract.
+        unsafe { self.write(row, vector) };
+        Ok(())
+    }
+
+    /// # Safety
+    /// Nobody else reads or writes the row.
+    #[allow(unsafe_code)]
+    unsafe fn write(&self, row: u32, vector: &[Lane]) {
         let cells = self.rows.row(row);
         assert_eq!(
             cells.len(),
@@ -396,13 +430,9 @@ impl VectorArena {
             "vectors of one index have one length"
         );
         for (cell, lane) in cells.iter().zip(vector) {
-            // SAFETY: the row is not published, so nobody reads it, and this is
-            // the only writer by the function's contract.
+            // SAFETY: by the function's contract.
             unsafe { *cell.get() = *lane };
         }
-        before_publish(row);
-        self.published.store(row + 1, Ordering::Release);
-        Ok(row)
     }
 
     /// # Panics
@@ -411,8 +441,8 @@ impl VectorArena {
     pub(crate) fn get(&self, row: u32) -> &[Lane] {
         assert!(row < self.len(), "vector {row} is not published");
         let cells = self.rows.row(row);
-        // SAFETY: published rows are never written again, and UnsafeCell<Lane>
-        // has the layout of Lane.
+        // SAFETY: published rows are written again only while nobody reads them, and
+        // UnsafeCell<Lane> has the layout of Lane.
         #[allow(unsafe_code)]
         unsafe {
             std::slice::from_raw_parts(cells.as_ptr().cast::<Lane>(), cells.len())

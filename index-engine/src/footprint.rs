@@ -15,7 +15,7 @@ pub struct Footprint {
     pub sketches: usize,
     /// Codes of neighbours, with the links of level 0 between them, or of the vectors.
     pub codes: usize,
-    /// Links that lie beside no codes, levels, and copies.
+    /// Links that lie beside no codes, levels, copies, and what a vector is to the graph.
     pub links: usize,
     /// Births and states.
     pub lives: usize,

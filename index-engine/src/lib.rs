@@ -18,6 +18,7 @@
 //! - `life`: who may see a vector: current, former, removed.
 //! - `tail`: what is not linked yet, in the order of birth.
 //! - `readers`: who may still read what was taken away.
+//! - `repair`: removed vectors leave the graph, and their slots are used again.
 //! - [`partition_index`]: rows, their life, the tail, folding.
 //! - [`footprint`]: what it takes of memory, by part.
 //! - [`cursor`]: one search, page by page, until nothing is left.
@@ -42,6 +43,9 @@ pub mod params;
 pub mod partition_index;
 mod readers;
 mod region;
+mod repair;
+#[cfg(test)]
+mod repair_tests;
 mod seeded;
 mod tail;
 mod varying;

@@ -43,10 +43,14 @@ impl Lives {
         self.words(slot)[1].store(birth, Ordering::Relaxed);
     }
 
+    /// A new slot, as if its vector had been removed. One writer at a time.
+    pub(crate) fn reserve(&self, slot: u32) {
+        self.words.ensure(slot);
+    }
+
     /// A vector is born. One writer at a time; the slot is new, or its vector removed
     /// and out of every reader's reach.
     pub(crate) fn begin(&self, slot: u32, birth: u64) {
-        self.words.ensure(slot);
         let [state, born] = self.words(slot);
         born.store(birth, Ordering::Relaxed);
         // Whoever sees the new state sees the new birth.
@@ -66,13 +70,23 @@ impl Lives {
         let _ = state.fetch_update(Ordering::AcqRel, Ordering::Acquire, later);
     }
 
-    pub(crate) fn remove(&self, slot: u32) {
+    /// True if it was not removed before.
+    pub(crate) fn remove(&self, slot: u32) -> bool {
         let [state, _] = self.words(slot);
-        if state.swap(REMOVED, Ordering::AcqRel) != REMOVED {
+        let was_there = state.swap(REMOVED, Ordering::AcqRel) != REMOVED;
+        if was_there {
             self.removed.fetch_add(1, Ordering::Relaxed);
         }
+        was_there
     }
 
+    /// The slot of a removed vector waits for another.
+    pub(crate) fn forget(&self, slot: u32) {
+        assert!(self.is_removed(slot), "slot {slot} holds a vector");
+        self.removed.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Removed and not forgotten.
     pub(crate) fn removed_len(&self) -> usize {
         self.removed.load(Ordering::Relaxed) as usize
     }
@@ -120,6 +134,7 @@ mod tests {
     #[test]
     fn a_vector_is_seen_until_it_ended_and_never_once_removed() {
         let lives = Lives::new();
+        lives.reserve(0);
         lives.begin(0, 5);
         assert!(lives.is_visible(0, 1) && lives.is_visible(0, u64::MAX));
         assert!(lives.is_visible_before(0, 6, 1) && !lives.is_visible_before(0, 5, 1));

@@ -1,10 +1,14 @@
 //! The index of one partition: vectors, their life, and the work on them.
 //!
 //! A vector enters the *tail*, where every search scans it exactly, so it is
-//! found from the moment `insert` returns. `fold` links it into the graph. Ids
-//! are dense, ascending and never reused; a vector is never moved or freed while
-//! the index lives, a removed one stays as a waypoint. When `removed_len` grows
-//! large against `total_len`, build a new index from the rows.
+//! found from the moment `insert` returns. `fold` links it into the graph. A removed
+//! vector stays as a waypoint until `repair` has taken it out of the graph.
+//!
+//! An id is a slot. Ids are dense, and a new vector gets a free slot if there is one, else
+//! the next number. A slot is free only once its vector was removed, repaired away, and
+//! every cursor is dropped that was open meanwhile. So an id that a cursor returns means
+//! the same vector for as long as that cursor is open, and an id that was not removed
+//! means the same vector for ever; a removed one must not be named to the index again.
 //!
 //! Searches take no lock while they read and never wait for a writer. Inserts go
 //! one at a time, folding runs on as many threads as call it.
@@ -24,10 +28,11 @@ use crate::life::Lives;
 use crate::memory::{Advice, Backing};
 use crate::params::{EF_MAX, Effort, IndexError, IndexParams, VECTORS_MAX, in_range};
 use crate::readers::{Moment, Readers};
+use crate::repair::Repair;
 use crate::tail::Tail;
 use crate::vector::Vector;
 
-/// A vector within one index.
+/// A vector within one index; once it is removed, another one some day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VectorId(pub u32);
 
@@ -38,8 +43,9 @@ pub struct PartitionIndex {
     pub(crate) columns: Columns,
     pub(crate) tail: Tail,
     /// Open cursors, and threads that link.
-    searches: Arc<Readers>,
-    linkers: Arc<Readers>,
+    pub(crate) searches: Arc<Readers>,
+    pub(crate) linkers: Arc<Readers>,
+    pub(crate) repair: Repair,
     pub(crate) writer: Mutex<()>,
     /// Shared by whoever changes links, step by step; a checkpoint takes it alone for
     /// the moment at which it begins.
@@ -85,6 +91,7 @@ impl PartitionIndex {
             tail: Tail::default(),
             searches: Arc::default(),
             linkers: Arc::default(),
+            repair: Repair::default(),
             writer: Mutex::new(()),
             linking: RwLock::new(()),
             checkpoints: Arc::default(),
@@ -169,21 +176,60 @@ impl PartitionIndex {
     ) -> Result<VectorId, IndexError> {
         let level = level_of(level_hash, self.params.m);
         let _writer = self.writer.lock();
-        if self.hnsw.vectors.len() >= VECTORS_MAX {
-            return Err(IndexError::Full { limit: VECTORS_MAX });
-        }
-        let reserve = |id| {
-            self.columns.write(id, attributes);
-            self.lives.begin(id, self.tail.next());
-            self.hnsw.reserve(id, level, prepared);
+        let id = match self.take_free_slot() {
+            Some(slot) => self.move_in(slot, prepared, level)?,
+            None => self.append(prepared, level)?,
         };
-        // SAFETY: the writer's lock is held.
-        #[allow(unsafe_code)]
-        let id = unsafe { self.hnsw.vectors.append(prepared, reserve) }?;
+        self.columns.write(id, attributes);
         name(VectorId(id));
+        self.lives.begin(id, self.tail.next());
         // From here on a search that opens finds it.
         self.tail.push(id);
         Ok(VectorId(id))
+    }
+
+    /// Writes a vector into a new slot. The writer's lock is held.
+    fn append(&self, prepared: &[Lane], level: u8) -> Result<u32, IndexError> {
+        if self.hnsw.vectors.len() >= VECTORS_MAX {
+            return Err(IndexError::Full { limit: VECTORS_MAX });
+        }
+        let reserve = |slot| {
+            self.lives.reserve(slot);
+            self.hnsw.reserve(slot, level, prepared);
+        };
+        // SAFETY: the writer's lock is held.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.hnsw.vectors.append(prepared, reserve)
+        }
+    }
+
+    /// The writer's lock is held.
+    fn take_free_slot(&self) -> Option<u32> {
+        match self.is_being_written() {
+            true => None,
+            false => self.repair.take_free(),
+        }
+    }
+
+    /// Writes a vector into a free slot. The writer's lock is held.
+    fn move_in(&self, slot: u32, prepared: &[Lane], level: u8) -> Result<u32, IndexError> {
+        // SAFETY: nothing has led to the slot since before the oldest reader came, its
+        // vector is removed until `begin`, and the writer's lock is held.
+        #[allow(unsafe_code)]
+        let written = unsafe { self.hnsw.vectors.rewrite(slot, prepared) };
+        if let Err(error) = written {
+            self.repair.give_back(slot);
+            return Err(error);
+        }
+        self.hnsw.reserve(slot, level, prepared);
+        Ok(slot)
+    }
+
+    /// Is a checkpoint being written? Whoever holds the lock of writers or of linking
+    /// finds none that begins meanwhile.
+    pub(crate) fn is_being_written(&self) -> bool {
+        Arc::strong_count(&self.checkpoints) > 1
     }
 
     /// Makes the vector a former version, seen only by searches whose snapshot
@@ -193,11 +239,14 @@ impl PartitionIndex {
         self.lives.end(self.known(id), ended_xid);
     }
 
-    /// No page returns the vector any more, open cursors included.
+    /// No page returns the vector any more, open cursors included. The id is to be
+    /// forgotten: it will be another vector's.
     pub fn remove(&self, id: VectorId) {
         // In this order: once it is removed, its slot may be another's.
         self.columns.forget(self.known(id));
-        self.lives.remove(self.known(id));
+        if self.lives.remove(self.known(id)) {
+            self.repair.remove(id.0);
+        }
     }
 
     /// Links up to `rows_max` vectors of the tail into the graph and returns how
@@ -214,7 +263,10 @@ impl PartitionIndex {
             // A removed vector is nobody's result and nobody's waypoint yet.
             if !self.lives.is_removed(id) {
                 let _linker = self.linkers.enter();
-                self.hnsw.link(id);
+                let is_entry = self.hnsw.link(id);
+                if is_entry && !self.is_being_written() {
+                    self.hnsw.turn_tree_to_entry();
+                }
             }
             self.tail.finish(birth);
             folded += 1;
@@ -231,10 +283,15 @@ impl PartitionIndex {
 
     /// All vectors held: current, former and removed.
     pub fn total_len(&self) -> usize {
+        self.slots_len().saturating_sub(self.repair.free_len())
+    }
+
+    /// Slots that memory is used for: of the vectors held, and free ones.
+    pub fn slots_len(&self) -> usize {
         self.hnsw.vectors.len() as usize
     }
 
-    /// Removed vectors, which cost memory and detours until the index is rebuilt.
+    /// Removed vectors, which cost memory and detours until they are repaired away.
     pub fn removed_len(&self) -> usize {
         self.lives.removed_len()
     }

@@ -1,13 +1,17 @@
 //! Rows of varying length: sparse vectors.
 //!
-//! Lanes are given out one row after the other and never taken back. A row does not
+//! Lanes are given out one row after the other; those of a row that is written again go
+//! to another of their length. A row does not
 //! cross from one bucket of memory to the next: what is left of a bucket stays unused,
 //! and untouched.
 
 use std::cell::UnsafeCell;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::arena::Segments;
 use crate::checkpoint::{CheckpointError, Cut, Kind, Rows, corrupt};
@@ -25,6 +29,8 @@ pub(crate) struct Varying {
     /// Lanes below are given out or left over.
     used: AtomicU32,
     filled: AtomicU64,
+    /// Lanes of rows that were written again elsewhere: by their number, the first ones.
+    free: Mutex<HashMap<u32, Vec<u32>>>,
 }
 
 impl Varying {
@@ -35,6 +41,7 @@ impl Varying {
             spans: Segments::new(1),
             used: AtomicU32::new(0),
             filled: AtomicU64::new(0),
+            free: Mutex::default(),
         }
     }
 
@@ -59,6 +66,30 @@ impl Varying {
         self.spans.row(row)[0].store(span, Ordering::Relaxed);
         self.used.store(end, Ordering::Relaxed);
         self.filled.fetch_add(lanes as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The same for a row whose vector nobody needs any more. Its lanes are another row's
+    /// of the same length some day: vectors of a kind have few lengths.
+    pub(crate) fn reserve_again(&self, row: u32, lanes: usize) -> Result<(), IndexError> {
+        let old = self.span(row);
+        let mut free = self.free.lock();
+        let again = u32::try_from(lanes)
+            .ok()
+            .filter(|lanes| *lanes as usize != old.len())
+            .and_then(|lanes| free.get_mut(&lanes)?.pop().map(|first| (first, lanes)));
+        match again {
+            _ if old.len() == lanes => return Ok(()),
+            Some((first, lanes)) => {
+                let span = u64::from(first) << 32 | u64::from(lanes);
+                self.spans.row(row)[0].store(span, Ordering::Relaxed);
+                self.filled.fetch_add(u64::from(lanes), Ordering::Relaxed);
+            }
+            None => self.reserve(row, lanes)?,
+        }
+        let lanes = old.len() as u32;
+        self.filled.fetch_sub(u64::from(lanes), Ordering::Relaxed);
+        free.entry(lanes).or_default().push(old.start);
         Ok(())
     }
 
@@ -168,6 +199,33 @@ mod tests {
         assert!(spans.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0));
         let total: usize = (0..600).map(lanes).sum();
         assert_eq!(rows.bytes(600), total * 64 + 600 * 8);
+    }
+
+    #[test]
+    fn rows_that_are_written_again_stay_apart_and_take_little_more() {
+        let rows = Varying::new(None);
+        let lanes = |row: u32, round: u32| 1 + ((row + 31 * round) as usize * 7_919) % 40;
+        for row in 0..600 {
+            rows.reserve(row, lanes(row, 0)).expect("there is room");
+        }
+        let before = rows.used();
+        for round in 1..20 {
+            for row in 0..600 {
+                rows.reserve_again(row, lanes(row, round))
+                    .expect("there is room");
+                assert_eq!(rows.row(row).len(), lanes(row, round));
+            }
+            let mut spans: Vec<Range<u32>> = (0..600).map(|row| rows.span(row)).collect();
+            spans.sort_unstable_by_key(|span| span.start);
+            assert!(spans.windows(2).all(|w| w[0].end <= w[1].start), "{round}");
+            let total: usize = (0..600).map(|row| lanes(row, round)).sum();
+            assert_eq!(rows.bytes(600), total * 64 + 600 * 8);
+        }
+        assert!(
+            rows.used() < before + before / 4,
+            "{} after {before}",
+            rows.used()
+        );
     }
 
     #[test]

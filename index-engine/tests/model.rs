@@ -1,7 +1,7 @@
 //! Random histories against a plain list: what a cursor must and may return.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use index_engine::{
     CodeBits, Cursor, IndexParams, Metric, PartitionIndex, Representation, VectorId,
@@ -14,7 +14,10 @@ enum Step {
     Insert(u8, u8),
     End(usize, u64),
     Remove(usize),
+    /// Many at once, so that a batch is worth it.
+    RemoveMany(usize),
     Fold(usize),
+    Repair(usize),
     Open {
         xmin: u64,
         ef: usize,
@@ -28,7 +31,9 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (0u8..6, 0u8..6).prop_map(|(x, y)| Step::Insert(x, y)),
         2 => (any::<prop::sample::Index>(), 1u64..20).prop_map(|(i, x)| Step::End(i.index(1 << 20), x)),
         2 => any::<prop::sample::Index>().prop_map(|i| Step::Remove(i.index(1 << 20))),
+        1 => (1usize..8).prop_map(Step::RemoveMany),
         2 => (1usize..30).prop_map(Step::Fold),
+        3 => prop_oneof![1usize..8, Just(usize::MAX)].prop_map(Step::Repair),
         1 => (prop_oneof![Just(u64::MAX), 1u64..20], 1usize..40, any::<bool>())
             .prop_map(|(xmin, ef, exact)| Step::Open { xmin, ef, exact }),
         2 => (any::<prop::sample::Index>(), 1usize..9)
@@ -56,28 +61,129 @@ impl Row {
 
 struct Open {
     cursor: Cursor,
+    query: Vec<f32>,
     xmin: u64,
-    /// Ids that existed when it was opened.
+    /// Rows that existed when it was opened.
     upto: usize,
-    returned: HashSet<u32>,
+    /// Rows that it returned, and under which id.
+    returned: HashMap<usize, u32>,
 }
 
-impl Open {
-    fn page(&mut self, index: &PartitionIndex, rows: &[Row], wanted: usize) -> bool {
-        let page = self.cursor.next_page(index, wanted);
-        for (VectorId(id), _) in &page.hits {
-            assert!((*id as usize) < self.upto, "{id} is newer than the cursor");
-            assert!(rows[*id as usize].visible(self.xmin), "{id} is not visible");
-            assert!(self.returned.insert(*id), "{id} came twice");
+struct World {
+    index: PartitionIndex,
+    metric: Metric,
+    /// In the order of insertion.
+    rows: Vec<Row>,
+    vectors: Vec<Vec<f32>>,
+    /// The row of each id.
+    row_of: Vec<usize>,
+    id_of: Vec<VectorId>,
+}
+
+impl World {
+    fn insert(&mut self, vector: Vec<f32>, open: &[Open]) {
+        let row = self.rows.len();
+        let named = std::cell::Cell::new(None);
+        let name = |id| named.set(Some(id));
+        let id = self.index.insert_named(&vector, row as u64, name).unwrap();
+        assert_eq!(named.get(), Some(id), "the name comes first");
+        let at = id.0 as usize;
+        if at == self.row_of.len() {
+            self.row_of.push(row);
+        } else {
+            let before = std::mem::replace(&mut self.row_of[at], row);
+            assert!(self.rows[before] == Row::Removed, "{before} was moved out");
+            for open in open {
+                assert!(
+                    !open.returned.contains_key(&before),
+                    "{before} is still held"
+                );
+            }
+        }
+        self.rows.push(Row::Current);
+        self.vectors.push(vector);
+        self.id_of.push(id);
+    }
+
+    fn remove(&mut self, row: usize) {
+        if self.rows[row] != Row::Removed {
+            self.rows[row] = Row::Removed;
+            self.index.remove(self.id_of[row]);
+        }
+    }
+
+    fn distance(&self, row: usize, query: &[f32]) -> f64 {
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            let products = a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y));
+            products.sum()
+        };
+        let row = &self.vectors[row];
+        match self.metric {
+            Metric::InnerProduct => -dot(row, query),
+            Metric::Cosine if dot(row, row) == 0.0 => f64::INFINITY,
+            Metric::Cosine => 1.0 - dot(row, query) / (dot(row, row) * dot(query, query)).sqrt(),
+            _ => (dot(row, row) + dot(query, query) - 2.0 * dot(row, query)).sqrt(),
+        }
+    }
+
+    fn page(&self, open: &mut Open, wanted: usize) -> bool {
+        let page = open.cursor.next_page(&self.index, wanted);
+        for (id, distance) in &page.hits {
+            let row = self.row_of[id.0 as usize];
+            assert!(row < open.upto, "{row} is newer than the cursor");
+            assert!(self.rows[row].visible(open.xmin), "{row} is not visible");
+            let before = open.returned.insert(row, id.0);
+            assert!(before.is_none(), "{row} came twice");
+            let expected = self.distance(row, &open.query);
+            let is_right = *distance == expected || (distance - expected).abs() < 1e-3;
+            assert!(is_right, "{row}: {distance} for {expected}");
         }
         assert!(page.exhausted || page.hits.len() == wanted);
         if page.exhausted {
-            for (id, row) in rows[..self.upto].iter().enumerate() {
-                let came = self.returned.contains(&(id as u32));
-                assert!(came || !row.visible(self.xmin), "{id} is missing");
+            for (row, state) in self.rows[..open.upto].iter().enumerate() {
+                let came = open.returned.contains_key(&row);
+                assert!(came || !state.visible(open.xmin), "{row} is missing");
             }
         }
         page.exhausted
+    }
+
+    /// Once nothing is open, what was removed goes, and its slots are used again.
+    fn end(&mut self) {
+        let held = |rows: &[Row]| rows.iter().filter(|row| **row != Row::Removed).count();
+        let held = held(&self.rows);
+        while self.index.fold(8) > 0 {}
+        while self.index.repair(8) > 0 {}
+        let slots = self.index.slots_len();
+        let left = self.index.total_len();
+        // A two-hundredth waits for company, and an entry that all have left behind stays.
+        assert!(
+            left <= held + held / 200 + 1,
+            "{left} of {slots} for {held}"
+        );
+        for number in left..slots {
+            self.insert(self.vectors[number % self.vectors.len()].clone(), &[]);
+        }
+        assert_eq!(
+            (self.index.slots_len(), self.index.total_len()),
+            (slots, slots)
+        );
+        let upto = self.rows.len();
+        if upto == 0 {
+            return;
+        }
+        let query = self.vectors[0].iter().map(|x| x + 0.5).collect::<Vec<_>>();
+        for exact in [false, true] {
+            let cursor = self.index.cursor(&query, 3, u64::MAX, exact).unwrap();
+            let mut open = Open {
+                cursor,
+                query: query.clone(),
+                xmin: u64::MAX,
+                upto,
+                returned: HashMap::new(),
+            };
+            while !self.page(&mut open, 7) {}
+        }
     }
 }
 
@@ -96,46 +202,53 @@ fn run(metric: Metric, dimensions: usize, representation: Representation, steps:
         ..IndexParams::default()
     };
     let index = PartitionIndex::new(params).unwrap();
-    let (mut rows, mut open): (Vec<Row>, Vec<Open>) = (Vec::new(), Vec::new());
+    let mut world = World {
+        index,
+        metric,
+        rows: Vec::new(),
+        vectors: Vec::new(),
+        row_of: Vec::new(),
+        id_of: Vec::new(),
+    };
+    let mut open: Vec<Open> = Vec::new();
     for step in steps {
+        let rows = world.rows.len();
         match step {
-            Step::Insert(x, y) => {
-                let hash = rows.len() as u64;
-                let id = index
-                    .insert(&vector(f32::from(x), f32::from(y)), hash)
-                    .unwrap();
-                assert_eq!(id.0 as usize, rows.len());
-                rows.push(Row::Current);
-            }
-            Step::End(pick, xid) if !rows.is_empty() => {
-                let id = pick % rows.len();
+            Step::Insert(x, y) => world.insert(vector(f32::from(x), f32::from(y)), &open),
+            Step::End(pick, xid) if rows > 0 => {
+                let row = pick % rows;
+                let id = world.id_of[row];
                 // A version ends once; a replay does not move it.
-                if let Row::Ended(before) = rows[id] {
-                    index.end(VectorId(id as u32), before.min(xid));
-                    continue;
-                }
-                index.end(VectorId(id as u32), xid);
-                if rows[id] == Row::Current {
-                    rows[id] = Row::Ended(xid);
+                match world.rows[row] {
+                    Row::Current => {
+                        world.index.end(id, xid);
+                        world.rows[row] = Row::Ended(xid);
+                    }
+                    Row::Ended(before) => world.index.end(id, before.min(xid)),
+                    Row::Removed => {}
                 }
             }
-            Step::Remove(pick) if !rows.is_empty() => {
-                let id = pick % rows.len();
-                index.remove(VectorId(id as u32));
-                rows[id] = Row::Removed;
-            }
+            Step::Remove(pick) if rows > 0 => world.remove(pick % rows),
+            Step::RemoveMany(every) => (0..rows).step_by(every).for_each(|row| world.remove(row)),
             Step::Fold(most) => {
-                index.fold(most);
+                world.index.fold(most);
             }
-            Step::Open { xmin, ef, exact } => open.push(Open {
-                cursor: index.cursor(&vector(2.5, 1.0), ef, xmin, exact).unwrap(),
-                xmin,
-                upto: rows.len(),
-                returned: HashSet::new(),
-            }),
+            Step::Repair(most) => {
+                world.index.repair(most);
+            }
+            Step::Open { xmin, ef, exact } => {
+                let query = vector(2.5, 1.0);
+                open.push(Open {
+                    cursor: world.index.cursor(&query, ef, xmin, exact).unwrap(),
+                    query,
+                    xmin,
+                    upto: rows,
+                    returned: HashMap::new(),
+                });
+            }
             Step::Page(pick, wanted) if !open.is_empty() => {
                 let at = pick % open.len();
-                if open[at].page(&index, &rows, wanted) {
+                if world.page(&mut open[at], wanted) {
                     open.swap_remove(at);
                 }
             }
@@ -143,13 +256,9 @@ fn run(metric: Metric, dimensions: usize, representation: Representation, steps:
         }
     }
     for mut cursor in open {
-        while !cursor.page(&index, &rows, 5) {}
+        while !world.page(&mut cursor, 5) {}
     }
-    let removed = rows.iter().filter(|row| **row == Row::Removed).count();
-    assert_eq!(
-        (index.removed_len(), index.total_len()),
-        (removed, rows.len())
-    );
+    world.end();
 }
 
 proptest! {

@@ -3,6 +3,7 @@
 use super::{Kind, Section, Taken};
 use crate::life::Lives;
 use crate::partition_index::PartitionIndex;
+use crate::repair::Repair;
 use crate::tail::Tail;
 
 /// Where a checkpoint cuts a living index.
@@ -68,6 +69,8 @@ impl PartitionIndex {
     pub(super) fn restore(&mut self, cut: Cut) {
         self.hnsw.restore(cut);
         self.lives.restore(cut.rows);
+        let removed = (0..cut.rows).filter(|row| self.lives.is_removed(*row));
+        self.repair = Repair::restored(removed.collect());
         let is_tail = |row: &u32| self.lives.birth(*row) >= cut.linked;
         let mut tail: Vec<u32> = (0..cut.rows).filter(is_tail).collect();
         tail.sort_by_key(|row| self.lives.birth(*row));

@@ -28,6 +28,8 @@ impl PartitionIndex {
             return Err(CheckpointError::Attributes);
         }
         let _nobody_links = self.linking.write();
+        // Before the cut: no slot of its rows is used again.
+        let of = Arc::clone(&self.checkpoints);
         let cut = self.cut();
         let bytes = |section: Section<'_>| match section.taken {
             Taken::Beside => Vec::new(),
@@ -43,7 +45,7 @@ impl PartitionIndex {
         Ok(Checkpoint {
             cut,
             taken: self.sections(cut).into_iter().map(bytes).collect(),
-            of: Arc::clone(&self.checkpoints),
+            of,
         })
     }
 }

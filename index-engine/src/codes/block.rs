@@ -84,10 +84,11 @@ impl Blocks {
         }
     }
 
-    /// Makes room for a node that nobody can reach yet.
+    /// Makes room for a node that nobody can reach yet, without links.
     pub(crate) fn reserve(&self, node: u32) {
         self.lines.ensure(node);
         for slot in 0..self.slots.next_multiple_of(BATCH) {
+            self.word(node, slot, IDS).store(0, Ordering::Relaxed);
             self.word(node, slot, ADDS)
                 .store(f32::INFINITY.to_bits(), Ordering::Relaxed);
         }
@@ -216,6 +217,37 @@ impl Blocks {
         self.word(node, slot, ADDS)
             .store(f32::INFINITY.to_bits(), Ordering::Relaxed);
         self.word(node, slot, IDS).store(0, Ordering::Release);
+    }
+
+    /// The link in the slot leads to an equal vector from now on.
+    pub(crate) fn rename(&self, node: u32, slot: usize, neighbour: u32) {
+        let word = self.word(node, slot, IDS);
+        let held = word.load(Ordering::Relaxed) & HELD;
+        word.store((neighbour + 1) | held, Ordering::Release);
+    }
+
+    pub(crate) fn set_held(&self, node: u32, slot: usize, is_held: bool) {
+        let word = self.word(node, slot, IDS);
+        let link = word.load(Ordering::Relaxed) & !HELD;
+        let held = if is_held { HELD } else { 0 };
+        word.store(link | held, Ordering::Release);
+    }
+
+    /// Gives a node of an equal vector, which nobody can reach yet, all that another has.
+    /// Nobody writes to either.
+    pub(crate) fn copy(&self, from: u32, to: u32) {
+        let (from, to) = (self.batch(from, 0), self.batch(to, 0));
+        for at in (0..self.lines.row_bytes()).step_by(size_of::<u32>()) {
+            // SAFETY: aligned, within both nodes' batches, which lie in one piece.
+            #[allow(unsafe_code)]
+            let [from, to] = unsafe {
+                [
+                    AtomicU32::from_ptr(from.wrapping_add(at).cast()),
+                    AtomicU32::from_ptr(to.wrapping_add(at).cast()),
+                ]
+            };
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
     }
 
     /// Passes on the neighbours whose rank may be below `threshold`, with the estimate:

@@ -120,14 +120,16 @@ impl<'a, E: Eligible> Sight<'a, E> {
         }
     }
 
-    /// The rows that an expanded node stands for: itself and its copies.
-    fn offer(&mut self, node: Candidate, mut each: impl FnMut(Candidate)) {
+    /// The rows that an expanded node stands for: itself and its copies, which go to
+    /// `copies` too.
+    fn offer(&mut self, node: Candidate, copies: &mut Vec<u32>, mut each: impl FnMut(Candidate)) {
         self.hnsw.accesses.expanded(node.id());
         if self.eligible.is_eligible(node.id()) {
             each(node);
         }
         for copy in self.hnsw.graph.copies(node.id()) {
             if self.eligible.is_eligible(copy) && self.visited.insert(copy) {
+                copies.push(copy);
                 each(Candidate::new(node.rank(), copy));
             }
         }
@@ -140,6 +142,8 @@ pub(crate) struct Beam {
     rows: Ranked,
     /// Expanded for the first page; nodes near them may have fallen out of sight.
     expanded: Vec<Candidate>,
+    /// Copies of those that were rows of the first page. They may be no copies any more.
+    copies: Vec<u32>,
     /// Met and not expanded, by estimate. Empty on the first page.
     estimated: BinaryHeap<Reverse<Candidate>>,
     /// Of those the ones that were next by estimate, by sketch.
@@ -185,7 +189,7 @@ impl Beam {
         *sight.distances += self.expanded.len();
         let mut rough = Vec::with_capacity(self.expanded.len());
         for node in &self.expanded {
-            sight.offer(*node, |row| rough.push(Reverse(row)));
+            sight.offer(*node, &mut self.copies, |row| rough.push(Reverse(row)));
         }
         self.rows.extend_rough(rough);
     }
@@ -198,11 +202,9 @@ impl Beam {
         }
         let hnsw = sight.hnsw;
         *sight.visited = hnsw.visited.take(hnsw.vectors.len());
-        for node in &self.expanded {
-            sight.visited.insert(node.id());
-            for copy in hnsw.graph.copies(node.id()) {
-                sight.visited.insert(copy);
-            }
+        let nodes = self.expanded.iter().map(|node| node.id());
+        for met in nodes.chain(std::mem::take(&mut self.copies)) {
+            sight.visited.insert(met);
         }
         for node in std::mem::take(&mut self.expanded) {
             self.meet_neighbours(sight, node);
@@ -214,7 +216,7 @@ impl Beam {
             && let Some(node) = self.next(sight)
         {
             let rows = &mut self.rows;
-            sight.offer(node, |row| rows.push_rough(row));
+            sight.offer(node, &mut Vec::new(), |row| rows.push_rough(row));
             self.meet_neighbours(sight, node);
         }
     }
@@ -266,7 +268,8 @@ impl Beam {
     pub(crate) fn memory_bytes(&self) -> usize {
         let candidates =
             self.expanded.capacity() + self.estimated.capacity() + self.sketched.capacity();
-        self.rows.memory_bytes() + candidates * size_of::<Candidate>()
+        let copies = self.copies.capacity() * size_of::<u32>();
+        self.rows.memory_bytes() + candidates * size_of::<Candidate>() + copies
     }
 
     /// Every row met has been given out, and none is left to meet.

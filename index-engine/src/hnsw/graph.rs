@@ -44,6 +44,8 @@ pub(crate) struct Graph {
     pub(super) base: Segments<AtomicU32>,
     pub(super) upper: Segments<AtomicU32>,
     pub(super) upper_lists: AtomicU32,
+    /// Lists of released vectors: for each level the first ones of so many.
+    pub(super) upper_free: Mutex<[Vec<u32>; LEVEL_MAX as usize + 1]>,
     pub(super) places: Segments<Place>,
     /// Head of a node's copies, and for a copy the next one: `id + 1`, zero ends.
     pub(super) copies: Segments<AtomicU32>,
@@ -60,6 +62,7 @@ impl Graph {
             base: Segments::new(2 * m),
             upper: Segments::new(m),
             upper_lists: AtomicU32::new(0),
+            upper_free: Mutex::default(),
             places: Segments::new(1),
             copies: Segments::new(1),
             entry: AtomicU64::new(0),
@@ -77,7 +80,8 @@ impl Graph {
         if level == 0 { 2 * self.m } else { self.m }
     }
 
-    /// Reserves the lists of a vector about to be published. One writer at a time.
+    /// Reserves the lists of a vector about to be published, empty ones. One writer at
+    /// a time.
     pub(crate) fn reserve(&self, id: u32, level: u8) {
         assert!(level <= LEVEL_MAX, "level {level} of vector {id}");
         if self.has_base {
@@ -85,6 +89,21 @@ impl Graph {
         }
         self.places.ensure(id);
         self.copies.ensure(id);
+        let (level, first) = self.reserve_upper(level);
+        self.places.row(id)[0]
+            .0
+            .store(u32::from(level) << LIST_BITS | first, Ordering::Relaxed);
+        self.copies.row(id)[0].store(0, Ordering::Relaxed);
+        for level in u8::from(!self.has_base)..=level {
+            self.set(id, level, []);
+        }
+    }
+
+    /// Lists for levels above 0, and the level that they suffice for.
+    fn reserve_upper(&self, level: u8) -> (u8, u32) {
+        if let Some(first) = self.upper_free.lock()[usize::from(level)].pop() {
+            return (level, first);
+        }
         let first = self.upper_lists.load(Ordering::Relaxed);
         // Out of list numbers: the graph goes on growing at its base.
         let level = if first + u32::from(level) < 1 << LIST_BITS {
@@ -97,9 +116,19 @@ impl Graph {
         }
         self.upper_lists
             .store(first + u32::from(level), Ordering::Relaxed);
-        self.places.row(id)[0]
-            .0
-            .store(u32::from(level) << LIST_BITS | first, Ordering::Relaxed);
+        (level, first)
+    }
+
+    /// Gives back the lists of a vector that nobody can reach any more.
+    pub(crate) fn release(&self, id: u32) {
+        if self.has_base {
+            self.set(id, 0, []);
+        }
+        let place = self.places.row(id)[0].0.swap(0, Ordering::Relaxed);
+        let (level, first) = ((place >> LIST_BITS) as u8, place & ((1 << LIST_BITS) - 1));
+        if level > 0 {
+            self.upper_free.lock()[usize::from(level)].push(first);
+        }
     }
 
     pub(crate) fn level(&self, id: u32) -> u8 {
@@ -194,6 +223,30 @@ impl Graph {
         std::iter::successors(next(node), move |copy| next(*copy))
     }
 
+    /// Takes copies off a node, and says which. What a reader holds of them leads on.
+    pub(crate) fn drop_copies(&self, node: u32, is_dropped: impl Fn(u32) -> bool) -> Vec<u32> {
+        if !self.copies(node).any(&is_dropped) {
+            return Vec::new();
+        }
+        let _guard = self.lock(node);
+        let (dropped, kept) = self
+            .copies(node)
+            .partition::<Vec<u32>, _>(|c| is_dropped(*c));
+        let mut last = node;
+        for copy in kept {
+            self.copies.row(last)[0].store(copy + 1, Ordering::Release);
+            last = copy;
+        }
+        self.copies.row(last)[0].store(0, Ordering::Release);
+        dropped
+    }
+
+    /// Takes all copies off a node.
+    pub(crate) fn cut_copies(&self, node: u32) {
+        let _guard = self.lock(node);
+        self.copies.row(node)[0].store(0, Ordering::Release);
+    }
+
     /// Where searches start: the highest level and a node on it.
     pub(crate) fn entry(&self) -> Option<(u8, u32)> {
         let entry = self.entry.load(Ordering::Acquire);
@@ -208,11 +261,21 @@ impl Graph {
     }
 
     /// Makes the node the entry if its level is above the present one's.
-    pub(crate) fn raise(&self, level: u8, id: u32) {
+    pub(crate) fn raise(&self, level: u8, id: u32) -> bool {
+        self.entry
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |entry| {
+                (entry >> 32 < u64::from(level)).then(|| packed(level, id))
+            })
+            .is_ok()
+    }
+
+    /// Makes a node the entry in place of another, unless a higher one came.
+    pub(crate) fn replace_entry(&self, old: u32, new: u32) {
+        let new = packed(self.level(new), new);
         let _ = self
             .entry
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |entry| {
-                (entry >> 32 < u64::from(level)).then(|| packed(level, id))
+                (entry as u32 == old + 1).then_some(new)
             });
     }
 

@@ -12,11 +12,15 @@ use crate::params::CodeBits;
 
 impl Hnsw {
     /// `link` of an index with such codes. Once per id.
-    pub(super) fn link_coarse(&self, compact: &Compact, id: u32) {
+    pub(super) fn link_coarse(&self, compact: &Compact, id: u32) -> bool {
         let level = self.graph.level(id);
         let target = self.vectors.get(id);
-        if self.scorer.is_incomparable(target) || self.graph.found(level, id) {
-            return;
+        if self.scorer.is_incomparable(target) {
+            return false;
+        }
+        if self.graph.found(level, id) {
+            self.roles.become_node(id);
+            return true;
         }
         let Some((top, _)) = self.graph.entry() else {
             unreachable!("the entry is set and never unset");
@@ -28,22 +32,27 @@ impl Hnsw {
         let mut chosen = Vec::with_capacity(usize::from(level) + 1);
         for level in (0..=level.min(top)).rev() {
             nearest = self.nearest_coarse(compact, &query, level, &nearest);
-            if let Some(node) = self.equal_by_codes(compact, id, &nearest) {
+            let rank = |other| Candidate::new(compact.codes.rank(other, &query), other);
+            let near = self.staying(&nearest, level, rank);
+            if let Some(node) = self.equal_by_codes(compact, id, &near) {
+                self.roles.become_copy(id);
                 self.graph.add_copy(node, id);
-                return;
+                return false;
             }
-            chosen.push((level, self.select_coarse(compact, &nearest, self.graph.m())));
+            let m = self.graph.m();
+            chosen.push((level, self.select_coarse(compact, &near, m, m, |_| false)));
         }
         for (level, neighbours) in &chosen {
             let ids = neighbours.iter().map(|c| c.id());
             self.graph.set(id, *level, ids);
         }
+        self.roles.become_node(id);
         for (level, neighbours) in chosen.iter().rev() {
             for neighbour in neighbours {
                 self.link_back_coarse(compact, neighbour.id(), *level, id);
             }
         }
-        self.graph.raise(level, id);
+        self.graph.raise(level, id)
     }
 
     /// All nodes of a level that a search of width `ef_construction` expands, in order.
@@ -80,7 +89,7 @@ impl Hnsw {
     }
 
     /// The node, for others to be ranked against it.
-    fn pinned(&self, compact: &Compact, node: u32) -> CoarseQuery {
+    pub(super) fn pinned(&self, compact: &Compact, node: u32) -> CoarseQuery {
         match compact.bits {
             CodeBits::Four | CodeBits::Eight => compact.codes.query_of(node),
             CodeBits::One | CodeBits::Two => {
@@ -91,31 +100,38 @@ impl Hnsw {
     }
 
     /// `select` by codes: candidates in order that are nearer to the node than to any
-    /// chosen before, then the nearest of the others.
-    fn select_coarse(
+    /// chosen before, then the nearest of the others; what `is_held` in any case.
+    pub(super) fn select_coarse(
         &self,
         compact: &Compact,
         candidates: &[Candidate],
+        capacity: usize,
         filled: usize,
+        is_held: impl Fn(u32) -> bool,
     ) -> Vec<Candidate> {
-        let capacity = filled;
+        let mut held = candidates.iter().filter(|c| is_held(c.id())).count();
         let mut chosen: Vec<Candidate> = Vec::with_capacity(capacity);
         let mut pinned: Vec<CoarseQuery> = Vec::with_capacity(capacity);
         let mut pruned = Vec::new();
         for candidate in candidates {
+            let id = candidate.id();
             if chosen.len() == capacity {
                 return chosen;
             }
-            let rank_from = |other| compact.codes.rank(candidate.id(), other);
-            if pinned
-                .iter()
-                .all(|other| rank_from(other) > candidate.rank())
-            {
-                chosen.push(*candidate);
-                pinned.push(self.pinned(compact, candidate.id()));
-            } else {
+            let is_diverse = || {
+                let ranks = pinned.iter().map(|other| compact.codes.rank(id, other));
+                ranks.into_iter().all(|rank| rank > candidate.rank())
+            };
+            if is_held(id) {
+                held -= 1;
+            } else if chosen.len() + held == capacity {
+                continue;
+            } else if !is_diverse() {
                 pruned.push(*candidate);
+                continue;
             }
+            chosen.push(*candidate);
+            pinned.push(self.pinned(compact, id));
         }
         let room = filled.saturating_sub(chosen.len());
         chosen.extend(pruned.into_iter().take(room));
@@ -124,7 +140,7 @@ impl Hnsw {
 
     /// Adds `new` to a node's list, choosing anew if that is full, and then up to half of
     /// level 0's: see `link_back`.
-    fn link_back_coarse(&self, compact: &Compact, node: u32, level: u8, new: u32) {
+    pub(super) fn link_back_coarse(&self, compact: &Compact, node: u32, level: u8, new: u32) {
         let _guard = self.graph.lock(node);
         if self.graph.push(node, level, new) {
             return;
@@ -136,7 +152,8 @@ impl Hnsw {
         let rank = |id: &u32| Candidate::new(compact.codes.rank(*id, &query), *id);
         let mut candidates: Vec<Candidate> = neighbours.iter().map(rank).collect();
         candidates.sort_unstable();
-        let chosen = self.select_coarse(compact, &candidates, self.graph.m());
+        let m = self.graph.m();
+        let chosen = self.select_coarse(compact, &candidates, m, m, |_| false);
         self.graph.set(node, level, chosen.iter().map(|c| c.id()));
     }
 }

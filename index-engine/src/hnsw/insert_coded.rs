@@ -7,8 +7,7 @@
 //! the nearest: pruning by distance alone takes away every link to some of them,
 //! and for many leaves links that no search for them comes by. So the nearest
 //! neighbour that can *holds* its link to a new node: the link is never given up.
-//! A holder was linked before the node that it holds, so held links make a tree
-//! that reaches every node from the first.
+//! Held links make a tree that reaches every node ([`super::held`]).
 
 use super::{Candidate, Coding, Hnsw};
 use crate::codes::{Link, Lookup};
@@ -16,8 +15,6 @@ use crate::distance::Lane;
 
 /// Of the nodes near a new one, how many are ranked exactly: those that may equal it.
 const EXACT_OF_NEAREST: usize = 8;
-/// One in so many links of a node may be held; the others are chosen by distance.
-const HELD_ONE_IN: usize = 4;
 
 impl Hnsw {
     /// All nodes that a search of width `ef_construction` expands, in order.
@@ -68,25 +65,32 @@ impl Hnsw {
         let new = (new, &*rotated);
         let mut is_held = false;
         for neighbour in neighbours {
-            is_held |= self.link_one_coded(coding, neighbour.id(), new, !is_held);
+            let held_max = if is_held { 0 } else { self.held_max() };
+            is_held |= self.link_one_coded(coding, neighbour.id(), new, held_max);
         }
         for candidate in candidates {
             if is_held {
                 return;
             }
             if neighbours.iter().all(|c| c.id() != candidate.id()) {
-                is_held = self.link_one_coded(coding, candidate.id(), new, true);
+                is_held = self.link_one_coded(coding, candidate.id(), new, self.held_max());
             }
+        }
+        if let Some(nearest) = candidates.first()
+            && !is_held
+        {
+            // The ends below may be full of what leaves.
+            self.hold_below(coding, nearest.id(), new.0, self.graph.capacity(0));
         }
     }
 
-    /// True if the node holds `new` from now on.
-    fn link_one_coded(
+    /// True if the node holds `new` from now on, of less than `held_max` so far.
+    pub(super) fn link_one_coded(
         &self,
         coding: &Coding,
         node: u32,
         (new, rotated): (u32, &[Lane]),
-        hold: bool,
+        held_max: usize,
     ) -> bool {
         let _guard = self.graph.lock(node);
         let blocks = &coding.blocks;
@@ -97,16 +101,27 @@ impl Hnsw {
             .map(|link| link.neighbour)
             .collect();
         let (capacity, filled) = (self.graph.capacity(0), self.graph.m());
-        let hold = hold && held.len() < capacity / HELD_ONE_IN;
+        let hold = held.len() < held_max;
         let put = |slot| {
+            if hold {
+                // Before the link is seen: who comes by it finds the whole line.
+                coding.holders.set(new, Some(node));
+            }
             let centre = self.rotated(self.vectors.get(node));
             coding
                 .blocks
                 .put((node, &centre), slot, (new, rotated), hold);
+            hold
         };
-        if let Some(slot) = blocks.free_slot(node) {
-            put(slot);
+        if let Some(link) = links.iter().find(|link| link.neighbour == new) {
+            if hold {
+                coding.holders.set(new, Some(node));
+                blocks.set_held(node, link.slot, true);
+            }
             return hold;
+        }
+        if let Some(slot) = blocks.free_slot(node) {
+            return put(slot);
         }
         let vector = self.vectors.get(node);
         let linked = links.iter().map(|link| link.neighbour);
@@ -126,10 +141,17 @@ impl Hnsw {
         if is_chosen(new)
             && let Some(slot) = blocks.free_slot(node)
         {
-            put(slot);
-            return hold;
+            return put(slot);
         }
         false
+    }
+
+    /// Fills a free slot of a node, under its lock.
+    pub(super) fn put(&self, coding: &Coding, node: u32, slot: usize, neighbour: u32) {
+        let centre = self.rotated(self.vectors.get(node));
+        let rotated = self.rotated(self.vectors.get(neighbour));
+        let neighbour = (neighbour, &*rotated);
+        coding.blocks.put((node, &centre), slot, neighbour, false);
     }
 }
 
@@ -191,20 +213,20 @@ mod tests {
         for node in 0..ROWS as u32 {
             let held = blocks.links(node).filter(|link| link.is_held);
             let held: Vec<_> = held.collect();
-            assert!(held.len() <= 16 / super::HELD_ONE_IN);
+            assert!(held.len() <= hnsw.held_max());
             held.iter()
                 .for_each(|link| holders[link.neighbour as usize] += 1);
         }
-        // The first node was there before any other.
-        assert_eq!(holders[0], 0);
-        assert!(holders[1..].iter().all(|holders| *holders == 1));
+        let (_, entry) = hnsw.graph.entry().expect("rows are linked");
+        assert_eq!(holders[entry as usize], 0);
+        assert_eq!(
+            holders.iter().filter(|holders| **holders == 1).count(),
+            ROWS - 1
+        );
         let held = |node| {
             let held = blocks.links(node).filter(|link| link.is_held);
             held.map(|link| link.neighbour).collect()
         };
-        assert_eq!(reached(0, ROWS, held), ROWS);
-        let (_, entry) = hnsw.graph.entry().expect("rows are linked");
-        let all = |node| blocks.links(node).map(|link| link.neighbour).collect();
-        assert_eq!(reached(entry, ROWS, all), ROWS);
+        assert_eq!(reached(entry, ROWS, held), ROWS);
     }
 }

@@ -6,6 +6,8 @@
 //! - `search`: greedy descent and the expansion of one node.
 //! - `insert`, `insert_coded`: linking a vector, with the paper's neighbour selection.
 //! - `slack`: how strictly that keeps neighbours apart.
+//! - `roles`, `held`: what a vector is to the graph, and the tree that reaches all nodes.
+//! - `leave`, `relink`: how removed vectors leave, and what is linked in their stead.
 //! - `walk`: the resumable best-first search on level 0, by exact distances.
 //! - `rotated`: what codes see of a vector.
 //! - `pool`, `beam`: the same over one-bit codes, from 128 dimensions on.
@@ -16,19 +18,23 @@
 //! - `coarse`, `insert_coarse`: search and linking by codes of the vectors themselves, which
 //!   lie elsewhere.
 //!
-//! Links are never taken out: a removed vector remains a waypoint.
+//! A removed vector remains a waypoint until it has left.
 
 mod aim;
 mod beam;
 mod candidate;
 mod coarse;
 mod graph;
+mod held;
 mod hops;
 mod insert;
 mod insert_coarse;
 mod insert_coded;
+mod leave;
 mod pool;
 mod ranked;
+mod relink;
+mod roles;
 mod rotated;
 mod search;
 mod slack;
@@ -53,6 +59,7 @@ pub(crate) use candidate::Candidate;
 pub(crate) use coarse::{CoarseSight, CoarseWalk};
 pub(crate) use graph::level_of;
 pub(crate) use hops::Nodes;
+pub(crate) use leave::Heirs;
 pub(crate) use ranked::Ranked;
 pub(crate) use visited::{Visited, VisitedPool};
 pub(crate) use walk::Walk;
@@ -66,6 +73,7 @@ pub(crate) struct Coding {
     rotation: Rotation,
     pub(crate) blocks: Blocks,
     pub(crate) sketches: Sketches,
+    holders: held::Holders,
 }
 
 /// Codes to go by where vectors lie elsewhere.
@@ -98,6 +106,7 @@ pub(crate) struct Hnsw {
     /// At most one of the two is there.
     pub(crate) compact: Option<Compact>,
     graph: graph::Graph,
+    roles: roles::Roles,
     ef_construction: usize,
     dimensions: usize,
     metric: Metric,
@@ -113,6 +122,7 @@ impl Hnsw {
                 rotation,
                 blocks,
                 sketches,
+                holders: held::Holders::new(),
             }
         });
         let compact = match params.chosen() {
@@ -125,6 +135,7 @@ impl Hnsw {
             accesses: Counters::new(),
             visited: Arc::default(),
             graph: graph::Graph::new(params.m, coding.is_none()),
+            roles: roles::Roles::new(),
             ef_construction: params.ef_construction,
             dimensions: params.dimensions,
             metric: params.metric,
@@ -144,11 +155,14 @@ impl Hnsw {
         }
     }
 
-    /// Reserves the links of a vector about to be published. One writer at a time.
+    /// Reserves the links of a vector about to be published, in a slot that is new or
+    /// forgotten. One writer at a time.
     pub(crate) fn reserve(&self, id: u32, level: u8, vector: &[Lane]) {
         self.accesses.reserve(id);
         self.graph.reserve(id, level);
+        self.roles.reserve(id);
         if let Some(coding) = &self.coding {
+            coding.holders.reserve(id);
             coding.blocks.reserve(id);
             let rotated = self.rotated(vector);
             coding.sketches.write(id, Lane::view(&rotated));
@@ -175,12 +189,13 @@ impl Hnsw {
         let blocks = coding.map_or(0, |c| c.blocks.lines().resident_bytes(rows));
         let sketches = coding.map_or(0, |c| c.sketches.lines().resident_bytes(rows));
         let codes = compact.map_or(0, |c| c.codes.words().resident_bytes(rows));
+        let holders = coding.map_or(0, |c| c.holders.memory_bytes(rows));
         Footprint {
             vectors,
             handed_in,
             sketches,
             codes: blocks + codes,
-            links: self.graph.memory_bytes(rows),
+            links: self.graph.memory_bytes(rows) + self.roles.memory_bytes(rows) + holders,
             other: self.visited.memory_bytes() + graph::STRIPES,
             ..Footprint::default()
         }

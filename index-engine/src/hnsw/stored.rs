@@ -31,12 +31,19 @@ impl Hnsw {
             // SAFETY: nobody writes to a published vector.
             unsafe { Section::new(kind, rows, Beside, memory) }
         });
+        let roles = &self.roles;
+        let copies = move |row, into: &mut [u8]| match roles.has_copies(row) {
+            // SAFETY: atomics.
+            true => unsafe { graph.copies.copy_row(row, into) },
+            // What was dropped leads on for who came before; it is in no chain.
+            false => into.fill(0),
+        };
         // SAFETY: atomics.
         let lists = unsafe {
             [
                 Section::new(Kind::Places, cut.rows, Beside, &graph.places),
                 Section::new(Kind::Upper, cut.upper_lists, AtStart, &graph.upper),
-                Section::new(Kind::Copies, cut.rows, AtStart, &graph.copies),
+                Section::read_by(Kind::Copies, cut.rows, AtStart, &graph.copies, copies),
             ]
         };
         let mut sections: Vec<Section<'_>> = vectors.chain(lists).collect();
@@ -79,6 +86,33 @@ impl Hnsw {
         }
         self.graph.upper_lists = AtomicU32::new(cut.upper_lists);
         self.graph.entry = AtomicU64::new(cut.entry);
+        self.graph.restore_upper_free(cut.rows);
+        if let Some(coding) = &self.coding {
+            self.restore_holders(coding, cut.rows);
+        }
+        self.restore_roles(cut.rows);
+    }
+
+    /// Nodes have links, but for one that is alone, which is the entry.
+    fn restore_roles(&self, slots: u32) {
+        let entry = self.graph.entry().map(|(_, entry)| entry);
+        for slot in 0..slots {
+            self.roles.reserve(slot);
+            if Some(slot) == entry || self.has_links(slot) {
+                self.roles.become_node(slot);
+            }
+        }
+        for node in self.staying_nodes() {
+            let copies = self.graph.copies(node);
+            copies.for_each(|copy| self.roles.become_copy(copy));
+        }
+    }
+
+    fn has_links(&self, id: u32) -> bool {
+        match &self.coding {
+            Some(coding) => coding.blocks.links(id).next().is_some(),
+            None => self.graph.neighbours(id, 0).next().is_some(),
+        }
     }
 
     /// Whether a search may go by what was loaded: every link leads to a linked node of
@@ -111,6 +145,17 @@ impl Hnsw {
 }
 
 impl Graph {
+    /// Lists that no vector has are free, one by one.
+    fn restore_upper_free(&mut self, slots: u32) {
+        let mut is_used = vec![false; *self.upper_lists.get_mut() as usize];
+        for (level, first) in (0..slots).map(|id| self.place(id)) {
+            is_used[first as usize..][..usize::from(level)].fill(true);
+        }
+        let lists = (0..).zip(is_used);
+        let free = lists.filter(|(_, is_used)| !is_used).map(|(list, _)| list);
+        self.upper_free.get_mut()[1] = free.collect();
+    }
+
     /// Level 0's links where they do not lie beside codes.
     fn base_section<'a>(&'a self, linked: Linked<'a>) -> Section<'a> {
         let read = move |row, into: &mut [u8]| {

@@ -120,6 +120,7 @@ impl IvfIndex {
             list = now.nearest(&[row])[0];
             lists = now;
         }
+        self.lives.reserve(id);
         self.lives.begin(id, u64::from(id));
         lists.append(list, id, row);
         self.published.store(id + 1, Ordering::Release);

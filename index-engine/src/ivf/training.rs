@@ -347,6 +347,7 @@ mod tests {
         let (lives, from) = (Lives::new(), Arc::new(Lists::new(1, None)));
         let add = |ids: std::ops::Range<u32>| {
             for id in ids {
+                lives.reserve(id);
                 lives.begin(id, u64::from(id));
                 from.append(0, id, &row(id));
             }
