@@ -92,10 +92,9 @@ pub fn pass(
     })?;
     let elapsed = began.elapsed();
     let distances = parts.iter().map(|(_, distances)| distances).sum();
-    let mut found: Vec<_> = parts.into_iter().flat_map(|(found, _)| found).collect();
-    found.sort_unstable_by_key(|(number, _)| *number);
+    let found = parts.into_iter().flat_map(|(found, _)| found);
     Ok(Pass {
-        found: found.into_iter().map(|(_, ids)| ids).collect(),
+        found: in_order(found.collect()),
         distances,
         elapsed,
     })
@@ -119,9 +118,13 @@ pub fn exact(
             found.push((number, search_exactly(index, queries.row(number), rows)?));
         }
     })?;
-    let mut found: Vec<_> = parts.into_iter().flatten().collect();
+    Ok(in_order(parts.into_iter().flatten().collect()))
+}
+
+/// What was found, by the numbers of the queries.
+fn in_order(mut found: Vec<(usize, Vec<u32>)>) -> Vec<Vec<u32>> {
     found.sort_unstable_by_key(|(number, _)| *number);
-    Ok(found.into_iter().map(|(_, ids)| ids).collect())
+    found.into_iter().map(|(_, ids)| ids).collect()
 }
 
 /// Keeps so many clients searching for so long, over and over the queries; each waits
@@ -184,6 +187,12 @@ mod tests {
             assert_eq!(pass.found, exact);
             assert!(pass.distances > 0);
         }
+    }
+
+    #[test]
+    fn answers_are_put_in_the_order_of_their_queries() {
+        let found = vec![(2, vec![7]), (0, vec![8, 9]), (1, vec![])];
+        assert_eq!(in_order(found), [vec![8, 9], vec![], vec![7]]);
     }
 
     #[test]
