@@ -22,6 +22,7 @@
 //! - [`partition_index`]: rows, their life, the tail, folding.
 //! - [`footprint`]: what it takes of memory, by part.
 //! - [`cursor`]: one search, page by page, until nothing is left.
+//! - [`group`]: one search over several partitions.
 //! - [`checkpoint`]: an index as bytes, and back.
 //! - [`ivf`]: inverted lists instead of a graph.
 //! - `seeded`: numbers from a seed.
@@ -34,6 +35,7 @@ pub mod cursor;
 mod distance;
 pub mod filter;
 pub mod footprint;
+pub mod group;
 pub mod half;
 mod hnsw;
 pub mod ivf;
