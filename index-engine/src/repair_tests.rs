@@ -158,7 +158,7 @@ fn noise_stays_reachable_after_all_of_it_was_replaced_twice() {
         // Without held links pruning loses some, at first as later.
         let lost_max = match index.hnsw.coding {
             Some(_) => 0,
-            None => fresh + ROWS / 40,
+            None => fresh + ROWS / 20,
         };
         for round in 0..40 {
             let mut ids = held(&index);

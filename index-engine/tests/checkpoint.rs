@@ -194,7 +194,13 @@ fn rows_inserted_linked_and_removed_while_it_is_written_are_not_in_it() {
             world.index = other;
             world.removed.extend((3..1_100).step_by(11));
             let recall = world.recall(60, 10, 60);
-            assert!(recall > 0.95, "{dimensions} at {at}: {recall}");
+            // Two bits find less among so few links.
+            let enough = if dimensions == COMPACT_DIMENSIONS {
+                0.92
+            } else {
+                0.95
+            };
+            assert!(recall > enough, "{dimensions} at {at}: {recall}");
             for id in (0..1_100).filter(|id| id % 9 == 0 && !world.removed.contains(id)) {
                 let query = &world.rows[id as usize];
                 let hits = collect(&world.index, query, 40, u64::MAX, 1_100);

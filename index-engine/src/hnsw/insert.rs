@@ -8,7 +8,6 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::slack::Slack;
 use super::{Candidate, Heirs, Hnsw, START_LEVEL};
 use crate::codes::Lookup;
 use crate::distance::Lane;
@@ -174,9 +173,9 @@ impl Hnsw {
     }
 
     /// Algorithm 4 of the paper, from candidates in order: those nearer to the new
-    /// node than to any already chosen, but for some slack, so that links point in many
-    /// directions; then the nearest of the others, until `filled` are chosen. What
-    /// `is_held` is chosen whatever else is near it.
+    /// node than to any already chosen, so that links point in many directions;
+    /// then the nearest of the others, until `filled` are chosen. What `is_held` is
+    /// chosen whatever else is near it.
     pub(super) fn select(
         &self,
         candidates: &[Candidate],
@@ -187,7 +186,6 @@ impl Hnsw {
         let mut held = candidates.iter().filter(|c| is_held(c.id())).count();
         let mut chosen: Vec<Candidate> = Vec::with_capacity(capacity);
         let mut pruned = Vec::new();
-        let slack = Slack::of(self.metric, candidates);
         for candidate in candidates {
             if chosen.len() == capacity {
                 return chosen;
@@ -202,8 +200,7 @@ impl Hnsw {
             }
             let vector = self.vectors.get(candidate.id());
             let diverse = chosen.iter().all(|other| {
-                let between = self.scorer.rank(vector, self.vectors.get(other.id()));
-                slack.keeps_apart(candidate.rank(), between)
+                self.scorer.rank(vector, self.vectors.get(other.id())) > candidate.rank()
             });
             if diverse {
                 chosen.push(*candidate);

@@ -5,7 +5,6 @@
 //! - `graph`: links, entry point, levels.
 //! - `search`: greedy descent and the expansion of one node.
 //! - `insert`, `insert_coded`: linking a vector, with the paper's neighbour selection.
-//! - `slack`: how strictly that keeps neighbours apart.
 //! - `roles`, `held`: what a vector is to the graph, and the tree that reaches all nodes.
 //! - `leave`, `relink`: how removed vectors leave, and what is linked in their stead.
 //! - `walk`: the resumable best-first search on level 0, by exact distances.
@@ -37,7 +36,6 @@ mod relink;
 mod roles;
 mod rotated;
 mod search;
-mod slack;
 mod stored;
 mod visited;
 mod walk;
@@ -50,7 +48,7 @@ use crate::codes::{Blocks, Coarse, Rotation, Sketches};
 use crate::distance::{Lane, Scorer, lanes_of};
 use crate::footprint::Footprint;
 use crate::memory::Backing;
-use crate::params::{CodeBits, Element, IndexParams, Metric, Representation};
+use crate::params::{CodeBits, Element, IndexParams, Representation};
 use crate::vector::Vector;
 
 pub(crate) use aim::{Aim, Codes};
@@ -109,7 +107,6 @@ pub(crate) struct Hnsw {
     roles: roles::Roles,
     ef_construction: usize,
     dimensions: usize,
-    metric: Metric,
 }
 
 impl Hnsw {
@@ -138,7 +135,6 @@ impl Hnsw {
             roles: roles::Roles::new(),
             ef_construction: params.ef_construction,
             dimensions: params.dimensions,
-            metric: params.metric,
             coding,
             compact,
         }
