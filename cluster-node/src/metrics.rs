@@ -22,6 +22,7 @@ pub struct Metrics {
     /// … and for memory.
     pub memory_wait_ms: Counter,
     pub folded_rows: Counter,
+    pub repair_looks: Counter,
     /// Milliseconds that folders left the cores to apply, all threads together.
     pub fold_gave_way_ms: Counter,
     pub fsync_seconds: Histogram,
@@ -35,6 +36,7 @@ pub struct Metrics {
     pub former_versions: Gauge,
     pub pending_rows: Gauge,
     pub tail_rows: Gauge,
+    pub removed_vectors: Gauge,
     pub partitions: Gauge,
     pub learners: Gauge,
     /// Copies from peers that run now.
@@ -61,6 +63,7 @@ impl Default for Metrics {
             tail_wait_ms: Counter::default(),
             memory_wait_ms: Counter::default(),
             folded_rows: Counter::default(),
+            repair_looks: Counter::default(),
             fold_gave_way_ms: Counter::default(),
             fsync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             searches: Counter::default(),
@@ -72,6 +75,7 @@ impl Default for Metrics {
             former_versions: Gauge::default(),
             pending_rows: Gauge::default(),
             tail_rows: Gauge::default(),
+            removed_vectors: Gauge::default(),
             partitions: Gauge::default(),
             learners: Gauge::default(),
             copies_running: Gauge::default(),
@@ -106,6 +110,7 @@ impl Metrics {
         r.register("backfill_rows", "Backfill rows merged", self.backfill_rows.clone());
         r.register("tail_wait_milliseconds", "Time that apply waited for folding", self.tail_wait_ms.clone());
         r.register("memory_wait_milliseconds", "Time that apply waited for memory", self.memory_wait_ms.clone());
+        r.register("repair_looks", "Vectors looked at to take removed ones out of the graph", self.repair_looks.clone());
         r.register("folded_rows", "Rows moved from the tail into the graph", self.folded_rows.clone());
         r.register("fold_gave_way_milliseconds", "Time that folding left to apply, all threads together", self.fold_gave_way_ms.clone());
         r.register("fsync_seconds", "Synced commits to the node's database", self.fsync_seconds.clone());
@@ -117,6 +122,7 @@ impl Metrics {
         r.register("rows", "Searchable current rows", self.rows.clone());
         r.register("former_versions", "Versions kept for older snapshots", self.former_versions.clone());
         r.register("pending_rows", "Rows whose vector is not known yet", self.pending_rows.clone());
+        r.register("removed_vectors", "Removed vectors that the graph still leads over, or that wait for cursors", self.removed_vectors.clone());
         r.register("tail_rows", "Rows not yet folded", self.tail_rows.clone());
         r.register("partitions", "Replicas held", self.partitions.clone());
         r.register("learners", "Replicas that copy a peer and catch up", self.learners.clone());

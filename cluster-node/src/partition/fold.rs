@@ -1,5 +1,6 @@
-//! The threads that move rows from tails into graphs, longest tail first, unless
-//! apply needs the cores: `cluster_core::folding` says when.
+//! The threads that move rows from tails into graphs, longest tail first, and take
+//! removed vectors out of them, unless apply needs the cores: `cluster_core::folding`
+//! says when.
 
 use super::replica::Replica;
 use super::replicas::Replicas;
@@ -17,6 +18,11 @@ use tokio_util::sync::CancellationToken;
 const FOLD_ROWS: usize = 256;
 /// Rows folded between two looks at whether apply needs the cores.
 const STEP_ROWS: usize = 16;
+/// Vectors looked at for removed ones after each slice of folding, and when there is
+/// nothing to fold: enough for a table of which every row is replaced again and again,
+/// for the tenth of it that may be removed at a time.
+const REPAIR_ROWS: usize = 64 * FOLD_ROWS;
+const REPAIR_STEP_ROWS: usize = 256;
 const IDLE: Duration = Duration::from_millis(10);
 
 struct Folders {
@@ -49,7 +55,7 @@ pub fn spawn(
             .name(format!("fold-{n}"))
             .spawn(move || {
                 while !shutdown.is_cancelled() {
-                    if folders.fold_slice() == 0 {
+                    if folders.fold_slice() + folders.repair_slice() == 0 {
                         std::thread::sleep(IDLE);
                     }
                 }
@@ -96,6 +102,34 @@ impl Folders {
         0
     }
 
+    /// Looks for removed vectors where there are most.
+    fn repair_slice(&self) -> usize {
+        let replicas = self.replicas.all();
+        let mut removed: Vec<(usize, &Arc<Replica>)> = replicas
+            .iter()
+            .map(|replica| (replica.live().index().removed_len(), replica))
+            .filter(|(removed, replica)| *removed > 0 && !replica.is_quarantined())
+            .collect();
+        removed.sort_by_key(|(removed, _)| std::cmp::Reverse(*removed));
+        let mut looks = 0;
+        for (_, replica) in removed {
+            while looks < REPAIR_ROWS && self.may_repair(&replicas) {
+                let step = repair(replica);
+                looks += step;
+                if step == 0 {
+                    break;
+                }
+            }
+        }
+        self.metrics.repair_looks.inc_by(looks as u64);
+        looks
+    }
+
+    /// Nothing of it is urgent.
+    fn may_repair(&self, replicas: &[Arc<Replica>]) -> bool {
+        self.turn(replicas, 0) == FoldTurn::Freely
+    }
+
     fn may_go_on(&self, replicas: &[Arc<Replica>], longest: usize) -> bool {
         self.turn(replicas, longest) == FoldTurn::Freely
     }
@@ -116,6 +150,15 @@ fn fold(replica: &Replica) -> usize {
     let folded = catch_unwind(AssertUnwindSafe(|| live.index().fold(STEP_ROWS)));
     folded.unwrap_or_else(|_| {
         replica.quarantine("folding panicked; see the log".to_owned());
+        0
+    })
+}
+
+fn repair(replica: &Replica) -> usize {
+    let live = replica.live();
+    let looks = catch_unwind(AssertUnwindSafe(|| live.index().repair(REPAIR_STEP_ROWS)));
+    looks.unwrap_or_else(|_| {
+        replica.quarantine("repair of the graph panicked; see the log".to_owned());
         0
     })
 }
@@ -162,6 +205,43 @@ mod tests {
         }
         while folders.fold_slice() > 0 {}
         assert_eq!(tail(), 0);
+        t.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn removed_vectors_leave_the_graph_when_nothing_else_needs_the_cores() {
+        let dir = tempfile::tempdir().unwrap();
+        let t = TestNode::start(dir.path()).await;
+        let folders = Folders {
+            replicas: t.node.replicas.clone(),
+            metrics: t.node.metrics.clone(),
+            pace: Mutex::default(),
+            tail_rows_max: 100_000,
+        };
+        let rows = (0..500).map(|n| upsert(n, [n as f32, 0.0])).collect();
+        t.apply(batch(0, 10, rows)).await;
+        while folders.fold_slice() > 0 {}
+        let live = t.replica().live();
+        assert_eq!(folders.repair_slice(), 0, "nothing is removed");
+        for id in 0..100 {
+            live.index().remove(index_engine::VectorId(id * 3));
+        }
+        let replica = t.replica();
+        let held = replica.commit_lock.lock();
+        let large = batch(10, 20, vec![upsert(1_000, [0.0, 1.0]); BEHIND_CHANGES]);
+        let queued = replica.apply(large, t.gaps.clone(), None);
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(queued).unwrap();
+        });
+        assert_eq!(folders.repair_slice(), 0, "what waits has the cores");
+        drop(held);
+        t.idle().await;
+        while live.index().removed_len() > 0 {
+            if folders.repair_slice() == 0 {
+                tokio::time::sleep(IDLE).await;
+            }
+        }
+        assert!(t.node.metrics.repair_looks.get() >= 500);
         t.stop().await;
     }
 }

@@ -69,6 +69,9 @@ pub fn refresh_gauges(replicas: &Replicas, metrics: &Metrics) {
         .tail_rows
         .set(sum(&|r| r.live().index().tail_len() as u64));
     metrics
+        .removed_vectors
+        .set(sum(&|r| r.live().index().removed_len() as u64));
+    metrics
         .memory_bytes
         .set(sum(&|r| r.live().memory_bytes() as u64));
     metrics.learners.set(sum(&|r| u64::from(r.is_learning())));

@@ -7,11 +7,11 @@
 //! the heap.
 
 use super::formers::Formers;
-use super::live_index::{CursorNumber, LiveIndex};
+use super::live_index::LiveIndex;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use cluster_core::xid::FullXid;
-use index_engine::{IndexError, IndexParams, VectorId};
+use index_engine::{IndexError, IndexParams, Moment, VectorId};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ pub struct IndexState {
 
 /// A version that ends once no cursor is open that came before its successor.
 struct Retiring {
-    after: CursorNumber,
+    after: Moment,
     id: VectorId,
     /// `None`: it never counted, or nobody needs it any more.
     ended_xid: Option<FullXid>,
@@ -91,55 +91,20 @@ impl IndexState {
         &self.live
     }
 
-    pub fn params(&self) -> &IndexParams {
-        &self.params
-    }
-
     pub fn rows(&self) -> usize {
         self.ids.len()
-    }
-
-    /// The vector of every current row.
-    pub fn ids(&self) -> impl Iterator<Item = (&RowKey, VectorId)> {
-        self.ids.iter().map(|(key, id)| (key, *id))
     }
 
     /// Whether a search finds the key's present vector.
     pub fn holds(&self, key: &RowKey) -> bool {
         let id = self.ids.get(key);
-        id.is_some_and(|id| self.live.key(*id) == Some(key))
+        id.is_some_and(|id| self.live.key(*id).as_ref() == Some(key))
     }
 
     /// A row that is on disk already.
     pub fn add_row(&mut self, key: RowKey, vector: &[f32]) -> Result<(), PublishError> {
         let id = self.live.insert(&key, vector)?;
         self.ids.insert(key, id);
-        Ok(())
-    }
-
-    /// Takes over a row of another index of the same parameters.
-    pub fn copy_row(
-        &mut self,
-        key: RowKey,
-        from: &LiveIndex,
-        id: VectorId,
-    ) -> Result<(), PublishError> {
-        let id = self.live.insert_from(&key, from, id)?;
-        self.ids.insert(key, id);
-        Ok(())
-    }
-
-    /// Takes over a former version of another index of the same parameters.
-    pub fn copy_former(
-        &mut self,
-        key: RowKey,
-        (ended, ended_xid): (WalPosition, FullXid),
-        from: &LiveIndex,
-        id: VectorId,
-    ) -> Result<(), PublishError> {
-        let id = self.live.insert_from(&key, from, id)?;
-        self.live.index().end(id, ended_xid);
-        self.replace_former(key, ended, ended_xid, id);
         Ok(())
     }
 
@@ -217,7 +182,7 @@ impl IndexState {
     }
 
     fn retire(&mut self, id: VectorId, ended_xid: Option<FullXid>) {
-        let after = self.live.last_cursor();
+        let after = self.live.now();
         self.retiring.push_back(Retiring {
             after,
             id,
@@ -228,9 +193,8 @@ impl IndexState {
 
     /// Ends what older cursors no longer hold.
     pub fn settle(&mut self) {
-        let oldest = self.live.oldest_cursor();
         while let Some(next) = self.retiring.front() {
-            if next.after >= oldest && self.retiring.len() <= RETIRING_MAX {
+            if !self.live.have_left(next.after) && self.retiring.len() <= RETIRING_MAX {
                 return;
             }
             match next.ended_xid {

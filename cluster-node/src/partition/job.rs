@@ -1,6 +1,5 @@
 //! What a partition's writer is asked to do, in the order of its queue.
 
-use super::rebuild::Rebuilt;
 use crate::storage::{CopiedRecord, PartitionMeta};
 use cluster_core::backfill::BackfillMark;
 use cluster_core::change::{BackfillRow, Batch};
@@ -187,8 +186,6 @@ pub enum Job {
     },
     /// Remove former versions that nobody needs.
     Prune,
-    /// A rebuilt index is ready to take over.
-    Rebuilt(Box<Rebuilt>),
     /// End the writer; what is queued behind is not done.
     Stop { done: oneshot::Sender<()> },
 }

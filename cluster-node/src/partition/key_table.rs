@@ -1,16 +1,22 @@
-//! The row key of each vector: append-only, read without locks while it grows.
+//! The row key of each vector. An id is named anew when its slot is used again, which
+//! the index does only once no cursor is left that could return the vector before.
 //!
-//! Chunk `c` holds `FIRST << c` keys, so that 2^28 ids need few chunks and a
-//! slot never moves.
+//! Chunk `c` holds `FIRST << c` keys, so that 2^28 ids need few chunks and a slot
+//! never moves. Readers of a key wait for one that is named beside it at most.
 
 use cluster_core::row_key::RowKey;
+use parking_lot::RwLock;
 use std::sync::OnceLock;
 
 const FIRST_BITS: u32 = 10;
 const CHUNKS: usize = 32 - FIRST_BITS as usize;
+/// Keys behind one lock.
+const GROUP: usize = 64;
+
+type Group = RwLock<[Option<RowKey>; GROUP]>;
 
 pub struct KeyTable {
-    chunks: [OnceLock<Box<[OnceLock<RowKey>]>>; CHUNKS],
+    chunks: [OnceLock<Box<[Group]>>; CHUNKS],
 }
 
 /// The chunk of an id and the slot within it.
@@ -28,21 +34,21 @@ impl KeyTable {
         }
     }
 
-    /// Names an id, once.
+    /// Names an id, instead of what it was named before.
     pub fn set(&self, id: u32, key: RowKey) {
         let (chunk, slot) = place(id);
-        let slots = self.chunks[chunk].get_or_init(|| {
-            std::iter::repeat_with(OnceLock::new)
-                .take(1 << (chunk as u32 + FIRST_BITS))
+        let groups = self.chunks[chunk].get_or_init(|| {
+            std::iter::repeat_with(|| RwLock::new([const { None }; GROUP]))
+                .take((1 << (chunk as u32 + FIRST_BITS)) / GROUP)
                 .collect()
         });
-        let is_new = slots[slot].set(key).is_ok();
-        assert!(is_new, "vector id {id} was named twice");
+        groups[slot / GROUP].write()[slot % GROUP] = Some(key);
     }
 
-    pub fn get(&self, id: u32) -> Option<&RowKey> {
+    pub fn get(&self, id: u32) -> Option<RowKey> {
         let (chunk, slot) = place(id);
-        self.chunks.get(chunk)?.get()?[slot].get()
+        let groups = self.chunks.get(chunk)?.get()?;
+        groups[slot / GROUP].read()[slot % GROUP].clone()
     }
 
     /// Memory of the slots, without the keys' bytes.
@@ -50,7 +56,7 @@ impl KeyTable {
         self.chunks
             .iter()
             .filter_map(|chunk| chunk.get())
-            .map(|slots| slots.len() * size_of::<OnceLock<RowKey>>())
+            .map(|groups| groups.len() * size_of::<Group>())
             .sum()
     }
 }
@@ -61,14 +67,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_id_has_its_own_slot_across_chunks() {
+    fn every_id_has_its_own_slot_across_chunks_and_may_be_named_anew() {
         let table = KeyTable::new();
         let key = |id: u32| RowKey::from_columns([id.to_be_bytes().as_slice()]).unwrap();
         for id in 0..5_000 {
             table.set(id, key(id));
         }
+        for id in (0..5_000).step_by(3) {
+            table.set(id, key(id + 10_000));
+        }
         for id in 0..5_000 {
-            assert_eq!(table.get(id), Some(&key(id)));
+            let named = if id % 3 == 0 { id + 10_000 } else { id };
+            assert_eq!(table.get(id), Some(key(named)));
         }
         assert_eq!(table.get(5_000), None);
         assert_eq!(table.get(u32::MAX), None);

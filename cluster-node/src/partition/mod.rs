@@ -8,7 +8,7 @@
 //! Reading order: [`replica`] (what others see), [`job`] (what its writer is
 //! asked), `writer`, `stage` (folding changes of a commit), `backfill`,
 //! `index_state` with [`live_index`], `key_table` and `formers` (memory),
-//! `rebuild`, [`learning`] with `learn` (a replica that copies a peer and logs the
+//! [`learning`] with `learn` (a replica that copies a peer and logs the
 //! stream meanwhile), [`replicas`] (all of them, and recovery), [`fold`],
 //! [`housekeeping`], `progress`.
 //!
@@ -26,7 +26,6 @@ mod learn;
 pub mod learning;
 pub mod live_index;
 mod progress;
-mod rebuild;
 mod reconcile;
 pub mod replica;
 pub mod replicas;

@@ -301,10 +301,6 @@ impl Replica {
         Ok(())
     }
 
-    pub(super) fn jobs(&self) -> &mpsc::Sender<Job> {
-        &self.jobs
-    }
-
     pub(super) fn done(&self, done: InHand) {
         self.waiting_changes
             .fetch_sub(done.changes, Ordering::Relaxed);

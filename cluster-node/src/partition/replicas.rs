@@ -3,7 +3,6 @@
 use super::index_state::{IndexState, PublishError};
 use super::job::InHand;
 use super::learning::Learning;
-use super::rebuild::Rebuild;
 use super::replica::{Replica, ReplicaId};
 use super::writer::{Writer, WriterContext};
 use crate::config::cores;
@@ -311,7 +310,6 @@ impl Replicas {
             meta,
             index: loaded.index,
             jobs,
-            rebuild: Rebuild::default(),
             replayed: WalPosition::ZERO,
             swept: None,
             sweeping: None,

@@ -9,7 +9,6 @@ use super::backfill::{self, Rows};
 use super::index_state::{IndexState, Now, Publish, PublishError};
 use super::job::{Gap, InHand, Job, Sweep};
 use super::learn::{self, Replayed};
-use super::rebuild::Rebuild;
 use super::reconcile;
 use super::replica::Replica;
 use super::stage::{Stage, Staged};
@@ -54,7 +53,6 @@ pub struct Writer {
     pub(super) meta: PartitionMeta,
     pub(super) index: IndexState,
     pub(super) jobs: mpsc::Receiver<Job>,
-    pub(super) rebuild: Rebuild,
     /// A learner has applied its log up to here.
     pub(super) replayed: WalPosition,
     /// The backfill that has swept the replica to its end.
@@ -195,13 +193,6 @@ impl Writer {
                 Ok(())
             }
             Job::Prune => self.prune(),
-            Job::Rebuilt(rebuilt) => {
-                if let Some(index) = self.rebuild.finish(*rebuilt)? {
-                    self.index = index;
-                    self.show_index();
-                }
-                Ok(())
-            }
             Job::Stop { .. } => unreachable!("the loop ends at Stop"),
         }
     }
@@ -345,7 +336,6 @@ impl Writer {
 
     pub(super) fn publish(&mut self, steps: Vec<Publish>) -> Result<(), Fatal> {
         for step in steps {
-            self.rebuild.record(&step);
             self.note_pending(&step);
             let is_reset = matches!(step, Publish::Reset(_));
             self.index.publish(step)?;
@@ -354,7 +344,6 @@ impl Writer {
             }
         }
         self.show_counts();
-        self.rebuild.start_if_due(&self.index, &self.replica);
         Ok(())
     }
 

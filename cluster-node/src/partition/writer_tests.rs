@@ -13,7 +13,7 @@ use cluster_core::collection::Metric;
 use cluster_core::ids::{CollectionId, Generation, SourceId};
 use index_engine::IndexParams;
 
-/// A sweep removes these, too few for an index to be rebuilt beside it …
+/// A sweep removes these …
 const SWEPT: u32 = 8_000;
 /// … and goes over so many, in so many pieces.
 const ROWS: u32 = 35_000;
@@ -87,7 +87,6 @@ impl ByHand {
             meta,
             index,
             jobs,
-            rebuild: Rebuild::default(),
             replayed: WalPosition::ZERO,
             swept: None,
             sweeping: None,

@@ -428,7 +428,7 @@ fn compute(
     };
     let page = open.cursor.next_page(search.page_rows);
     let hits = page.hits.iter().map(|(id, distance)| {
-        let key = open.cursor.key(*id).cloned();
+        let key = open.cursor.key(*id);
         key.map(|key| (key, *distance))
             .ok_or_else(|| PageError::Unavailable(format!("vector {} has no key", id.0)))
     });
