@@ -6,15 +6,16 @@
 
 use cluster_core::memory::{MemoryGuard, MemoryPressure};
 use parking_lot::Mutex;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Of the machine's memory, where no limit is set.
 const DEFAULT_NUMERATOR: u64 = 4;
 const DEFAULT_DENOMINATOR: u64 = 5;
-/// Where a control group writes its limit: version 2, then version 1.
-const GROUP_LIMITS: [&str; 2] = [
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+/// Where control groups are, and the file of a group's limit: version 2, then version 1.
+const GROUPS: [(&str, &str); 2] = [
+    ("/sys/fs/cgroup", "memory.max"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
 ];
 
 /// Anonymous bytes in use; `None` where the system does not tell.
@@ -110,9 +111,34 @@ fn anonymous_bytes() -> Option<u64> {
 /// What the machine has, or its control group allows.
 fn system_bytes() -> Option<u64> {
     let machine = kib_of(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")?;
-    let group = |path: &&str| std::fs::read_to_string(path).ok()?.trim().parse().ok();
-    let group = GROUP_LIMITS.iter().find_map(group);
-    Some(group.map_or(machine, |group: u64| group.min(machine)))
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limit = |path: PathBuf| std::fs::read_to_string(path).ok()?.trim().parse().ok();
+    let limits = limit_files(&groups).into_iter().filter_map(limit);
+    Some(limits.fold(machine, u64::min))
+}
+
+/// The limits of the process's groups and of all above them, the least of which counts.
+/// A container sees its own group as the root, by whatever name.
+fn limit_files(groups: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        let (root, file) = match controllers {
+            "" => GROUPS[0],
+            names if names.split(',').any(|name| name == "memory") => GROUPS[1],
+            _ => continue,
+        };
+        let group = Path::new(path.trim_start_matches('/'));
+        files.extend(
+            group
+                .ancestors()
+                .map(|of| Path::new(root).join(of).join(file)),
+        );
+    }
+    files
 }
 
 /// Of a line such as `RssAnon:     1234 kB`.
@@ -138,6 +164,31 @@ mod tests {
         let memory = Memory::of_process(0);
         assert_eq!(memory.limit_bytes(), all / 5 * 4);
         assert_eq!(memory.refuses_at(MemoryPressure::Tight), None);
+    }
+
+    #[test]
+    fn a_limit_of_the_processs_group_or_of_one_above_counts() {
+        let files = |groups: &str| -> Vec<String> {
+            let files = limit_files(groups).into_iter();
+            files.map(|file| file.display().to_string()).collect()
+        };
+        assert_eq!(
+            files("0::/system.slice/ruvector.service\n"),
+            [
+                "/sys/fs/cgroup/system.slice/ruvector.service/memory.max",
+                "/sys/fs/cgroup/system.slice/memory.max",
+                "/sys/fs/cgroup/memory.max",
+            ]
+        );
+        assert_eq!(
+            files("5:cpu,memory:/docker/1\n3:pids:/x\nmangled\n"),
+            [
+                "/sys/fs/cgroup/memory/docker/1/memory.limit_in_bytes",
+                "/sys/fs/cgroup/memory/docker/memory.limit_in_bytes",
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            ]
+        );
+        assert_eq!(files("0::/\n"), ["/sys/fs/cgroup/memory.max"]);
     }
 
     #[test]
