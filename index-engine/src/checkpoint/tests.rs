@@ -141,6 +141,31 @@ fn links_to_what_is_not_linked_are_refused() {
     }
 }
 
+#[test]
+fn links_behind_the_end_of_a_list_are_refused() {
+    // Of a linked row, and of one of the tail.
+    for node in [30, LINKED as usize + 3] {
+        refused(Representation::Plain, "base lists", |bytes| {
+            let links = (0..6).map(|slot| bytes.at("base lists", node * 6 + slot));
+            for (slot, at) in links.enumerate().collect::<Vec<_>>() {
+                bytes.set(at, if slot == 4 { 2 } else { 0 });
+            }
+        });
+    }
+    refused(Representation::Coded, "upper lists", |bytes| {
+        let (_, list) = raised(bytes);
+        for (slot, link) in [0, 0, 1].into_iter().enumerate() {
+            let at = bytes.at("upper lists", list * 3 + slot);
+            bytes.set(at, link);
+        }
+    });
+    refused(Representation::Coded, "code blocks", |bytes| {
+        let block = 384 + 32 / 4 * 16;
+        let at = bytes.at("code blocks", (LINKED as usize + 3) * block / 4);
+        bytes.set(at, 1);
+    });
+}
+
 /// A node above level 0, and the first of its upper lists.
 fn raised(bytes: &Bytes) -> (usize, usize) {
     let place = |node| bytes.word(bytes.at("places", node));

@@ -143,7 +143,7 @@ impl Graph {
     }
 
     #[inline]
-    fn list(&self, id: u32, level: u8) -> &[AtomicU32] {
+    pub(super) fn list(&self, id: u32, level: u8) -> &[AtomicU32] {
         if level == 0 {
             return self.base.row(id);
         }

@@ -126,9 +126,13 @@ impl Hnsw {
         graph.check_entry(linked.cut.entry, is_linked)?;
         graph.check_upper(linked.cut.rows, is_linked)?;
         graph.check_copies(linked.cut.rows, is_linked)?;
-        let sound = |id: u32| match &self.coding {
-            Some(coding) => coding.blocks.links_only(id, is_linked),
-            None => graph.neighbours(id, 0).all(is_linked),
+        // Nobody links to a row of the tail, and it has no links.
+        let sound = |id: u32| {
+            let may_link = |neighbour| is_linked(id) && is_linked(neighbour);
+            match &self.coding {
+                Some(coding) => coding.blocks.links_only(id, may_link),
+                None => graph.links_only(id, 0, may_link),
+            }
         };
         let kind = match &self.coding {
             Some(_) => Kind::Blocks,
@@ -136,7 +140,7 @@ impl Hnsw {
         };
         match (0..linked.cut.rows).find(|id| !sound(*id)) {
             Some(id) => {
-                let what = format!("node {id} is linked to one that is not");
+                let what = format!("the links of node {id} are not among linked ones");
                 Err(corrupt(kind.name(), what))
             }
             None => Ok(()),
@@ -170,6 +174,15 @@ impl Graph {
             }
         };
         Section::read_by(Kind::Base, linked.cut.rows, Taken::Beside, &self.base, read)
+    }
+
+    /// Does the list name nothing but such nodes, and nothing behind its end, where the
+    /// next link may be put?
+    fn links_only(&self, id: u32, level: u8, such: impl Fn(u32) -> bool) -> bool {
+        let list = self.list(id, level).iter();
+        let links = list.map(|link| link.load(Ordering::Relaxed).checked_sub(1));
+        let mut links = links.skip_while(|link| link.is_some_and(&such));
+        links.all(|link| link.is_none())
     }
 
     fn check_places(&self, cut: Cut) -> Result<(), CheckpointError> {
@@ -212,7 +225,7 @@ impl Graph {
         for id in 0..rows {
             for level in 1..=self.level(id) {
                 let is_sound = |n| is_linked(n) && self.level(n) >= level;
-                if !self.neighbours(id, level).all(is_sound) {
+                if !self.links_only(id, level, is_sound) {
                     let what = format!("node {id} has a link on level {level} to none of it");
                     return Err(corrupt(Kind::Upper.name(), what));
                 }
