@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Mangles captured streams, COPY, wire messages and records, so many minutes each:
-#   fuzz.sh MINUTES [TARGET…]     targets: pgoutput transactions copy wire records
+# Mangles captured streams, COPY, wire messages, records and checkpoints, so many minutes each:
+#   fuzz.sh MINUTES [TARGET…]     targets: pgoutput transactions copy wire records checkpoint
 # SEED chooses another run. An input that does what none may is written to a file:
 #   fuzz TARGET --input FILE      tries it again
 set -euo pipefail

@@ -1,5 +1,6 @@
 //! What is fed. A target says of any input how it ended, or that it did what none may.
 
+mod checkpoint;
 mod copy;
 mod pgoutput;
 mod records;
@@ -18,10 +19,11 @@ pub struct Target {
     pub mend: Option<fn(&mut SmallRng, &mut [u8])>,
 }
 
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     pgoutput::TARGET,
     transactions::TARGET,
     copy::TARGET,
     wire::TARGET,
     records::TARGET,
+    checkpoint::TARGET,
 ];
