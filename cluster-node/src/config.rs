@@ -92,6 +92,11 @@ pub struct ApplyConfig {
     pub learner_log_bytes_max: u64,
     /// How often former versions that nobody needs are removed.
     pub prune_every_ms: u64,
+    /// A checkpoint of an index is due when so many of its rows, and a quarter of them,
+    /// have changed since the last; 0: none is taken, and a restart builds indexes anew.
+    pub checkpoint_rows: u64,
+    /// … or when a hundredth has, after so long.
+    pub checkpoint_every_ms: u64,
 }
 
 impl Default for ApplyConfig {
@@ -107,6 +112,8 @@ impl Default for ApplyConfig {
             durable_every_ms: 50,
             learner_log_bytes_max: 4 << 30,
             prune_every_ms: 1_000,
+            checkpoint_rows: 20_000,
+            checkpoint_every_ms: 900_000,
         }
     }
 }

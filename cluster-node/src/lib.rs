@@ -155,6 +155,7 @@ pub fn spawn_workers(node: &Arc<Node>, stop: &CancellationToken) -> std::io::Res
                 if pruned.elapsed() >= prune_every {
                     pruned = Instant::now();
                     housekeeping::prune(&node.replicas);
+                    housekeeping::checkpoint(&node.replicas);
                     node.queries.cursors.sweep();
                 }
                 if gauged.elapsed() >= GAUGES_EVERY {

@@ -43,6 +43,11 @@ pub struct Metrics {
     pub copies_running: Gauge,
     pub copy_rows: Counter,
     pub copy_bytes: Counter,
+    pub checkpoints: Counter,
+    pub checkpoint_bytes: Counter,
+    pub checkpoint_failures: Counter,
+    /// Found corrupt, or of something else, when the node started.
+    pub checkpoints_unusable: Counter,
     pub quarantined: Gauge,
     pub cursors: Gauge,
     pub memory_bytes: Gauge,
@@ -81,6 +86,10 @@ impl Default for Metrics {
             copies_running: Gauge::default(),
             copy_rows: Counter::default(),
             copy_bytes: Counter::default(),
+            checkpoints: Counter::default(),
+            checkpoint_bytes: Counter::default(),
+            checkpoint_failures: Counter::default(),
+            checkpoints_unusable: Counter::default(),
             quarantined: Gauge::default(),
             cursors: Gauge::default(),
             memory_bytes: Gauge::default(),
@@ -129,6 +138,11 @@ impl Metrics {
         r.register("copies_running", "Copies from peers under way", self.copies_running.clone());
         r.register("copy_rows", "Rows copied from peers", self.copy_rows.clone());
         r.register("copy_bytes", "Bytes of records copied from peers", self.copy_bytes.clone());
+        r.register("checkpoints", "Checkpoints of indexes taken", self.checkpoints.clone());
+        r.register("checkpoint_bytes", "Bytes of checkpoints written", self.checkpoint_bytes.clone());
+        r.register("checkpoint_failures", "Checkpoints that could not be written", self.checkpoint_failures.clone());
+        let unusable = "Checkpoints that were put aside at a start, their indexes built from rows";
+        r.register("checkpoints_unusable", unusable, self.checkpoints_unusable.clone());
         r.register("quarantined_partitions", "Replicas stopped by a problem", self.quarantined.clone());
         r.register("cursors", "Open search cursors", self.cursors.clone());
         r.register("memory_bytes", "Memory of the indexes", self.memory_bytes.clone());

@@ -5,6 +5,7 @@ use crate::lease::Lease;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::partition::WriterContext;
+use crate::partition::checkpoint::files::Checkpoints;
 use crate::partition::replicas::Replicas;
 use crate::query::Queries;
 use crate::source::Sources;
@@ -76,6 +77,7 @@ impl Node {
             metrics: metrics.clone(),
             memory: memory.clone(),
             config: config.apply.clone(),
+            checkpoints: Arc::new(Checkpoints::new(config.data_dir.join("checkpoints"))),
         };
         Ok(Self {
             replicas: Arc::new(Replicas::new(context, sources.clone())),

@@ -98,7 +98,7 @@ pub(super) fn chunk(
     let _commit = replica.commit_lock.lock();
     let mut stage = Stage::new(&storage, replica.id.partition, &writer.meta);
     stage.chunk(rows, stamp, meta)?;
-    writer.commit(stage.finish())?;
+    writer.commit(stage.finish(writer.taking.noted_since))?;
     writer.context.metrics.backfill_rows.inc_by(merged);
     Ok(Ok(None))
 }

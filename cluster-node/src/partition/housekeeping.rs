@@ -58,6 +58,12 @@ pub fn prune(replicas: &Replicas) {
     }
 }
 
+pub fn checkpoint(replicas: &Replicas) {
+    for replica in replicas.all() {
+        replica.checkpoint();
+    }
+}
+
 pub fn refresh_gauges(replicas: &Replicas, metrics: &Metrics) {
     let all = replicas.all();
     let sum = |f: &dyn Fn(&Arc<Replica>) -> u64| all.iter().map(f).sum::<u64>() as i64;

@@ -11,7 +11,7 @@ use super::live_index::LiveIndex;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use cluster_core::xid::FullXid;
-use index_engine::{IndexError, IndexParams, Moment, VectorId};
+use index_engine::{IndexError, IndexParams, Moment, PartitionIndex, VectorId};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -87,12 +87,37 @@ impl IndexState {
         })
     }
 
+    /// From an index that was read from a checkpoint. What of it is no current row goes:
+    /// former versions are told by the disk.
+    pub fn restored(params: IndexParams, index: PartitionIndex, rows: Vec<(u32, RowKey)>) -> Self {
+        let mut current = rows.iter().map(|(id, _)| *id).peekable();
+        for id in 0..index.slots_len() as u32 {
+            if current.next_if_eq(&id).is_none() {
+                index.remove(VectorId(id));
+            }
+        }
+        let live = Arc::new(LiveIndex::restored(index, &rows));
+        let ids = rows.into_iter().map(|(id, key)| (key, VectorId(id)));
+        Self {
+            live,
+            params,
+            ids: ids.collect(),
+            formers: Formers::default(),
+            retiring: VecDeque::new(),
+        }
+    }
+
     pub fn live(&self) -> &Arc<LiveIndex> {
         &self.live
     }
 
     pub fn rows(&self) -> usize {
         self.ids.len()
+    }
+
+    /// The vector of every current row.
+    pub fn ids(&self) -> impl Iterator<Item = VectorId> {
+        self.ids.values().copied()
     }
 
     /// Whether a search finds the key's present vector.
@@ -106,6 +131,21 @@ impl IndexState {
         let id = self.live.insert(&key, vector)?;
         self.ids.insert(key, id);
         Ok(())
+    }
+
+    /// A row as it is on disk now, or none. Nobody searches yet.
+    pub fn correct_row(
+        &mut self,
+        key: &RowKey,
+        vector: Option<&[f32]>,
+    ) -> Result<(), PublishError> {
+        if let Some(old) = self.ids.remove(key) {
+            self.live.index().remove(old);
+        }
+        match vector {
+            Some(vector) => self.add_row(key.clone(), vector),
+            None => Ok(()),
+        }
     }
 
     pub fn formers(&self) -> &Formers {

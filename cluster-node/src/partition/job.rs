@@ -1,5 +1,6 @@
 //! What a partition's writer is asked to do, in the order of its queue.
 
+use super::checkpoint::take::Taken;
 use crate::storage::{CopiedRecord, PartitionMeta};
 use cluster_core::backfill::BackfillMark;
 use cluster_core::change::{BackfillRow, Batch};
@@ -186,6 +187,10 @@ pub enum Job {
     },
     /// Remove former versions that nobody needs.
     Prune,
+    /// Take a checkpoint, if one is due.
+    Checkpoint,
+    /// One is written, or is not.
+    CheckpointTaken(Taken),
     /// End the writer; what is queued behind is not done.
     Stop { done: oneshot::Sender<()> },
 }

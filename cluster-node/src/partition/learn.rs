@@ -383,7 +383,7 @@ pub(super) fn replay(writer: &mut Writer) -> Result<Replayed, Fatal> {
             rows += 1;
         }
     }
-    let mut staged = stage.finish();
+    let mut staged = stage.finish(writer.taking.noted_since);
     if let Some(last) = last {
         staged.set.delete_log_through(partition, last);
     }

@@ -29,6 +29,20 @@ impl LiveIndex {
         })
     }
 
+    /// An index that was read from a checkpoint, and the keys of its current rows.
+    pub fn restored(index: PartitionIndex, rows: &[(u32, RowKey)]) -> Self {
+        let keys = KeyTable::new();
+        for (id, key) in rows {
+            keys.set(*id, key.clone());
+        }
+        Self { index, keys }
+    }
+
+    /// An id with its key.
+    pub fn named(&self, id: u32) -> Option<(u32, RowKey)> {
+        Some((id, self.keys.get(id)?))
+    }
+
     pub fn index(&self) -> &PartitionIndex {
         &self.index
     }

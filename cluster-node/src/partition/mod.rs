@@ -9,13 +9,14 @@
 //! asked), `writer`, `stage` (folding changes of a commit), `backfill`,
 //! `index_state` with [`live_index`], `key_table` and `formers` (memory),
 //! [`learning`] with `learn` (a replica that copies a peer and logs the
-//! stream meanwhile), [`replicas`] (all of them, and recovery), [`fold`],
+//! stream meanwhile), [`checkpoint`], [`replicas`] (all of them, and recovery), [`fold`],
 //! [`housekeeping`], `progress`.
 //!
 //! Caveat: a search may see a key twice while a new version is published. It
 //! never misses a row whose change lies at or below the watermark.
 
 mod backfill;
+pub mod checkpoint;
 pub mod fold;
 mod formers;
 pub mod housekeeping;
@@ -37,6 +38,8 @@ pub use writer::WriterContext;
 
 #[cfg(test)]
 mod backfill_tests;
+#[cfg(test)]
+mod checkpoint_tests;
 #[cfg(test)]
 mod learn_tests;
 #[cfg(test)]

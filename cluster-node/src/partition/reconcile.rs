@@ -60,7 +60,7 @@ pub(super) fn sweep(writer: &mut Writer, sweep: &mut Sweep) -> Answer {
     let partition = replica.id.partition;
     let storage = writer.context.storage.clone();
     let _commit = replica.commit_lock.lock();
-    let mut set = WriteSet::default();
+    let mut set = WriteSet::noting(writer.taking.noted_since);
     let mut publish = Vec::new();
     let mut looked_at = 0;
     let after = sweep.after.take();
@@ -97,9 +97,11 @@ pub(super) fn sweep(writer: &mut Writer, sweep: &mut Sweep) -> Answer {
         set.delete_former(partition, &key, ended);
         publish.push(Publish::Forget { key, ended });
     }
+    let rows = set.rows();
     if !set.is_empty() {
         storage.commit(set)?;
     }
+    writer.note_changed(rows);
     writer.publish(publish)?;
     if is_last {
         writer.swept = Some(sweep.backfill);

@@ -41,6 +41,8 @@ pub struct Replica {
     pub(super) pending: Mutex<BTreeSet<RowKey>>,
     pub(super) rows: AtomicU64,
     pub(super) formers: AtomicU64,
+    /// Since the last checkpoint began.
+    pub(super) changed_rows: AtomicU64,
     pub(super) is_stopping: AtomicBool,
     /// Rows that recovery put into the tail: they do not push back.
     pub(super) recovered_rows: AtomicUsize,
@@ -91,6 +93,7 @@ impl Replica {
             pending: Mutex::default(),
             rows: AtomicU64::new(0),
             formers: AtomicU64::new(0),
+            changed_rows: AtomicU64::new(0),
             is_stopping: AtomicBool::new(false),
             recovered_rows: AtomicUsize::new(0),
             outstanding: AtomicUsize::new(0),
@@ -301,6 +304,10 @@ impl Replica {
         Ok(())
     }
 
+    pub(super) fn jobs(&self) -> &mpsc::Sender<Job> {
+        &self.jobs
+    }
+
     pub(super) fn done(&self, done: InHand) {
         self.waiting_changes
             .fetch_sub(done.changes, Ordering::Relaxed);
@@ -327,6 +334,14 @@ impl Replica {
         if self.former_versions() > 0 {
             // A full queue is no loss: the next round asks again.
             let _ = self.jobs.try_send(Job::Prune);
+        }
+    }
+
+    /// Asks for a checkpoint, which the writer takes if it is due.
+    pub fn checkpoint(&self) {
+        if self.changed_rows.load(Ordering::Relaxed) > 0 {
+            // A full queue is no loss: the next round asks again.
+            let _ = self.jobs.try_send(Job::Checkpoint);
         }
     }
 

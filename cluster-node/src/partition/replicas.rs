@@ -1,5 +1,7 @@
 //! The replicas that this node holds: created, recovered, found, stopped.
 
+use super::checkpoint::restore::restore;
+use super::checkpoint::take::Taking;
 use super::index_state::{IndexState, PublishError};
 use super::job::InHand;
 use super::learning::Learning;
@@ -18,6 +20,7 @@ use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::WalPosition;
 use index_engine::{IndexError, IndexParams};
 use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashSet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -52,6 +55,7 @@ struct Loaded {
     pending: BTreeSet<RowKey>,
     problem: Option<String>,
     learning: Option<Learning>,
+    taking: Taking,
 }
 
 fn index_params(meta: &PartitionMeta) -> IndexParams {
@@ -153,11 +157,13 @@ impl Replicas {
             set.put_learner(partition, &LearnerRecord::default());
         }
         self.context.storage.commit(set)?;
+        self.context.checkpoints.remove(partition);
         let loaded = Loaded {
             index,
             pending: BTreeSet::new(),
             problem: None,
             learning: is_learner.then(Learning::default),
+            taking: Taking::nothing(0),
         };
         self.start(partition, meta, source, WalPosition::ZERO, loaded)
     }
@@ -165,7 +171,9 @@ impl Replicas {
     /// Loads every partition of the disk, several at once. Blocks. A corrupt one
     /// is quarantined; the others are served.
     pub fn recover(&self) -> Result<(), StorageError> {
-        let waiting = Mutex::new(self.context.storage.partition_ids()?);
+        let held = self.context.storage.partition_ids()?;
+        self.context.checkpoints.keep_partitions(&held);
+        let waiting = Mutex::new(held);
         std::thread::scope(|scope| {
             for _ in 0..cores() {
                 scope.spawn(|| {
@@ -195,7 +203,8 @@ impl Replicas {
         let meta = meta.ok_or_else(|| corrupt("the partition's description is missing"))?;
         let source = self.sources.get(meta.source)?;
         let watermark = self.context.storage.watermark(partition);
-        let mut loaded = self.load(partition, &meta)?;
+        let durable = watermark.as_ref().ok().copied().flatten();
+        let mut loaded = self.load(partition, &meta, durable)?;
         match self.load_learning(partition) {
             Ok(learning) => loaded.learning = learning,
             Err(error) => drop(loaded.problem.get_or_insert(error.to_string())),
@@ -217,14 +226,20 @@ impl Replicas {
         self.start(partition, meta, source, watermark, loaded)
     }
 
-    fn load(&self, partition: PartitionId, meta: &PartitionMeta) -> Result<Loaded, IndexError> {
+    fn load(
+        &self,
+        partition: PartitionId,
+        meta: &PartitionMeta,
+        durable: Option<WalPosition>,
+    ) -> Result<Loaded, IndexError> {
         let mut loaded = Loaded {
             index: IndexState::new(index_params(meta))?,
             pending: BTreeSet::new(),
             problem: None,
             learning: None,
+            taking: Taking::nothing(0),
         };
-        if let Err(error) = self.fill(partition, &mut loaded) {
+        if let Err(error) = self.fill(partition, meta, durable, &mut loaded) {
             loaded.problem = Some(error.to_string());
             // It answers nothing, and others may need the memory.
             loaded.index = IndexState::new(index_params(meta))?;
@@ -249,7 +264,75 @@ impl Replicas {
         }))
     }
 
-    fn fill(&self, partition: PartitionId, loaded: &mut Loaded) -> Result<(), LoadError> {
+    /// From a checkpoint and what changed since, or from all rows.
+    fn fill(
+        &self,
+        partition: PartitionId,
+        meta: &PartitionMeta,
+        durable: Option<WalPosition>,
+        loaded: &mut Loaded,
+    ) -> Result<(), LoadError> {
+        self.has_room()?;
+        let restored = match durable {
+            Some(durable) => restore(&self.context, partition, meta, &index_params(meta), durable)?,
+            None => None,
+        };
+        match restored {
+            Some(restored) => {
+                loaded.index = restored.index;
+                loaded.pending = restored.pending.into_iter().collect();
+                loaded.taking = self.catch_up(partition, restored.number, loaded)?;
+            }
+            None => {
+                self.add_rows(partition, loaded)?;
+                loaded.taking = Taking::nothing(loaded.index.rows() as u64);
+            }
+        }
+        for entry in self.context.storage.formers(partition) {
+            let (key, former) = entry?;
+            loaded
+                .index
+                .add_former(key, former.ended, former.ended_xid, &former.vector)?;
+        }
+        Ok(())
+    }
+
+    /// Corrects the rows that changed after a checkpoint began.
+    fn catch_up(
+        &self,
+        partition: PartitionId,
+        number: u64,
+        loaded: &mut Loaded,
+    ) -> Result<Taking, LoadError> {
+        let storage = &self.context.storage;
+        let (mut begun, mut corrected) = (number, FxHashSet::default());
+        for entry in storage.changed_since(partition, number) {
+            if corrected.len() % MEMORY_LOOK_ROWS == 0 {
+                self.has_room()?;
+            }
+            let (since, key) = entry?;
+            begun = begun.max(since);
+            if !corrected.insert(key.clone()) {
+                continue;
+            }
+            let row = storage.row(partition, &key)?;
+            let (vector, is_pending) = match row.map(|row| row.vector) {
+                Some(StoredVector::Value(vector)) => (Some(vector), false),
+                Some(StoredVector::Pending) => (None, true),
+                None => (None, false),
+            };
+            loaded.index.correct_row(&key, vector.as_deref())?;
+            match is_pending {
+                true => loaded.pending.insert(key),
+                false => loaded.pending.remove(&key),
+            };
+        }
+        let changed = corrected.len() as u64;
+        tracing::info!(%partition, number, changed, "rows that changed since the checkpoint");
+        Ok(Taking::loaded(number, begun, changed))
+    }
+
+    fn add_rows(&self, partition: PartitionId, loaded: &mut Loaded) -> Result<(), LoadError> {
         for (n, entry) in self.context.storage.rows(partition).enumerate() {
             if n % MEMORY_LOOK_ROWS == 0 {
                 self.has_room()?;
@@ -259,12 +342,6 @@ impl Replicas {
                 StoredVector::Value(vector) => loaded.index.add_row(key, &vector)?,
                 StoredVector::Pending => drop(loaded.pending.insert(key)),
             }
-        }
-        for entry in self.context.storage.formers(partition) {
-            let (key, former) = entry?;
-            loaded
-                .index
-                .add_former(key, former.ended, former.ended_xid, &former.vector)?;
         }
         Ok(())
     }
@@ -310,11 +387,14 @@ impl Replicas {
             meta,
             index: loaded.index,
             jobs,
+            taking: loaded.taking,
             replayed: WalPosition::ZERO,
             swept: None,
             sweeping: None,
             in_hand: InHand::default(),
         };
+        let changed = writer.taking.changed_rows();
+        replica.changed_rows.store(changed, Ordering::Relaxed);
         writer.show_index();
         std::thread::Builder::new()
             .name(format!("writer-{}", partition.0))
@@ -334,10 +414,13 @@ impl Replicas {
             replica.stop().await;
         }
         let storage = self.context.storage.clone();
+        let checkpoints = self.context.checkpoints.clone();
         let dropped = tokio::task::spawn_blocking(move || {
             let mut set = WriteSet::default();
             set.drop_partition(partition);
-            storage.commit(set)
+            let dropped = storage.commit(set);
+            checkpoints.remove(partition);
+            dropped
         });
         dropped
             .await

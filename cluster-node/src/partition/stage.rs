@@ -204,11 +204,17 @@ impl<'a> Stage<'a> {
         Ok(above.into_iter().map(|((k, _), f)| (k, f)).collect())
     }
 
-    pub fn finish(self) -> Staged {
-        let mut set = WriteSet::default();
+    /// Rows are noted as changed since that checkpoint began. After a TRUNCATE there is
+    /// none: what is left is built anew faster than a checkpoint is cleared of the rest.
+    pub fn finish(self, noted_since: Option<u64>) -> Staged {
+        let mut set = match self.is_cleared {
+            true => WriteSet::default(),
+            false => WriteSet::noting(noted_since),
+        };
         let open = self.meta.open_backfill.is_some();
         if self.is_cleared {
             set.clear_rows(self.partition);
+            set.drop_checkpoint(self.partition);
         }
         for (key, state) in &self.keys {
             match &state.row {

@@ -6,6 +6,8 @@
 //! partition. The writer then only answers; nothing is retried blindly.
 
 use super::backfill::{self, Rows};
+use super::checkpoint::files::Checkpoints;
+use super::checkpoint::take::{self, Taking};
 use super::index_state::{IndexState, Now, Publish, PublishError};
 use super::job::{Gap, InHand, Job, Sweep};
 use super::learn::{self, Replayed};
@@ -45,6 +47,7 @@ pub struct WriterContext {
     pub metrics: Arc<Metrics>,
     pub memory: Arc<Memory>,
     pub config: ApplyConfig,
+    pub checkpoints: Arc<Checkpoints>,
 }
 
 pub struct Writer {
@@ -53,6 +56,7 @@ pub struct Writer {
     pub(super) meta: PartitionMeta,
     pub(super) index: IndexState,
     pub(super) jobs: mpsc::Receiver<Job>,
+    pub(super) taking: Taking,
     /// A learner has applied its log up to here.
     pub(super) replayed: WalPosition,
     /// The backfill that has swept the replica to its end.
@@ -193,6 +197,8 @@ impl Writer {
                 Ok(())
             }
             Job::Prune => self.prune(),
+            Job::Checkpoint => take::begin_if_due(self),
+            Job::CheckpointTaken(taken) => take::finish(self, taken),
             Job::Stop { .. } => unreachable!("the loop ends at Stop"),
         }
     }
@@ -293,7 +299,7 @@ impl Writer {
             replica.progress.apply_to(watermark);
             return Ok(());
         }
-        let mut staged = stage.finish();
+        let mut staged = stage.finish(self.taking.noted_since);
         // A stream that was superseded may have moved the watermark meanwhile.
         watermark = watermark.max(replica.progress.applied());
         staged.set.put_watermark(partition, watermark);
@@ -329,7 +335,9 @@ impl Writer {
 
     /// Writes durably, then makes visible. The caller holds the commit lock.
     pub(super) fn commit(&mut self, staged: Staged) -> Result<(), Fatal> {
+        let rows = staged.set.rows();
         self.context.storage.commit(staged.set)?;
+        self.note_changed(rows);
         self.meta = staged.meta;
         self.publish(staged.publish)
     }
@@ -340,11 +348,18 @@ impl Writer {
             let is_reset = matches!(step, Publish::Reset(_));
             self.index.publish(step)?;
             if is_reset {
+                self.taking.forget();
                 self.show_index();
             }
         }
         self.show_counts();
         Ok(())
+    }
+
+    pub(super) fn note_changed(&mut self, rows: u64) {
+        self.taking.changed(rows);
+        let changed = self.taking.changed_rows();
+        self.replica.changed_rows.store(changed, Ordering::Relaxed);
     }
 
     fn note_pending(&self, step: &Publish) {

@@ -174,6 +174,28 @@ impl Storage {
         self.get(&key, format::decode_watermark)
     }
 
+    /// The checkpoint that the partition's index may be loaded from.
+    pub fn checkpoint(&self, partition: PartitionId) -> Result<Option<u64>, StorageError> {
+        let key = keys::prefix(partition, Kind::Checkpoint);
+        self.get(&key, format::decode_checkpoint)
+    }
+
+    /// The rows that changed after checkpoint `number` began, each with the newest
+    /// checkpoint that had begun by then. A row may come several times.
+    pub fn changed_since(
+        &self,
+        partition: PartitionId,
+        number: u64,
+    ) -> impl Iterator<Item = Result<(u64, RowKey), StorageError>> {
+        let from = keys::changed_since(partition, number);
+        let to = keys::prefix_end(partition, Kind::Changed);
+        self.scan_between(from, to).map(|entry| {
+            let (key, record) = entry?;
+            format::decode_changed(&key, &record)?;
+            Ok(keys::parse_changed(&key)?)
+        })
+    }
+
     pub fn row(
         &self,
         partition: PartitionId,

@@ -475,3 +475,23 @@ pub fn decode_token(key: &[u8], record: &[u8]) -> Result<ConsumerEpoch, Corrupt>
     let token = ConsumerEpoch(decoder.u64()?);
     decoder.finish(token)
 }
+
+/// The checkpoint of its index that a partition may be loaded from.
+pub fn encode_checkpoint(key: &[u8], number: u64) -> Vec<u8> {
+    Encoder::new().u64(number).finish(key)
+}
+
+pub fn decode_checkpoint(key: &[u8], record: &[u8]) -> Result<u64, Corrupt> {
+    let mut decoder = Decoder::new(key, record)?;
+    let number = decoder.u64()?;
+    decoder.finish(number)
+}
+
+/// The key says it all.
+pub fn encode_changed(key: &[u8]) -> Vec<u8> {
+    Encoder::new().finish(key)
+}
+
+pub fn decode_changed(key: &[u8], record: &[u8]) -> Result<(), Corrupt> {
+    Decoder::new(key, record)?.finish(())
+}

@@ -3,7 +3,8 @@
 //!
 //! A former version's key ends with the position that ended it, so that the
 //! version that stood before a position is found with one seek. A learner's log is
-//! in the order of the positions that its batches end at.
+//! in the order of the positions that its batches end at. The keys that changed since
+//! a checkpoint stand below its number.
 
 use super::format::Corrupt;
 use cluster_core::ids::{Incarnation, PartitionId, SourceId};
@@ -27,6 +28,8 @@ pub enum Kind {
     Learner = 6,
     LogEnd = 7,
     Log = 8,
+    Checkpoint = 9,
+    Changed = 10,
     Identity = 0x81,
     SourceToken = 0x82,
 }
@@ -86,6 +89,20 @@ pub fn log(partition: PartitionId, to: WalPosition) -> Vec<u8> {
     key
 }
 
+/// The first of the keys that changed after checkpoint `number` began.
+pub fn changed_since(partition: PartitionId, number: u64) -> Vec<u8> {
+    let mut key = prefix(partition, Kind::Changed);
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+/// That a row changed, and no checkpoint had begun since `number`.
+pub fn changed(partition: PartitionId, number: u64, row_key: &RowKey) -> Vec<u8> {
+    let mut key = changed_since(partition, number);
+    key.extend_from_slice(row_key.as_bytes());
+    key
+}
+
 /// The first key behind another.
 pub fn behind(mut key: Vec<u8>) -> Vec<u8> {
     key.push(0);
@@ -140,6 +157,16 @@ pub fn parse_log(key: &[u8]) -> Result<WalPosition, Corrupt> {
         PREFIX_BYTES => Ok(to),
         _ => Err(Corrupt::new(key, "key is too long")),
     }
+}
+
+/// The number and the row key within a key of kind changed.
+pub fn parse_changed(key: &[u8]) -> Result<(u64, RowKey), Corrupt> {
+    let rest = key.get(PREFIX_BYTES..).unwrap_or_default();
+    let (number, row_key) = rest
+        .split_first_chunk::<8>()
+        .ok_or_else(|| Corrupt::new(key, "key is too short"))?;
+    let row_key = RowKey::from_bytes(row_key).map_err(|bad| Corrupt::new(key, bad.to_string()))?;
+    Ok((u64::from_be_bytes(*number), row_key))
 }
 
 fn split_position(key: &[u8]) -> Result<(&[u8], WalPosition), Corrupt> {

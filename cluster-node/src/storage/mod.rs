@@ -1,7 +1,7 @@
 //! The node's disk: one RocksDB for all partitions. RocksDB types stop here.
 //!
 //! Reading order: [`keys`] (where a record stands), [`format`] (what its bytes
-//! are), `learner_format`, [`write_set`] (what is written at once), [`db`] (opening,
+//! are), `learner_format`, `checkpoint_format`, [`write_set`] (what is written at once), [`db`] (opening,
 //! reading, committing), `learner` (a learner's log and state), `copied` (a
 //! replica's records for another node). Bytes from the disk never panic: a record that does not decode
 //! is [`StorageError::Corrupt`], and its reader quarantines the partition.
@@ -9,6 +9,7 @@
 //! Caveat: nothing here orders writers. Each partition has one writer, and the
 //! watermark of a partition is written only under its commit lock.
 
+pub mod checkpoint_format;
 pub mod copied;
 mod db;
 pub mod format;

@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)]
+use super::checkpoint_format::*;
 use super::format::*;
 use super::learner_format::*;
 use super::{LearnerRecord, Storage, StorageConfig, WriteSet};
@@ -94,6 +95,12 @@ fn stored_format_of_records_is_pinned() {
             GOLDEN_IDENTITY,
         ),
         (encode_token(b"k", ConsumerEpoch(5)), GOLDEN_TOKEN),
+        (encode_checkpoint(b"k", 7), GOLDEN_CHECKPOINT),
+        (encode_changed(b"k"), GOLDEN_CHANGED),
+        (
+            encode_contents(PartitionId(3), &contents()),
+            GOLDEN_CONTENTS,
+        ),
     ];
     for (bytes, want) in golden {
         assert_eq!(hex(&bytes), want);
@@ -109,6 +116,94 @@ const GOLDEN_META: &str = "02010000000000000002000000000000000300000000000000020
 const GOLDEN_META_RECONCILING: &str = "0301000000000000000200000000000000030000000000000002020000001000000040000000010000000000000005000000000000000200000001000000000000000600000000000000020000000900000000000000010400000000000000010b0000000c0000000d00000001000000000000000e000000000000000200000001000000000000000f000000000000000200000010000000000000001100000001000000000000001200000000000000020000004ed98808";
 const GOLDEN_IDENTITY: &str = "0101000000640103000000000000000100000063f52bbc5d";
 const GOLDEN_TOKEN: &str = "01050000000000000022a78642";
+const GOLDEN_CHECKPOINT: &str = "0107000000000000006c5dfed0";
+const GOLDEN_CHANGED: &str = "01f6ba652a";
+const GOLDEN_CONTENTS: &str = "01030000000000000007000000000000000100000000000000100000000000000002000000020000000000000005000000000000016105000000050000000000000162010000000500000000000001632f9f2fd2";
+
+fn contents() -> CheckpointContents {
+    let key = |name: &[u8]| RowKey::from_columns([name]).unwrap();
+    CheckpointContents {
+        generation: Generation(3),
+        number: 7,
+        watermark: at(0x10),
+        rows: vec![(0, key(b"a")), (5, key(b"b"))],
+        pending: vec![key(b"c")],
+    }
+}
+
+#[test]
+fn what_a_checkpoint_holds_comes_back_and_of_another_partition_it_is_corrupt() {
+    let bytes = encode_contents(PartitionId(3), &contents());
+    assert_eq!(decode_contents(PartitionId(3), &bytes).unwrap(), contents());
+    assert!(decode_contents(PartitionId(4), &bytes).is_err());
+    for i in 0..bytes.len() {
+        assert!(
+            decode_contents(PartitionId(3), &bytes[..i]).is_err(),
+            "cut at {i}"
+        );
+    }
+    let mut disordered = contents();
+    disordered.rows.swap(0, 1);
+    let bytes = encode_contents(PartitionId(3), &disordered);
+    let error = decode_contents(PartitionId(3), &bytes)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("vector 0 is out of order"), "{error}");
+}
+
+#[test]
+fn rows_are_noted_as_changed_until_a_checkpoint_that_began_later_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let metrics = Arc::new(Metrics::default());
+    let storage = Storage::open(dir.path(), &StorageConfig::default(), metrics).unwrap();
+    let (partition, next) = (PartitionId(3), PartitionId(4));
+    let key = |name: &[u8]| RowKey::from_columns([name]).unwrap();
+    let noted = |since| -> Vec<(u64, RowKey)> {
+        let all = storage.changed_since(partition, since);
+        all.collect::<Result<_, _>>().unwrap()
+    };
+    let change = |partition, since, name: &[u8]| {
+        let mut set = WriteSet::noting(since);
+        set.put_row(partition, &key(name), &row());
+        set.delete_row(partition, &key(b"gone"));
+        assert_eq!(set.rows(), 2);
+        storage.commit(set).unwrap();
+    };
+    change(partition, None, b"a");
+    assert_eq!(
+        (noted(0), storage.checkpoint(partition).unwrap()),
+        (vec![], None)
+    );
+    change(partition, Some(1), b"b");
+    change(partition, Some(255), b"c");
+    change(partition, Some(256), b"d");
+    change(next, Some(1), b"e");
+    let gone = |since| (since, key(b"gone"));
+    let [b, c, d] = [(1, key(b"b")), (255, key(b"c")), (256, key(b"d"))];
+    let later = vec![c, gone(255), d, gone(256)];
+    assert_eq!(noted(2), later);
+    assert_eq!(noted(1), [vec![b, gone(1)], later.clone()].concat());
+    let mut set = WriteSet::default();
+    set.put_checkpoint(partition, 255);
+    storage.commit(set).unwrap();
+    assert_eq!(
+        (noted(0), storage.checkpoint(partition).unwrap()),
+        (later, Some(255))
+    );
+    let mut set = WriteSet::default();
+    set.drop_checkpoint(partition);
+    storage.commit(set).unwrap();
+    assert_eq!(
+        (noted(0), storage.checkpoint(partition).unwrap()),
+        (vec![], None)
+    );
+    assert_eq!(
+        storage.changed_since(next, 1).count(),
+        2,
+        "another partition's stay"
+    );
+    assert!(storage.row(partition, &key(b"d")).unwrap().is_some());
+}
 
 #[test]
 fn records_come_back_and_a_flipped_byte_is_corrupt() {

@@ -14,9 +14,25 @@ use cluster_core::xid::FullXid;
 #[derive(Default)]
 pub struct WriteSet {
     pub(super) batch: rocksdb::WriteBatch,
+    /// The checkpoint since whose beginning changed rows are noted.
+    noted_since: Option<u64>,
+    rows: u64,
 }
 
 impl WriteSet {
+    /// Notes the rows that it changes, for whoever loads a checkpoint that began before.
+    pub fn noting(since: Option<u64>) -> Self {
+        Self {
+            noted_since: since,
+            ..Self::default()
+        }
+    }
+
+    /// Rows written and deleted so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
     pub fn is_empty(&self) -> bool {
         self.batch.is_empty()
     }
@@ -35,10 +51,38 @@ impl WriteSet {
     pub fn put_row(&mut self, partition: PartitionId, row_key: &RowKey, row: &StoredRow) {
         let key = keys::row(partition, Kind::Row, row_key);
         self.batch.put(&key, format::encode_row(&key, row));
+        self.note(partition, row_key);
     }
 
     pub fn delete_row(&mut self, partition: PartitionId, row_key: &RowKey) {
         self.batch.delete(keys::row(partition, Kind::Row, row_key));
+        self.note(partition, row_key);
+    }
+
+    fn note(&mut self, partition: PartitionId, row_key: &RowKey) {
+        self.rows += 1;
+        if let Some(number) = self.noted_since {
+            let key = keys::changed(partition, number, row_key);
+            self.batch.put(&key, format::encode_changed(&key));
+        }
+    }
+
+    /// The index may be loaded from this checkpoint from now on. What changed before it
+    /// began is in it.
+    pub fn put_checkpoint(&mut self, partition: PartitionId, number: u64) {
+        let key = keys::prefix(partition, Kind::Checkpoint);
+        self.batch
+            .put(&key, format::encode_checkpoint(&key, number));
+        self.batch.delete_range(
+            keys::prefix(partition, Kind::Changed),
+            keys::changed_since(partition, number),
+        );
+    }
+
+    /// The index may be loaded from no checkpoint.
+    pub fn drop_checkpoint(&mut self, partition: PartitionId) {
+        self.batch.delete(keys::prefix(partition, Kind::Checkpoint));
+        self.clear(partition, Kind::Changed);
     }
 
     pub fn put_tombstone(&mut self, partition: PartitionId, row_key: &RowKey, t: Tombstone) {

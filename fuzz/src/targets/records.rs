@@ -8,6 +8,9 @@ use cluster_core::change::{Change, PositionedChange, VectorColumn};
 use cluster_core::ids::*;
 use cluster_core::row_key::RowKey;
 use cluster_core::wal_position::{Lsn, WalPosition};
+use cluster_node::storage::checkpoint_format::{
+    CheckpointContents, decode_contents, encode_contents,
+};
 use cluster_node::storage::format::{self, Corrupt, Identity};
 use cluster_node::storage::learner_format::{self, LearnerRecord};
 use rand::RngExt;
@@ -22,7 +25,12 @@ pub const TARGET: Target = Target {
 };
 
 const KEY: &[u8] = b"a storage key";
+/// What a checkpoint holds is under the checksum with its partition, and the kind.
+const CONTENTS: u8 = 9;
+const PARTITION: PartitionId = PartitionId(3);
+const CONTENTS_KEY: [u8; 9] = [0, 0, 0, 0, 0, 0, 0, 3, 9];
 const CHECKSUM_BYTES: usize = 4;
+const KINDS: u8 = 11;
 
 fn position(ordinal: u32) -> WalPosition {
     WalPosition::new(Incarnation(1), Lsn(0x1234), ordinal)
@@ -82,7 +90,21 @@ fn corpus() -> Vec<Vec<u8>> {
     };
     let mut all: Vec<_> = (0..).zip(records).map(tagged).collect();
     all.push(tagged((0, pending)));
+    all.push(tagged((CONTENTS, contents())));
+    all.push(tagged((10, format::encode_checkpoint(KEY, 7))));
     all
+}
+
+fn contents() -> Vec<u8> {
+    let key = |name: &[u8]| RowKey::from_columns([name]).expect("a key");
+    let contents = CheckpointContents {
+        generation: Generation(2),
+        number: 7,
+        watermark: position(4),
+        rows: vec![(0, key(b"a")), (5, key(b"bc"))],
+        pending: vec![key(b"d")],
+    };
+    encode_contents(PARTITION, &contents)
 }
 
 fn mend(rng: &mut SmallRng, input: &mut [u8]) {
@@ -90,7 +112,11 @@ fn mend(rng: &mut SmallRng, input: &mut [u8]) {
         return;
     }
     let body = input.len() - CHECKSUM_BYTES;
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(KEY), &input[1..body]);
+    let key: &[u8] = match input[0] % KINDS {
+        CONTENTS => &CONTENTS_KEY,
+        _ => KEY,
+    };
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(key), &input[1..body]);
     input[body..].copy_from_slice(&checksum.to_le_bytes());
 }
 
@@ -98,7 +124,7 @@ fn check(input: &[u8]) -> Result<String> {
     let Some((tag, record)) = input.split_first() else {
         return Ok("nothing".to_owned());
     };
-    let kind = tag % 9;
+    let kind = tag % KINDS;
     let outcome =
         match kind {
             0 => same(record, format::decode_row(KEY, record), |row| {
@@ -126,6 +152,12 @@ fn check(input: &[u8]) -> Result<String> {
             }),
             7 => same(record, learner_format::decode_changes(KEY, record), |c| {
                 learner_format::encode_changes(KEY, c)
+            }),
+            CONTENTS => same(record, decode_contents(PARTITION, record), |c| {
+                encode_contents(PARTITION, c)
+            }),
+            10 => same(record, format::decode_checkpoint(KEY, record), |n| {
+                format::encode_checkpoint(KEY, *n)
             }),
             // Two versions are read, and one is written.
             _ => Ok(format::decode_meta(KEY, record)
