@@ -210,8 +210,8 @@ impl Cursor {
             Effort::Balanced | Effort::Fast => tail.births().start,
         };
         let (query, walk) = match (&hnsw.coding, &hnsw.compact) {
-            (Some(_), _) if linked > 0 => (
-                Query::Coded(Lookup::new(&hnsw.rotated(&target))),
+            (Some(coding), _) if linked > 0 => (
+                Query::Coded(hnsw.lookup(coding, &target)),
                 AnyWalk::Coded(Beam::default()),
             ),
             (_, Some(compact)) if linked > 0 => (

@@ -262,6 +262,10 @@ impl PartitionIndex {
             };
             // A removed vector is nobody's result and nobody's waypoint yet.
             if !self.lives.is_removed(id) {
+                if self.hnsw.wants_origin() {
+                    let _writer = self.writer.lock();
+                    self.hnsw.settle_origin();
+                }
                 let _linker = self.linkers.enter();
                 let is_entry = self.hnsw.link(id);
                 if is_entry && !self.is_being_written() {

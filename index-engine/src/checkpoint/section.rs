@@ -19,6 +19,7 @@ pub(crate) enum Kind {
     Sketches = 8,
     Spans = 9,
     Codes = 10,
+    Origin = 11,
 }
 
 impl Kind {
@@ -34,6 +35,7 @@ impl Kind {
             Self::Sketches => "sketches",
             Self::Spans => "spans",
             Self::Codes => "codes",
+            Self::Origin => "origin",
         }
     }
 }

@@ -4,7 +4,8 @@
 //! is the signs of `r`, and for a query `q` RaBitQ's estimator gives
 //! `<r, q - c> = k <sign(r), q - c>` with `k = |r|^2 / sum |r_i|`. Everything that
 //! does not depend on the query is folded into two factors, so that
-//! `rank(q, v) = rank(q, c) + add + scale <sign(r), q>`, approximately.
+//! `rank(q, v) = rank(q, c) + add + scale <sign(r), q>`, approximately, where `q` and
+//! the `c` of `<sign(r), c>` are counted from the origin.
 //!
 //! A batch of 32 slots is laid out for the scan: ids, `add`s, `scale`s, then for
 //! each group of four dimensions sixteen bytes whose low halves are the signs of
@@ -189,9 +190,10 @@ impl Blocks {
         slot: usize,
         neighbour: (u32, &[Lane]),
         is_held: bool,
+        origin: &[Lane],
     ) {
         let (node, centre) = node;
-        let code = encode(self.metric, centre, neighbour.1);
+        let code = encode(self.metric, centre, neighbour.1, origin);
         let (batch, at) = (slot / BATCH, slot % BATCH);
         let signs = self.batch(node, batch).wrapping_add(SIGNS + at % 16);
         let shift = at / 16 * GROUP;
@@ -310,13 +312,13 @@ fn batch_lines(dimensions: usize) -> usize {
     SIGNS / Line::BYTES + dimensions / GROUP * 16 / Line::BYTES
 }
 
-fn encode(metric: Metric, centre: &[Lane], neighbour: &[Lane]) -> Code {
+fn encode(metric: Metric, centre: &[Lane], neighbour: &[Lane], origin: &[Lane]) -> Code {
     let dimensions = centre.len() * Lane::WIDTH;
     let mut signs = Vec::with_capacity(dimensions / GROUP);
-    // |r|^2, sum |r_i|, <sign(r), c>, <c, r>
+    // |r|^2, sum |r_i|, <sign(r), c - origin>, <c, r>
     let (mut squares, mut length, mut along, mut inner) =
         ([0f32; 16], [0f32; 16], [0f32; 16], [0f32; 16]);
-    for (c, v) in centre.iter().zip(neighbour) {
+    for ((c, v), o) in centre.iter().zip(neighbour).zip(origin) {
         let mut bits = 0u16;
         for i in 0..Lane::WIDTH {
             let r = v.0[i] - c.0[i];
@@ -324,7 +326,8 @@ fn encode(metric: Metric, centre: &[Lane], neighbour: &[Lane]) -> Code {
             bits |= u16::from(is_positive) << i;
             squares[i] += r * r;
             length[i] += r.abs();
-            along[i] += if is_positive { c.0[i] } else { -c.0[i] };
+            let counted = c.0[i] - o.0[i];
+            along[i] += if is_positive { counted } else { -counted };
             inner[i] += c.0[i] * r;
         }
         signs.extend((0..4).map(|group| (bits >> (group * GROUP) & 0xF) as u8));
@@ -384,13 +387,20 @@ mod tests {
             let dimensions = lanes * Lane::WIDTH;
             let all = vectors(slots + 2, dimensions, seed);
             let (query, centre, neighbours) = (&all[0], &all[1], &all[2..]);
+            // One of the vectors, or zero.
+            let origin = match seed % 2 {
+                0 => Lane::pack(&vec![0.0; dimensions]),
+                _ => all[2].clone(),
+            };
+            let origin = &*origin;
             let blocks = Blocks::new(metric, dimensions, slots);
             blocks.reserve(0);
             for (slot, neighbour) in neighbours.iter().enumerate() {
-                blocks.put((0, centre), slot, (slot as u32, neighbour), slot % 3 == 0);
+                let neighbour = (slot as u32, &**neighbour);
+                blocks.put((0, centre), slot, neighbour, slot % 3 == 0, origin);
             }
             let scorer = Scorer::new(metric, Element::F32);
-            let lookup = Lookup::new(query);
+            let lookup = Lookup::from(origin, query);
             // What distances vary by here: some of the squared size of the noise.
             let spread = dimensions as f32 * if metric == Metric::L2 { 2.0 } else { 1.0 };
             let exact = scorer.rank(query, centre);

@@ -51,7 +51,8 @@ proptest! {
             bias += (rank - exact) / 40.0;
             doubts += doubt / 40.0;
         }
-        prop_assert!(within >= 39, "{within} of 40 within their doubt");
+        // Three deviations, of errors that are not quite independent.
+        prop_assert!(within >= 36, "{within} of 40 within their doubt");
         // Codes of one centre err together; by less than they may alone all the same.
         prop_assert!(bias.abs() < 0.6 * doubts, "biased by {bias}, doubt {doubts}");
         // A doubt is not just large: it halves with every bit, or nearly.

@@ -20,7 +20,10 @@ pub(crate) struct Lookup {
     fine: Box<[Fine]>,
     pub(super) fine_step: f32,
     pub(super) sum: f32,
+    /// Of the query as it is counted from the origin …
     pub(super) squares: f32,
+    /// … and from zero.
+    pub(super) whole: f32,
 }
 
 /// Sixteen elements of a query.
@@ -42,7 +45,21 @@ type Kernel = unsafe fn(
 
 impl Lookup {
     /// For a rotated query, whose dimensions are a multiple of 16.
-    pub(crate) fn new(query: &[Lane]) -> Self {
+    pub(crate) fn from(origin: &[Lane], query: &[Lane]) -> Self {
+        let mut whole = [0f32; Lane::WIDTH];
+        let counted = query.iter().zip(origin).map(|(q, o)| {
+            whole.iter_mut().zip(q.0).for_each(|(sum, x)| *sum += x * x);
+            Lane(std::array::from_fn(|i| q.0[i] - o.0[i]))
+        });
+        let counted: Vec<Lane> = counted.collect();
+        Self {
+            whole: whole.into_iter().sum(),
+            ..Self::new(&counted)
+        }
+    }
+
+    /// Where the origin is zero.
+    fn new(query: &[Lane]) -> Self {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: the features were detected.
@@ -98,6 +115,7 @@ impl Lookup {
             fine_step: most / fine_limit,
             sum: total(sum),
             squares: total(squares),
+            whole: total(squares),
         }
     }
 

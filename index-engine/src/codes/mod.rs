@@ -10,6 +10,7 @@
 //! products cosine and inner product.
 //!
 //! - [`rotation`]: makes one-bit codes good for any data.
+//! - [`origin`]: where they count from.
 //! - [`block`]: what is stored for a node, and how a neighbour is encoded.
 //! - [`sketch`]: a node's own vector, a byte a dimension.
 //! - [`coarse`], [`coarse_query`]: a node's own vector in one to eight bits a dimension, where
@@ -20,6 +21,7 @@ pub(crate) mod block;
 pub(crate) mod coarse;
 pub(crate) mod coarse_query;
 pub(crate) mod lookup;
+pub(crate) mod origin;
 pub(crate) mod rotation;
 pub(crate) mod sketch;
 
@@ -31,6 +33,7 @@ pub(crate) use block::{Blocks, Link};
 pub(crate) use coarse::Coarse;
 pub(crate) use coarse_query::CoarseQuery;
 pub(crate) use lookup::Lookup;
+pub(crate) use origin::{ASKED_MAX as ORIGIN_ASKED_MAX, Origin};
 pub(crate) use rotation::Rotation;
 pub(crate) use sketch::Sketches;
 

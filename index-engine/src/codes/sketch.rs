@@ -5,6 +5,7 @@
 //! `|q - s|^2 - |v - s|^2`. The error is `2 <q - s, s - v>`: it shrinks with the
 //! distance itself, however far from zero the vectors lie, and a query for its own
 //! vector meets nearly nothing. (`|q|^2 + |v|^2 - 2 <q, s>` would err by `<q, s - v>`.)
+//! All of them are counted from the origin, so that bytes are as fine as the vectors vary.
 
 use std::cell::UnsafeCell;
 
@@ -20,9 +21,10 @@ struct Factors {
     /// Of the byte 0, and of one more.
     least: f32,
     step: f32,
-    /// `|v|^2`
+    /// `|v|^2`; but for L2 counted from zero.
     squares: f32,
-    /// `|s|^2 - |v - s|^2 - |v|^2`
+    /// `|s|^2 - |v - s|^2 - |v|^2`; but for L2 what `|v|^2` is from the origin and not
+    /// from zero.
     correction: f32,
 }
 
@@ -31,7 +33,7 @@ pub(crate) struct Sketches {
     metric: Metric,
 }
 
-// SAFETY: a sketch is written before its node is published, and never since.
+// SAFETY: a sketch is written before its node can be reached, and never while it can.
 #[allow(unsafe_code)]
 unsafe impl Sync for Sketches {}
 
@@ -43,23 +45,27 @@ impl Sketches {
         }
     }
 
-    /// The sketches' memory. Of a published node nobody writes to it.
+    /// The sketches' memory. Of a linked node nobody writes to it.
     pub(crate) fn lines(&self) -> &Segments<UnsafeCell<Line>> {
         &self.lines
     }
 
-    /// Makes room for a node that nobody can reach yet, and describes its vector.
-    pub(crate) fn write(&self, node: u32, vector: &[f32]) {
+    /// Makes room. One writer at a time.
+    pub(crate) fn reserve(&self, node: u32) {
         self.lines.ensure(node);
-        let (least, most) = vector.iter().fold((0f32, 0f32), |(least, most), x| {
-            (least.min(*x), most.max(*x))
-        });
+    }
+
+    /// Describes the vector of a node that nobody can reach yet. Once, by who links it.
+    pub(crate) fn write(&self, node: u32, vector: &[f32], origin: &[f32]) {
+        let counted = || vector.iter().zip(origin).map(|(x, o)| x - o);
+        let (least, most) =
+            counted().fold((0f32, 0f32), |(least, most), x| (least.min(x), most.max(x)));
         let step = (most - least) / 255.0;
         let per_step = if step > 0.0 { 1.0 / step } else { 0.0 };
         let at = self.at(node);
         let bytes = at.wrapping_add(size_of::<Factors>());
         let (mut squares, mut correction) = (0f32, 0f32);
-        for (i, x) in vector.iter().enumerate() {
+        for (i, x) in counted().enumerate() {
             let byte = ((x - least) * per_step + 0.5) as u8;
             let said = f32::from(byte).mul_add(step, least);
             squares += x * x;
@@ -70,6 +76,12 @@ impl Sketches {
             unsafe {
                 bytes.add(i).write(byte);
             }
+        }
+        if self.metric != Metric::L2 {
+            // What makes an inner product of a squared distance: lengths from zero.
+            let whole = vector.iter().map(|x| x * x).sum::<f32>();
+            correction += squares - whole;
+            squares = whole;
         }
         // SAFETY: as above, and a row of lines is aligned beyond the factors.
         #[allow(unsafe_code)]
@@ -97,7 +109,7 @@ impl Sketches {
         let dot = factors.least * lookup.sum + factors.step * dot;
         let rank = match self.metric {
             Metric::L2 => lookup.squares + factors.squares + factors.correction - 2.0 * dot,
-            _ => 0.5 * factors.correction - dot,
+            _ => 0.5 * (factors.correction + (lookup.squares - lookup.whole)) - dot,
         };
         if rank.is_nan() { f32::INFINITY } else { rank }
     }
@@ -107,7 +119,7 @@ impl Sketches {
     pub(crate) fn distance(&self, node: u32, lookup: &Lookup, rank: f32) -> f32 {
         let squared = match self.metric {
             Metric::L2 => rank,
-            _ => lookup.squares + self.factors(node).squares + 2.0 * rank,
+            _ => lookup.whole + self.factors(node).squares + 2.0 * rank,
         };
         squared.max(0.0).sqrt()
     }
@@ -185,14 +197,25 @@ mod tests {
     #[test]
     fn sketches_rank_well_however_far_from_zero() {
         for metric in [Metric::L2, Metric::Cosine, Metric::InnerProduct] {
-            for (dimensions, offset) in [(128, 0.0), (128, 50.0), (784, 50.0)] {
+            for (dimensions, offset, is_counted_from_zero) in [
+                (128, 0.0, true),
+                (128, 50.0, true),
+                (784, 50.0, true),
+                (128, 0.0, false),
+                (784, 50.0, false),
+            ] {
                 let sketches = Sketches::new(metric, dimensions);
                 let all = vectors(20, dimensions, offset);
+                let origin = match is_counted_from_zero {
+                    true => vec![0.0; dimensions],
+                    false => all[5].clone(),
+                };
                 for (node, vector) in all.iter().enumerate() {
-                    sketches.write(node as u32, vector);
+                    sketches.reserve(node as u32);
+                    sketches.write(node as u32, vector, &origin);
                 }
                 let query = Lane::pack(&all[0]);
-                let lookup = Lookup::new(&query);
+                let lookup = Lookup::from(&Lane::pack(&origin), &query);
                 // What distances vary by: in L2 twice what they do elsewhere.
                 let spread = dimensions as f32 * if metric == Metric::L2 { 2.0 } else { 1.0 };
                 for (node, vector) in all.iter().enumerate() {
@@ -216,16 +239,19 @@ mod tests {
 
     #[test]
     fn the_distance_follows_from_the_rank() {
-        let all = vectors(2, 128, 0.0);
+        let all = vectors(3, 128, 0.0);
         let query = Lane::pack(&all[0]);
         let expected = Scorer::new(Metric::L2, Element::F32)
             .rank(&query, &Lane::pack(&all[1]))
             .sqrt();
         for metric in [Metric::L2, Metric::InnerProduct] {
             let sketches = Sketches::new(metric, 128);
-            sketches.write(0, &all[1]);
+            let origin = &all[2];
+            sketches.reserve(0);
+            sketches.write(0, &all[1], origin);
             let rank = Scorer::new(metric, Element::F32).rank(&query, &Lane::pack(&all[1]));
-            let got = sketches.distance(0, &Lookup::new(&query), rank);
+            let lookup = Lookup::from(&Lane::pack(origin), &query);
+            let got = sketches.distance(0, &lookup, rank);
             assert!((got - expected).abs() < 1e-3 * expected, "{got} {expected}");
         }
     }

@@ -21,6 +21,7 @@ impl Hnsw {
         }
         let level = self.graph.level(id);
         let target = self.vectors.get(id);
+        let coded = self.coding.as_ref().map(|coding| self.sketch(coding, id));
         if self.scorer.is_incomparable(target) {
             return false;
         }
@@ -33,8 +34,7 @@ impl Hnsw {
             None => unreachable!("the entry is set and never unset"),
         };
         let mut distances = 0;
-        let lookup = self.coding.as_ref();
-        let lookup = lookup.map(|_| Lookup::new(&self.rotated(target)));
+        let lookup = coded.map(|(origin, rotated)| Lookup::from(origin, &rotated));
         let start = match (&self.coding, &lookup, level) {
             (Some(coding), Some(lookup), 0) => {
                 self.descend_by_sketches(coding, lookup, START_LEVEL, &mut distances)

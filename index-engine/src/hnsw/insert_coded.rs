@@ -48,7 +48,10 @@ impl Hnsw {
             let neighbour = neighbour.id();
             let rotated = self.rotated(self.vectors.get(neighbour));
             let neighbour = (neighbour, &*rotated);
-            coding.blocks.put((id, &centre), slot, neighbour, false);
+            let origin = coding.origin.point();
+            coding
+                .blocks
+                .put((id, &centre), slot, neighbour, false, origin);
         }
     }
 
@@ -108,9 +111,13 @@ impl Hnsw {
                 coding.holders.set(new, Some(node));
             }
             let centre = self.rotated(self.vectors.get(node));
-            coding
-                .blocks
-                .put((node, &centre), slot, (new, rotated), hold);
+            coding.blocks.put(
+                (node, &centre),
+                slot,
+                (new, rotated),
+                hold,
+                coding.origin.point(),
+            );
             hold
         };
         if let Some(link) = links.iter().find(|link| link.neighbour == new) {
@@ -151,7 +158,10 @@ impl Hnsw {
         let centre = self.rotated(self.vectors.get(node));
         let rotated = self.rotated(self.vectors.get(neighbour));
         let neighbour = (neighbour, &*rotated);
-        coding.blocks.put((node, &centre), slot, neighbour, false);
+        let origin = coding.origin.point();
+        coding
+            .blocks
+            .put((node, &centre), slot, neighbour, false, origin);
     }
 }
 

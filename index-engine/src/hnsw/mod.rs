@@ -44,7 +44,7 @@ use std::sync::Arc;
 
 use crate::accesses::Counters;
 use crate::arena::VectorArena;
-use crate::codes::{Blocks, Coarse, Rotation, Sketches};
+use crate::codes::{Blocks, Coarse, Origin, Rotation, Sketches};
 use crate::distance::{Lane, Scorer, lanes_of};
 use crate::footprint::Footprint;
 use crate::memory::Backing;
@@ -69,6 +69,7 @@ const START_LEVEL: u8 = 2;
 /// Level 0's links with one-bit codes beside them.
 pub(crate) struct Coding {
     rotation: Rotation,
+    origin: Origin,
     pub(crate) blocks: Blocks,
     pub(crate) sketches: Sketches,
     holders: held::Holders,
@@ -116,6 +117,7 @@ impl Hnsw {
             let blocks = Blocks::new(params.metric, rotation.dimensions(), 2 * params.m);
             let sketches = Sketches::new(params.metric, rotation.dimensions());
             Coding {
+                origin: Origin::new(rotation.dimensions()),
                 rotation,
                 blocks,
                 sketches,
@@ -160,8 +162,7 @@ impl Hnsw {
         if let Some(coding) = &self.coding {
             coding.holders.reserve(id);
             coding.blocks.reserve(id);
-            let rotated = self.rotated(vector);
-            coding.sketches.write(id, Lane::view(&rotated));
+            coding.sketches.reserve(id);
         }
         if let Some(compact) = &self.compact {
             compact.codes.write(id, &self.rotated(vector));

@@ -5,7 +5,8 @@
 
 use std::borrow::Cow;
 
-use super::{Hnsw, rotation};
+use super::{Coding, Hnsw, rotation};
+use crate::codes::{Lookup, ORIGIN_ASKED_MAX};
 use crate::distance::Lane;
 use crate::params::Element;
 
@@ -20,5 +21,43 @@ impl Hnsw {
             }
             _ => Cow::Borrowed(vector),
         }
+    }
+
+    /// A query as codes see it.
+    pub(crate) fn lookup(&self, coding: &Coding, target: &[Lane]) -> Lookup {
+        Lookup::from(coding.origin.point(), &self.rotated(target))
+    }
+
+    /// Is there something to settle before the first vector is linked?
+    pub(crate) fn wants_origin(&self) -> bool {
+        let coding = self.coding.as_ref();
+        coding.is_some_and(|coding| !coding.origin.is_settled())
+    }
+
+    /// The caller is the writer: published vectors stay as they are meanwhile.
+    pub(crate) fn settle_origin(&self) {
+        if let Some(coding) = &self.coding {
+            coding.origin.settle(|| {
+                let asked = 0..self.vectors.len().min(ORIGIN_ASKED_MAX);
+                let rotated = |id| self.rotated(self.vectors.get(id)).into();
+                asked.map(rotated).collect()
+            });
+        }
+    }
+
+    /// Writes the sketch of a vector that is about to be linked, which nobody can reach
+    /// yet. Returns the origin, and the vector as codes see it.
+    pub(super) fn sketch<'a>(
+        &'a self,
+        coding: &'a Coding,
+        id: u32,
+    ) -> (&'a [Lane], Cow<'a, [Lane]>) {
+        assert!(coding.origin.is_settled(), "vector {id} is linked before");
+        let origin = coding.origin.point();
+        let rotated = self.rotated(self.vectors.get(id));
+        coding
+            .sketches
+            .write(id, Lane::view(&rotated), Lane::view(origin));
+        (origin, rotated)
     }
 }

@@ -72,8 +72,23 @@ impl Hnsw {
         let (rows, lines) = (cut.rows, blocks.lines());
         sections.push(Section::read_by(Kind::Blocks, rows, Beside, lines, block));
         let lines = coding.sketches.lines();
-        // SAFETY: nobody writes to a published node's sketch.
-        sections.push(unsafe { Section::new(Kind::Sketches, rows, Beside, lines) });
+        let sketch = move |row, into: &mut [u8]| match linked.has(row) {
+            // SAFETY: nobody writes to a linked node's sketch.
+            true => unsafe { lines.copy_row(row, into) },
+            false => into.fill(0),
+        };
+        sections.push(Section::read_by(
+            Kind::Sketches,
+            rows,
+            Beside,
+            lines,
+            sketch,
+        ));
+        let origin = &coding.origin;
+        let element = |at, into: &mut [u8]| into.copy_from_slice(&origin.element(at).to_ne_bytes());
+        let (elements, loaded) = (origin.elements(), origin.loaded());
+        let origin = Section::read_by(Kind::Origin, elements, AtStart, loaded, element);
+        sections.push(origin);
         sections
     }
 
@@ -87,6 +102,11 @@ impl Hnsw {
         self.graph.upper_lists = AtomicU32::new(cut.upper_lists);
         self.graph.entry = AtomicU64::new(cut.entry);
         self.graph.restore_upper_free(cut.rows);
+        if let Some(coding) = &mut self.coding
+            && cut.entry != 0
+        {
+            coding.origin.restore();
+        }
         if let Some(coding) = &self.coding {
             self.restore_holders(coding, cut.rows);
         }
