@@ -194,7 +194,8 @@ async fn a_corrupt_checkpoint_is_put_aside_and_the_index_built_from_its_rows() {
     let dir = tempfile::tempdir().unwrap();
     let mut t = filled(dir.path()).await;
     let path = |name: &str| file(dir.path(), name);
-    let spoil: [(&str, fn(&mut Vec<u8>)); 6] = [
+    type Spoil = fn(&mut Vec<u8>);
+    let spoil: [(&str, Spoil); 6] = [
         ("a vector", |bytes| bytes[5_000] ^= 1),
         ("the header", |bytes| bytes[20] ^= 1),
         ("a key", |bytes| {
