@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::checkpoint::{CheckpointError, Cut, Kind, Rows};
+use crate::checkpoint::{Array, CheckpointError, Cut, Kind};
 use crate::distance::Lane;
 use crate::memory::{Advice, Backing, Mapping};
 use crate::params::IndexError;
@@ -52,7 +52,7 @@ unsafe impl ZeroIsValid for UnsafeCell<Lane> {}
 /// Any bytes are a value, and the memory may be written to behind a shared
 /// reference: a cell, or an atomic.
 #[allow(unsafe_code)]
-pub(crate) unsafe trait Plain: ZeroIsValid {
+pub(crate) unsafe trait AsBytes: ZeroIsValid {
     /// Copies the element's bytes.
     ///
     /// # Safety
@@ -62,7 +62,7 @@ pub(crate) unsafe trait Plain: ZeroIsValid {
 
 // SAFETY: an atomic integer is its bytes.
 #[allow(unsafe_code)]
-unsafe impl Plain for AtomicU32 {
+unsafe impl AsBytes for AtomicU32 {
     unsafe fn copy(&self, into: &mut [u8]) {
         into.copy_from_slice(&self.load(Ordering::Relaxed).to_ne_bytes());
     }
@@ -70,7 +70,7 @@ unsafe impl Plain for AtomicU32 {
 
 // SAFETY: as above.
 #[allow(unsafe_code)]
-unsafe impl Plain for AtomicU64 {
+unsafe impl AsBytes for AtomicU64 {
     unsafe fn copy(&self, into: &mut [u8]) {
         into.copy_from_slice(&self.load(Ordering::Relaxed).to_ne_bytes());
     }
@@ -78,7 +78,7 @@ unsafe impl Plain for AtomicU64 {
 
 // SAFETY: floats in a cell; any bits are a float.
 #[allow(unsafe_code)]
-unsafe impl Plain for UnsafeCell<Lane> {
+unsafe impl AsBytes for UnsafeCell<Lane> {
     unsafe fn copy(&self, into: &mut [u8]) {
         // SAFETY: nobody writes to it, by the contract; a lane has no padding.
         unsafe { copy_cell(self, into) };
@@ -216,7 +216,7 @@ impl<T: ZeroIsValid> Segments<T> {
     }
 }
 
-impl<T: Plain> Segments<T> {
+impl<T: AsBytes> Segments<T> {
     pub(crate) fn row_bytes(&self) -> usize {
         self.stride * size_of::<T>()
     }
@@ -324,7 +324,7 @@ impl VectorArena {
 
     /// The arrays of the rows that a cut has, and how many rows each has. Nobody writes to
     /// them.
-    pub(crate) fn arrays(&self, cut: Cut) -> Vec<(Kind, u32, &dyn Rows)> {
+    pub(crate) fn arrays(&self, cut: Cut) -> Vec<(Kind, u32, &dyn Array)> {
         match &self.rows {
             Storage::Even(lanes) => vec![(Kind::Vectors, cut.rows, lanes)],
             Storage::Varying(rows) => rows.arrays(cut),

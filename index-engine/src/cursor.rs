@@ -21,10 +21,12 @@ use crate::partition_index::{PartitionIndex, VectorId};
 use crate::readers::Reader;
 use crate::tail::TailPart;
 
+/// What a search has found next. A hit is a vector and its distance; a group's names the
+/// partition too.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Page {
+pub struct Page<Hit = (VectorId, f64)> {
     /// Nearest first, with the distance of the SQL operator.
-    pub hits: Vec<(VectorId, f64)>,
+    pub hits: Vec<Hit>,
     /// No later hit is nearer, as far as the search knows: exactly so for the
     /// tail and exact searches, probably so for the graph. Infinity when exhausted.
     pub bound: f64,

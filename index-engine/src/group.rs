@@ -3,17 +3,17 @@
 //! Searched by itself each of `n` partitions would look for as much as if the nearest
 //! rows were all its own: `n` times the work of one index of all the rows. But rows go to
 //! partitions by a hash, so each holds about an `n`-th of what is near. So a group's
-//! search begins everywhere with a part of the effort ([`effort_of_each`]) and asks each
+//! search begins everywhere with a part of `ef` ([`ef_of_each`]) and asks each
 //! partition for a part of the page; from then on the answers decide: whose rows hold up
 //! the order is asked for more, and has as much in sight again beyond what it gave. A
-//! partition that happens to hold all that is near ends up with all the effort.
+//! partition that happens to hold all that is near ends up with as much as one index.
 //!
 //! Caveat: a partition that found its nearest rows badly does not know. What it missed
 //! comes on a later page, as from any index.
 
 use std::collections::VecDeque;
 
-use crate::cursor::Cursor;
+use crate::cursor::{Cursor, Page};
 use crate::params::{Effort, IndexError, PAGE_ROWS_MAX};
 use crate::partition_index::{PartitionIndex, VectorId};
 use crate::vector::Vector;
@@ -22,19 +22,19 @@ use crate::vector::Vector;
 /// it; so many of these deviations are looked for beyond.
 const DEVIATIONS: f64 = 3.0;
 /// Less finds the way to the near rows badly.
-const EFFORT_MIN: usize = 8;
+const EF_MIN: usize = 8;
 /// Rows beyond an even part of the page that a partition is asked for at a time.
 const ROWS_BEYOND: usize = 2;
 
 /// The `ef` with which each of so many partitions of one collection is searched, so that
 /// together they find as much as an index of all rows does with `ef`.
-pub fn effort_of_each(ef: usize, partitions: usize) -> usize {
+pub fn ef_of_each(ef: usize, partitions: usize) -> usize {
     if partitions <= 1 {
         return ef;
     }
     let part = ef as f64 / partitions as f64;
     let enough = (part + DEVIATIONS * part.sqrt()).ceil() as usize;
-    enough.max(EFFORT_MIN).min(ef)
+    enough.max(EF_MIN).min(ef)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,17 +46,8 @@ pub struct GroupHit {
     pub distance: f64,
 }
 
-/// As [`crate::Page`], of all partitions.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GroupPage {
-    pub hits: Vec<GroupHit>,
-    pub bound: f64,
-    pub exhausted: bool,
-    pub tail_rows: usize,
-    pub distances: usize,
-    pub approximate: bool,
-    pub originals: usize,
-}
+/// A page of all partitions: their counts are added up.
+pub type GroupPage = Page<GroupHit>;
 
 struct Member<'a> {
     index: &'a PartitionIndex,
@@ -93,7 +84,7 @@ impl<'a> GroupCursor<'a> {
         snapshot_xmin: u64,
         effort: Effort,
     ) -> Result<Self, IndexError> {
-        let of_each = effort_of_each(ef, partitions.len());
+        let of_each = ef_of_each(ef, partitions.len());
         let member = |index: &&'a PartitionIndex| {
             Ok(Member {
                 index,
@@ -182,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_effort_is_shared_and_never_below_what_finds_the_way() {
+    fn ef_is_shared_and_never_below_what_finds_the_way() {
         for (ef, partitions, expected) in [
             (100, 0, 100),
             (100, 1, 100),
@@ -193,7 +184,7 @@ mod tests {
             (5, 16, 5),
             (1, 2, 1),
         ] {
-            assert_eq!(effort_of_each(ef, partitions), expected);
+            assert_eq!(ef_of_each(ef, partitions), expected);
         }
     }
 }

@@ -1,18 +1,20 @@
 //! The vector index of one partition: what is near what.
 //!
-//! Owns distances, the HNSW graph, the exact tail and resumable searches. It
-//! computes and nothing else: no files, sockets, clocks, randomness or threads
-//! of its own. Durability is the caller's; everything here can be rebuilt from
-//! the rows.
+//! Owns distances, the HNSW graph and its repair, the exact tail, inverted lists, attributes
+//! and filters, resumable searches of one index or of several, and an index's form as bytes.
+//! It computes and nothing else: no files, sockets, clocks, randomness or threads of its own.
+//! Durability is the caller's; everything here can be rebuilt from the rows.
 //!
 //! In reading order:
 //! - [`params`]: what an index is made of, its limits, and what it refuses.
 //! - [`vector`]: a vector as a caller hands it in; [`half`]: numbers of sixteen bits.
 //! - `distance`: kernels, and the metrics as a rank and as SQL shows them.
 //! - `arena`: append-only storage that readers use without locks; `varying`: for sparse vectors.
+//! - `region`: one reservation of zeroed memory, so that an array grows without being copied.
 //! - [`memory`]: what a caller may hand in for the vectors to lie in.
 //! - [`accesses`]: how often searches come by vectors, by block.
-//! - `codes`: one-bit codes of a node's neighbours, scanned as a batch.
+//! - `codes`: one-bit codes of a node's neighbours, scanned as a batch; or of a node's own
+//!   vector in one to eight bits a dimension.
 //! - `hnsw`: the navigable graph (Malkov & Yashunin, arXiv:1603.09320).
 //! - [`filter`]: attributes beside the vectors, and searches by them.
 //! - `life`: who may see a vector: current, former, removed.

@@ -42,6 +42,20 @@ pub enum Metric {
     Jaccard,
 }
 
+/// By its operator in SQL.
+impl std::fmt::Display for Metric {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::L2 => "<->",
+            Self::Cosine => "<=>",
+            Self::InnerProduct => "<#>",
+            Self::L1 => "<+>",
+            Self::Hamming => "<~>",
+            Self::Jaccard => "<%>",
+        })
+    }
+}
+
 /// From so many dimensions on, one-bit codes tell near from far well enough: their
 /// error falls with the root of the dimensions, and the more they err, the more
 /// sketches a search has to look at. Fewer are not measured against exact distances.
@@ -195,9 +209,11 @@ pub enum IndexError {
     },
     #[error("expected {expected} dimensions, not {got}")]
     WrongDimensions { expected: usize, got: usize },
-    #[error("the type {element} has no distance {metric:?}")]
+    #[error("the type {element} has no distance {metric}")]
     NoSuchDistance { element: Element, metric: Metric },
-    #[error("there are no codes for {metric:?} between vectors of type {element}")]
+    #[error(
+        "there are no codes for {metric} between vectors of type {element}: choose another representation"
+    )]
     NoCodes { element: Element, metric: Metric },
     #[error("expected a vector of type {expected}, not {got}")]
     WrongElement { expected: Element, got: Element },
@@ -205,7 +221,7 @@ pub enum IndexError {
     NotFinite { position: usize, value: f32 },
     #[error("expected {expected} attributes, one a column, not {got}")]
     WrongAttributes { expected: usize, got: usize },
-    #[error("column {column} holds {expected:?}, not {got:?}")]
+    #[error("column {column} holds {expected}, not {got}")]
     WrongType {
         column: usize,
         expected: ColumnType,
@@ -233,11 +249,13 @@ pub enum IndexError {
     },
     #[error("the last byte has bits set beyond the {bits} of the vector")]
     BitPadding { bits: usize },
-    #[error("the index holds {limit} vectors, its limit")]
+    #[error("the index holds {limit} vectors, its limit: split the partition")]
     Full { limit: u32 },
-    #[error("the sparse vectors of the index take {limit_bytes} bytes, its limit")]
+    #[error(
+        "the sparse vectors of the index take {limit_bytes} bytes, its limit: split the partition"
+    )]
     SparseFull { limit_bytes: u64 },
-    #[error("the index was refused {bytes} bytes of memory")]
+    #[error("the index was refused {bytes} bytes of memory: free some, or hand in more")]
     NoMemory { bytes: usize },
 }
 

@@ -368,10 +368,10 @@ impl PartitionIndex {
         query: impl Into<Vector<'a>>,
         ef: usize,
         snapshot_xmin: u64,
-        exact: bool,
+        effort: impl Into<Effort>,
         filter: &Filter,
     ) -> Result<Cursor, IndexError> {
-        let mut cursor = self.cursor(query, ef, snapshot_xmin, exact)?;
+        let mut cursor = self.cursor(query, ef, snapshot_xmin, effort)?;
         // After the cursor knows which rows are its own: the filter knows their values.
         let predicate = self.columns.predicate(filter)?;
         if !predicate.is_always_true() {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::arena::Segments;
-use crate::checkpoint::{CheckpointError, Cut, Kind, Rows, corrupt};
+use crate::checkpoint::{Array, CheckpointError, Cut, Kind, corrupt};
 use crate::distance::{Lane, is_sparse};
 use crate::memory::{Advice, Backing};
 use crate::params::IndexError;
@@ -131,7 +131,7 @@ impl Varying {
     }
 
     /// As a checkpoint has them, with what is left over between rows.
-    pub(crate) fn arrays(&self, cut: Cut) -> Vec<(Kind, u32, &dyn Rows)> {
+    pub(crate) fn arrays(&self, cut: Cut) -> Vec<(Kind, u32, &dyn Array)> {
         vec![
             (Kind::Vectors, cut.lanes, &self.lanes),
             (Kind::Spans, cut.rows, &self.spans),

@@ -334,7 +334,8 @@ fn other_versions_and_other_files_are_refused_by_name() {
     let mut other = bytes.clone();
     other[8] = 9;
     let error = loaded(&other, 1).err().unwrap();
-    let said = "the checkpoint is of format version 9; this release reads version 1";
+    let said = "the checkpoint is of format version 9; this release reads version 1: \
+                build the index anew from its rows";
     assert_eq!(error.to_string(), said);
     other = bytes.clone();
     other[..8].fill(b'x');

@@ -152,7 +152,7 @@ fn distances_that_pgvector_has_not_are_refused() {
             }
             let error = result.err().unwrap();
             assert_eq!(error, IndexError::NoSuchDistance { element, metric });
-            let expected = format!("the type {element} has no distance {metric:?}");
+            let expected = format!("the type {element} has no distance {metric}");
             assert_eq!(error.to_string(), expected);
         }
     }

@@ -29,35 +29,45 @@ pub use load::{Loading, Source};
 pub use write::Checkpoint;
 
 pub(crate) use cut::{Cut, Linked};
-pub(crate) use section::{Kind, Rows, Section, Taken};
+pub(crate) use section::{Array, Kind, Section, Taken};
 
 use thiserror::Error;
 
 use crate::params::IndexError;
 
-/// Why bytes are not loaded. Every kind but `Io` and `Memory` asks for a rebuild from the rows;
-/// `Version` says that another release might read them.
+/// Why bytes are not loaded, or not written. What the bytes are at fault for (`NotACheckpoint`,
+/// `Version`, `ByteOrder`, `Truncated`, `Corrupt`) asks for a rebuild from the rows, and `Version`
+/// says that another release might read them. `Attributes` refuses to write; `Unread` is the
+/// caller's, who has to read on; after `Io` and `Memory` the same bytes may be read once more.
 #[derive(Debug, Error)]
 pub enum CheckpointError {
     #[error("reading a checkpoint: {0}")]
     Io(#[from] std::io::Error),
-    #[error("not an index checkpoint")]
+    #[error("not an index checkpoint: build the index anew from its rows")]
     NotACheckpoint,
-    #[error("the checkpoint is of format version {found}; this release reads version {known}")]
+    #[error(
+        "the checkpoint is of format version {found}; this release reads version {known}: build the index anew from its rows"
+    )]
     Version { found: u32, known: u32 },
-    #[error("the checkpoint is of a machine of the other byte order")]
+    #[error(
+        "the checkpoint is of a machine of the other byte order: build the index anew from its rows"
+    )]
     ByteOrder,
     /// A write that broke off, or a file that was cut.
-    #[error("the checkpoint is to have {expected} bytes, and {found} are there")]
+    #[error(
+        "the checkpoint is to have {expected} bytes, and {found} are there: build the index anew from its rows"
+    )]
     Truncated { expected: u64, found: u64 },
-    #[error("the checkpoint is corrupt in its {section}: {what}")]
+    #[error(
+        "the checkpoint is corrupt in its {section}: {what}; build the index anew from its rows"
+    )]
     Corrupt { section: &'static str, what: String },
     #[error("an index with attributes is not written: it is built anew from its rows")]
     Attributes,
     /// Memory that was handed in is at its end.
     #[error(transparent)]
     Memory(#[from] IndexError),
-    #[error("{unread} of the checkpoint's chunks were not read")]
+    #[error("{unread} of the checkpoint's chunks were not read: call `read` until it returns")]
     Unread { unread: usize },
 }
 

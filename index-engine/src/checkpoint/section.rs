@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 
-use crate::arena::{Plain, Segments};
+use crate::arena::{AsBytes, Segments};
 use crate::params::IndexError;
 
 /// What an array is. The numbers are part of the format.
@@ -51,7 +51,7 @@ pub(crate) enum Taken {
 }
 
 /// The memory of an array.
-pub(crate) trait Rows {
+pub(crate) trait Array {
     fn row_bytes(&self) -> usize;
     fn ensure_all(&self, rows: u32) -> Result<(), IndexError>;
     fn memory_at(&self, at: usize) -> (NonNull<u8>, usize);
@@ -61,7 +61,7 @@ pub(crate) trait Rows {
     unsafe fn copy_row(&self, row: u32, into: &mut [u8]);
 }
 
-impl<T: Plain> Rows for Segments<T> {
+impl<T: AsBytes> Array for Segments<T> {
     fn row_bytes(&self) -> usize {
         self.row_bytes()
     }
@@ -88,7 +88,7 @@ pub(crate) struct Section<'a> {
     pub(crate) kind: Kind,
     pub(crate) rows: u32,
     pub(crate) taken: Taken,
-    memory: &'a dyn Rows,
+    memory: &'a dyn Array,
     read: Read<'a>,
 }
 
@@ -97,7 +97,7 @@ impl<'a> Section<'a> {
     /// If the elements are cells, nobody writes to rows below `rows` while the section
     /// is read.
     #[allow(unsafe_code)]
-    pub(crate) unsafe fn new(kind: Kind, rows: u32, taken: Taken, memory: &'a dyn Rows) -> Self {
+    pub(crate) unsafe fn new(kind: Kind, rows: u32, taken: Taken, memory: &'a dyn Array) -> Self {
         let read = move |row, into: &mut [u8]| {
             // SAFETY: by this function's contract.
             unsafe { memory.copy_row(row, into) }
@@ -110,7 +110,7 @@ impl<'a> Section<'a> {
         kind: Kind,
         rows: u32,
         taken: Taken,
-        memory: &'a dyn Rows,
+        memory: &'a dyn Array,
         read: impl Fn(u32, &mut [u8]) + 'a,
     ) -> Self {
         Self {

@@ -14,7 +14,7 @@
 use std::cell::UnsafeCell;
 
 use super::coarse_query::CoarseQuery;
-use crate::arena::{Plain, Segments, ZeroIsValid, copy_cell, prefetch_row};
+use crate::arena::{AsBytes, Segments, ZeroIsValid, copy_cell, prefetch_row};
 use crate::distance::Lane;
 use crate::params::{CodeBits, Metric};
 
@@ -48,7 +48,7 @@ unsafe impl ZeroIsValid for UnsafeCell<Word> {}
 
 // SAFETY: as above; any bytes are an integer.
 #[allow(unsafe_code)]
-unsafe impl Plain for UnsafeCell<Word> {
+unsafe impl AsBytes for UnsafeCell<Word> {
     unsafe fn copy(&self, into: &mut [u8]) {
         // SAFETY: nobody writes to it, by the contract; a word is bytes.
         unsafe { copy_cell(self, into) };

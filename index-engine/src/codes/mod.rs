@@ -1,7 +1,8 @@
-//! One-bit codes of a node's neighbours, beside the node.
+//! Codes of vectors, which estimate distances: of one bit a dimension beside a node's links,
+//! or of one to eight bits of the node itself.
 //!
-//! A search that expands a node estimates the distances of all its neighbours
-//! from one contiguous block, 32 at a time, and looks at those only that may be
+//! With codes beside its links a search that expands a node estimates the distances of all
+//! its neighbours from one contiguous block, 32 at a time, and looks at those only that may be
 //! near: at their sketches, of a byte a dimension, which are a quarter of their
 //! vectors. What is given out is ranked exactly. (Codes beside the links are the
 //! idea of SymphonyQG, Gou et al., SIGMOD 2025.)
@@ -27,7 +28,7 @@ pub(crate) mod sketch;
 
 use std::cell::UnsafeCell;
 
-use crate::arena::{Plain, ZeroIsValid, copy_cell};
+use crate::arena::{AsBytes, ZeroIsValid, copy_cell};
 
 pub(crate) use block::{Blocks, Link};
 pub(crate) use coarse::Coarse;
@@ -56,7 +57,7 @@ unsafe impl ZeroIsValid for UnsafeCell<Line> {}
 
 // SAFETY: as above; any bytes are bytes.
 #[allow(unsafe_code)]
-unsafe impl Plain for UnsafeCell<Line> {
+unsafe impl AsBytes for UnsafeCell<Line> {
     unsafe fn copy(&self, into: &mut [u8]) {
         // SAFETY: nobody writes to it, by the contract; a line is bytes.
         unsafe { copy_cell(self, into) };

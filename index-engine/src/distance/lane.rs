@@ -22,19 +22,19 @@ pub(crate) struct Lane(pub(crate) [f32; Lane::WIDTH]);
 /// Implementors have no padding, no invalid bit pattern, an alignment of at most 64 and
 /// a size that divides it.
 #[allow(unsafe_code)]
-pub(crate) unsafe trait Plain: Copy {}
+pub(crate) unsafe trait Number: Copy {}
 // SAFETY: floats and integers are such numbers, and `Half` is an integer.
 #[allow(unsafe_code)]
-mod plain {
-    use super::{Half, Plain};
-    unsafe impl Plain for f32 {}
-    unsafe impl Plain for u8 {}
-    unsafe impl Plain for u16 {}
-    unsafe impl Plain for u32 {}
-    unsafe impl Plain for u64 {}
-    unsafe impl Plain for Half {}
+mod numbers {
+    use super::{Half, Number};
+    unsafe impl Number for f32 {}
+    unsafe impl Number for u8 {}
+    unsafe impl Number for u16 {}
+    unsafe impl Number for u32 {}
+    unsafe impl Number for u64 {}
+    unsafe impl Number for Half {}
     #[cfg(test)]
-    unsafe impl Plain for simsimd::f16 {}
+    unsafe impl Number for simsimd::f16 {}
 }
 
 /// Lanes of every vector of the element; `None` where that varies.
@@ -72,15 +72,15 @@ impl Lane {
 
     /// The numbers of lanes one after the other, padding included.
     #[inline(always)]
-    pub(crate) fn view<T: Plain>(lanes: &[Lane]) -> &[T] {
-        // SAFETY: within the lanes, which are aligned as any `Plain` is.
+    pub(crate) fn view<T: Number>(lanes: &[Lane]) -> &[T] {
+        // SAFETY: within the lanes, which are aligned as any `Number` is.
         #[allow(unsafe_code)]
         unsafe {
             std::slice::from_raw_parts(lanes.as_ptr().cast(), size_of_val(lanes) / size_of::<T>())
         }
     }
 
-    pub(super) fn view_mut<T: Plain>(lanes: &mut [Lane]) -> &mut [T] {
+    pub(super) fn view_mut<T: Number>(lanes: &mut [Lane]) -> &mut [T] {
         let len = size_of_val(lanes) / size_of::<T>();
         // SAFETY: as above, and any value of `T` makes valid floats.
         #[allow(unsafe_code)]
@@ -89,7 +89,7 @@ impl Lane {
         }
     }
 
-    fn packed<T: Plain>(values: impl ExactSizeIterator<Item = T>) -> Box<[Lane]> {
+    fn packed<T: Number>(values: impl ExactSizeIterator<Item = T>) -> Box<[Lane]> {
         let lanes = (values.len() * size_of::<T>()).div_ceil(size_of::<Lane>());
         let mut lanes = vec![Self::ZERO; lanes].into_boxed_slice();
         for (to, value) in Self::view_mut(&mut lanes).iter_mut().zip(values) {

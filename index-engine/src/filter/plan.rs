@@ -12,6 +12,13 @@
 //!
 //! A search looks around the query first, if that costs little beside ranking all, since
 //! then it knows how many match near the query. It ends with ranking all.
+//!
+//! What a hop costs (25 ranks, and a rank for three of ten rows within two hops, 20 at most) was
+//! measured on Fashion-MNIST with one-bit codes and `m = 16`, by the example `filtered`. There a
+//! node's neighbours and theirs were taken to be 400 nodes. The shares of ranking all that may be
+//! risked, and the 6 rows that must be within two hops, were chosen on the same data: a search
+//! that meets fewer matches than chance allows gives up at a seventh of what ranking all costs.
+//! Other data and other `m` shift where a way begins to pay, and never what is found in the end.
 
 /// How a filtered search found its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

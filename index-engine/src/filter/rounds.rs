@@ -14,7 +14,7 @@ use super::{Columns, Predicate};
 use crate::hnsw::{Aim, Candidate, Codes, Eligible, Nodes, Ranked, Visited};
 
 /// What looking at a node costs with codes, in ranks by sketch: its block is scanned, and
-/// the sketches of some of its neighbours are looked at.
+/// the sketches of some of its neighbours are looked at. Measured on Fashion-MNIST, `m = 16`.
 const PER_CODED_NODE: f64 = 7.5;
 /// And without: most of its neighbours are ranked.
 const PER_PLAIN_NODE: f64 = 14.0;

@@ -18,6 +18,18 @@ pub enum ColumnType {
     Bytes,
 }
 
+/// By the name of its type in SQL.
+impl std::fmt::Display for ColumnType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Int => "bigint",
+            Self::Float => "double precision",
+            Self::Bool => "boolean",
+            Self::Bytes => "bytea",
+        })
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     Null,

@@ -15,6 +15,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::pool::Pool;
+use super::ranked::rows_that_do;
 use super::{Aim, Candidate, Codes, Coding, Hnsw, Ranked, START_LEVEL, Visited};
 use crate::codes::{BATCH, Lookup};
 use crate::distance::Lane;
@@ -163,8 +164,7 @@ impl Beam {
         if !self.started {
             self.started = true;
             self.begin(sight, width);
-            // Where many nodes are waypoints only, the first page looks farther.
-            is_enough = self.rows.rough_len() >= width - width / 4;
+            is_enough = self.rows.rough_len() >= rows_that_do(width);
         }
         if !is_enough {
             self.look_again(sight);

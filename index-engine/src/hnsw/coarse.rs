@@ -13,6 +13,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::pool::Pool;
+use super::ranked::rows_that_do;
 use super::{Aim, Candidate, Codes, Compact, Eligible, Hnsw, Ranked, Visited};
 use crate::codes::CoarseQuery;
 
@@ -166,8 +167,7 @@ impl CoarseWalk {
         if !self.started {
             self.started = true;
             self.begin(sight, width);
-            // Where many nodes are waypoints only, the first page looks farther.
-            is_enough = self.rows.rough_len() >= width - width / 4;
+            is_enough = self.rows.rough_len() >= rows_that_do(width);
         }
         if !is_enough {
             self.take_up_met();

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::arena::{Plain, Segments, ZeroIsValid, prefetch};
+use crate::arena::{AsBytes, Segments, ZeroIsValid, prefetch};
 
 /// Four bits beside the list number. With m = 16 level 15 takes 16^15 vectors.
 pub(crate) const LEVEL_MAX: u8 = 15;
@@ -30,7 +30,7 @@ unsafe impl ZeroIsValid for Place {}
 
 // SAFETY: as above, and any bits are a place.
 #[allow(unsafe_code)]
-unsafe impl Plain for Place {
+unsafe impl AsBytes for Place {
     unsafe fn copy(&self, into: &mut [u8]) {
         // SAFETY: the same contract.
         unsafe { self.0.copy(into) };

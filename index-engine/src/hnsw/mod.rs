@@ -62,7 +62,7 @@ pub(crate) use ranked::Ranked;
 pub(crate) use visited::{Visited, VisitedPool};
 pub(crate) use walk::Walk;
 
-/// Where a search over codes leaves the upper levels: a step on level 0 costs less
+/// Where a search over codes beside the links leaves the upper levels: a step on level 0 costs less
 /// than the sixteen exact distances of one on level 1.
 const START_LEVEL: u8 = 2;
 

@@ -13,6 +13,13 @@ const REFINED_BEYOND: usize = 16;
 /// time: enough for a disk to work on, few to read in vain.
 const READ_AT_A_TIME: usize = 16;
 
+/// Rows with which a first page of this width does. A full list of nodes holds nearly as many
+/// rows, and the few that are missing are not worth looking at every code once more; where many
+/// nodes are waypoints only, a quarter is missing, and the page looks farther.
+pub(super) fn rows_that_do(width: usize) -> usize {
+    width - width / 4
+}
+
 #[derive(Default)]
 pub(crate) struct Ranked {
     /// At hand, ranked exactly.

@@ -109,7 +109,7 @@ impl Walk {
         }
     }
 
-    /// Between this and `finish` rows are given out, and the walk stands still.
+    /// Between this and [`Self::finish_giving`] rows are given out, and the walk stands still.
     pub(crate) fn start_giving(&mut self) {
         self.giving = std::mem::take(&mut self.best).into_sorted_vec();
         self.giving.reverse();
