@@ -2,10 +2,10 @@
 # The engine beside its peers, see bench/README.md. Without an argument the full run, or the
 # quick one with QUICK=1; otherwise one of:
 #   long           1,000,000 × 768, one peer at a time beside ours
-#   inserts        search p99 beside 1,000 inserts a second, against idle
+#   inserts        search p99 beside 1,000 inserts and 100 deletions a second, with repair, against idle
 #   growth         distances, build time and memory from 10,000 to 1,000,000 rows
 #   memory         memory of a row by part
-# The last line printed is one JSON object.
+# Options of inserts, growth and memory follow: inserts repair=0. The last line printed is one JSON object.
 #
 #   QUICK          1: Fashion-MNIST and 100,000 word vectors, few queries and rounds
 #   DATASETS, PEERS  names, in place of the run's own
@@ -58,13 +58,15 @@ with_pgvector() {
 }
 
 part=${1:-}
+[ -z "$part" ] || [ -z "${QUICK:-}" ] || die "QUICK is for the run beside peers alone, not for '$part'"
+[ "$part" != long ] || [ $# -eq 1 ] || die "'long' takes no options: ${*:2}"
 case $part in
   '') names="fashion wink synth200000 synth200000x1536" ;;
   long | growth) names=synth1000000 ;;
   inserts | memory) names=fashion ;;
   *) die "no part '$part'; there are long, inserts, growth, memory, or nothing for the full run" ;;
 esac
-[ -n "$part" ] || [ -z "${QUICK:-}" ] || names="fashion wink100000"
+[ -z "${QUICK:-}" ] || names="fashion wink100000"
 NAMES=${DATASETS:-$names}
 
 build

@@ -21,7 +21,7 @@ class Engine:
         does what is not to count, otherwise nothing."""
         raise NotImplementedError
 
-    def set_effort(self, ef):
+    def set_ef(self, ef):
         """Called before searches, not within them."""
 
     def search_one(self, query, k, ef):

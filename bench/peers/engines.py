@@ -22,7 +22,7 @@ class Hnswlib(Engine):
         self.index.init_index(len(base), ef_construction=EF_CONSTRUCTION, M=M)
         self.index.add_items(base, num_threads=threads)
 
-    def set_effort(self, ef):
+    def set_ef(self, ef):
         self.index.set_ef(ef)
 
     def search_one(self, query, k, ef):
@@ -53,7 +53,7 @@ class FaissHnsw(Engine):
         self.graph.add(base)
         self.index = self.graph
 
-    def set_effort(self, ef):
+    def set_ef(self, ef):
         self.graph.hnsw.efSearch = ef
 
     def search_one(self, query, k, ef):
@@ -98,7 +98,7 @@ class Usearch(Engine):
         )
         self.index.add(np.arange(len(base), dtype=np.uint64), base, threads=threads)
 
-    def set_effort(self, ef):
+    def set_ef(self, ef):
         self.index.expansion_search = ef
 
     def search_one(self, query, k, ef):
@@ -144,7 +144,7 @@ class QdrantInt8(Engine):
         self.shard.optimize()
         return clock.elapsed()
 
-    def set_effort(self, ef):
+    def set_ef(self, ef):
         rescored = self.qe.QuantizationSearchParams(rescore=True, oversampling=2.0)
         self.params = self.qe.SearchParams(hnsw_ef=ef, quantization=rescored)
 

@@ -28,7 +28,7 @@ def recall(found, nearest, rows):
 
 
 def at_recall(points, target):
-    """A figure at a recall, from points (recall, figure) of rising effort.
+    """A figure at a recall, from points (recall, figure) of rising `ef`.
 
     Between two points it lies on a straight line of the figure's logarithm; before the
     first it is the first one's, beyond the last there is none.
@@ -54,7 +54,7 @@ def at_recall_or_last(points, target):
 def ratios(name, peer, ours, theirs, ours_build_s, theirs_build_s):
     """Ours over a peer's: queries a second at each recall, and seconds to build.
 
-    `ours` and `theirs` are points (recall, queries a second) of rising effort. Returns
+    `ours` and `theirs` are points (recall, queries a second) of rising `ef`. Returns
     what the last line says of the pair, and a sentence for each recall not reached.
     """
     values, notes = {}, []
@@ -65,7 +65,7 @@ def ratios(name, peer, ours, theirs, ours_build_s, theirs_build_s):
             if last is not None:
                 notes.append(
                     f"{name}: {who} never reaches {target}: "
-                    f"its point of most effort is taken, recall {last:.4f}"
+                    f"its point at the most ef is taken, recall {last:.4f}"
                 )
         values[f"{name}.qps_ratio_{peer}_{suffix}"] = round(our_qps / their_qps, 3)
     values[f"{name}.build_ratio_{peer}"] = round(ours_build_s / theirs_build_s, 3)

@@ -28,7 +28,7 @@ class Pgvector(Engine):
         self.ef = None
 
     def connection(self):
-        """This thread's own, with the effort set."""
+        """This thread's own, with `ef` set."""
         mine = self.connections
         if not hasattr(mine, "connection"):
             import psycopg
@@ -72,7 +72,7 @@ class Pgvector(Engine):
                 copy.write(b"".join(rows))
             copy.write(struct.pack(">h", -1))
 
-    def set_effort(self, ef):
+    def set_ef(self, ef):
         self.ef = ef
 
     def search_one(self, query, k, ef):

@@ -48,7 +48,7 @@ def back(value):
 
 
 def rising(points):
-    """Without those that more effort took nowhere."""
+    """Without those that more `ef` took nowhere."""
     kept = []
     for recall, qps in points:
         if not kept or recall > kept[-1][0]:

@@ -42,7 +42,7 @@ class Server:
     def search(self, ef="100", k="10", threads="1"):
         ef, k, threads = int(ef), int(k), int(threads)
         queries = self.data.queries
-        self.engine.set_effort(ef)
+        self.engine.set_ef(ef)
         clock = Clock()
         found = self.engine.search(queries, k, ef, threads)
         elapsed = clock.elapsed()
@@ -60,7 +60,7 @@ class Server:
     def concurrent(self, ef="100", k="10", clients="1", seconds="2"):
         ef, k, clients = int(ef), int(k), int(clients)
         queries = self.data.queries
-        self.engine.set_effort(ef)
+        self.engine.set_ef(ef)
         next_query = itertools.count()
         until = time.perf_counter() + float(seconds)
 

@@ -1,12 +1,12 @@
 """Our engine beside its peers: same data, same machine, one run.
 
 `side_by_side.py --program ENGINE_BENCH DATASET…`. All engines are built first, one after
-the other; then they are searched in turn at each effort: ours, peer A, ours, peer B, and so
+the other; then they are searched in turn at each `ef`: ours, peer A, ours, peer B, and so
 on, round after round, and medians are taken over the rounds. Where memory does not take all
 of them at once, the peers come in groups, ours beside each group.
 
 A ratio compares a peer with those slices of ours that ran just before its own, at equal
-recall@10, interpolated between the efforts (figures.at_recall). The last line printed is one
+recall@10, interpolated between the measured `ef` (figures.at_recall). The last line printed is one
 JSON object with nothing but ratios, ours ÷ peer: queries a second and seconds to build.
 """
 
@@ -21,8 +21,8 @@ import figures
 from engines import ENGINES, TAKE_WRITES
 from process import Process, Refused
 
-EFFORTS = (10, 14, 20, 30, 40, 64, 100, 200, 400)
-QUICK_EFFORTS = (10, 20, 40, 100, 400)
+EFS = (10, 14, 20, 30, 40, 64, 100, 200, 400)
+QUICK_EFS = (10, 20, 40, 100, 400)
 # Builds are most of a quick run: left out is who says least that another does not.
 QUICK_QUERIES = 500
 QUICK_ROUNDS = 3
@@ -34,7 +34,7 @@ BUILT_BY_ONE = ("hnswlib", "symphonyqg")
 # base: while it is built the base itself, the index, and what is sorted and copied.
 MEMORY_PART = 0.6
 BASES_PER_ENGINE = 3
-EFFORT_OF_HUNDRED = 100
+EF_OF_HUNDRED = 100
 
 
 def arguments():
@@ -46,7 +46,7 @@ def arguments():
     parser.add_argument("--together", type=int, help="peers at a time; what memory takes")
     parser.add_argument("--queries", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="one thread, few efforts and rounds")
+    parser.add_argument("--quick", action="store_true", help="one thread, few ef and rounds")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
@@ -57,7 +57,7 @@ def arguments():
     if options.quick:
         options.queries = min(options.queries, QUICK_QUERIES)
         options.rounds = min(options.rounds, QUICK_ROUNDS)
-    options.efforts = QUICK_EFFORTS if options.quick else EFFORTS
+    options.efs = QUICK_EFS if options.quick else EFS
     options.peers = peers(options.peers, options.quick)
     return options
 
@@ -95,7 +95,7 @@ class Run:
         self.name = name
         self.builds = defaultdict(dict)
         self.memory = {}
-        # Answers of all rounds by threads, engine (ours: "ours before PEER"), and effort.
+        # Answers of all rounds by threads, engine (ours: "ours before PEER"), and `ef`.
         self.slices = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
         self.hundred = {}
         self.concurrent = defaultdict(dict)
@@ -151,7 +151,7 @@ class Run:
         """Takes from `built` who does not get through."""
         # The first round warms up, and does not count.
         for number in range(self.options.rounds + 1):
-            for ef in self.options.efforts:
+            for ef in self.options.efs:
                 for peer in list(built):
                     try:
                         self.slice_of_both(peer, ef, threads, counts=number > 0)
@@ -168,17 +168,17 @@ class Run:
                 answers.append(answer)
 
     def measure_once(self, built):
-        """Recall@100, and many clients at the least effort that reaches 0.95."""
+        """Recall@100, and many clients at the least `ef` that reaches 0.95."""
         seconds = 0.5 if self.options.quick else 3
         for engine in (self.ours, *built):
             if engine.name in self.hundred:
                 continue
-            answer = engine.ask("search", ef=EFFORT_OF_HUNDRED, k=100)
+            answer = engine.ask("search", ef=EF_OF_HUNDRED, k=100)
             self.hundred[engine.name] = answer["recall"]
             label = engine.name if engine is not self.ours else before(built[0].name)
             ef = next(
                 (ef for ef, (recall, _) in self.curve(label).items() if recall >= 0.95),
-                self.options.efforts[-1],
+                self.options.efs[-1],
             )
             for clients in CLIENTS:
                 asked = {"ef": ef, "k": 10, "clients": clients, "seconds": seconds}
@@ -186,7 +186,7 @@ class Run:
                 self.concurrent[engine.name][clients] = {"ef": ef, **answer}
 
     def curve(self, label, threads=1):
-        """By effort: recall@10, and the median of queries a second."""
+        """By `ef`: recall@10, and the median of queries a second."""
         return {
             ef: (answers[0]["recall"]["10"]["mean"], figures.median(map(self.rate, answers)))
             for ef, answers in self.slices[threads][label].items()
@@ -252,7 +252,7 @@ class Run:
         labels = [before(peer) for peer in self.measured()]
         slices["ours"] = {
             ef: [answer for label in labels for answer in slices[label][ef]]
-            for ef in self.options.efforts
+            for ef in self.options.efs
         }
         return self.points("ours", threads)
 

@@ -1,7 +1,7 @@
 //! How build time, distances a search and memory grow with the rows.
 //!
 //! For each number of rows, the first ones of the data set: a build with each number of
-//! threads, and searches of rising effort, by one thread, against the exact nearest.
+//! threads, and searches of rising `ef`, by one thread, against the exact nearest.
 //! Distances are counted as a page counts them: sketches and vectors ranked, not the
 //! one-bit estimates. One JSON line for each; then the growth of distances from the
 //! fewest rows to the most, and what ten million rows would take on eight cores,
@@ -22,19 +22,19 @@ use crate::data::DataSet;
 use crate::index;
 use crate::npy::Matrix;
 use crate::options::Options;
-use crate::search::{self, Effort};
+use crate::search::{self, Asked};
 use crate::statistics::{amdahl, at_recall, power_law, recall};
 
 /// Rows that a search asks for.
 const ROWS: usize = 10;
-const EFFORTS: [usize; 9] = [10, 14, 20, 30, 50, 80, 120, 200, 400];
+const EFS: [usize; 9] = [10, 14, 20, 30, 50, 80, 120, 200, 400];
 const EXTRAPOLATED_ROWS: f64 = 1e7;
 const EXTRAPOLATED_CORES: f64 = 8.0;
 
 struct Wanted {
     params: IndexParams,
     threads: Vec<usize>,
-    efforts: Vec<usize>,
+    efs: Vec<usize>,
     recall: f64,
 }
 
@@ -52,7 +52,7 @@ pub fn run(folder: &Path, options: &mut Options) -> Result<()> {
     let mut sizes = options.take_list("rows", &[10_000, 100_000, 1_000_000])?;
     let wanted = Wanted {
         threads: options.take_list("threads", &[1, 2])?,
-        efforts: options.take_list("ef", &EFFORTS)?,
+        efs: options.take_list("ef", &EFS)?,
         recall: options.take("recall", 0.95)?,
         params: index::params(data.metric, data.queries.columns(), options)?,
     };
@@ -90,7 +90,7 @@ fn step(data: &DataSet, rows: usize, wanted: &Wanted) -> Result<(Step, Value)> {
         last = Some(index);
     }
     let index: PartitionIndex = last.context("no number of threads to build with")?;
-    let points = effort_points(&index, &data.queries, wanted)?;
+    let points = points_by_ef(&index, &data.queries, wanted)?;
     let distances = at_recall(&points, wanted.recall);
     let line = json!({
         "rows": rows,
@@ -111,8 +111,8 @@ fn step(data: &DataSet, rows: usize, wanted: &Wanted) -> Result<(Step, Value)> {
     Ok((step, line))
 }
 
-/// Recall and distances a search, of rising effort until the recall is reached.
-fn effort_points(
+/// Recall and distances a search, of rising `ef` until the recall is reached.
+fn points_by_ef(
     index: &PartitionIndex,
     queries: &Matrix<f32>,
     wanted: &Wanted,
@@ -120,12 +120,12 @@ fn effort_points(
     let cores = std::thread::available_parallelism()?.get();
     let nearest = search::exact(index, queries, ROWS, cores)?;
     let mut points: Vec<(f64, f64)> = Vec::new();
-    for ef in &wanted.efforts {
-        let effort = Effort {
+    for ef in &wanted.efs {
+        let asked = Asked {
             ef: *ef,
             rows: ROWS,
         };
-        let pass = search::pass(index, queries, effort, 1)?;
+        let pass = search::pass(index, queries, asked, 1)?;
         let found = pass.found.iter().map(Vec::as_slice);
         let reached = recall(found, nearest.iter().map(Vec::as_slice), ROWS).mean;
         points.push((reached, pass.distances as f64 / queries.len() as f64));

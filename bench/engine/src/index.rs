@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail, ensure};
-use index_engine::{IndexParams, Metric, PartitionIndex, Representation};
+use index_engine::{CodeBits, IndexParams, Metric, PartitionIndex, Representation};
 
 use crate::clock::{Clock, Elapsed};
 use crate::npy::Matrix;
@@ -13,13 +13,18 @@ pub const M: usize = 16;
 /// What the quickstart builds with is less (64), what peers are built with more (200).
 pub const EF_CONSTRUCTION: usize = 100;
 
-/// Takes `m`, `ef_construction`, and `representation`: `default`, `plain` or `coded`.
+/// Takes `m`, `ef_construction`, and `representation`: `default`, `plain`, `coded`, or `compact1`,
+/// `compact2`, `compact4` or `compact8`.
 pub fn params(metric: Metric, dimensions: usize, options: &mut Options) -> Result<IndexParams> {
     let name: String = options.take("representation", "default".to_owned())?;
     let representation = match name.as_str() {
         "default" => Representation::default(),
         "plain" => Representation::Plain,
         "coded" => Representation::Coded,
+        "compact1" => Representation::Compact(CodeBits::One),
+        "compact2" => Representation::Compact(CodeBits::Two),
+        "compact4" => Representation::Compact(CodeBits::Four),
+        "compact8" => Representation::Compact(CodeBits::Eight),
         other => bail!("no representation is called {other}"),
     };
     Ok(IndexParams {

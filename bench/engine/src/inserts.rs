@@ -1,10 +1,11 @@
 //! What searches notice of inserts and deletions in the same process.
 //!
 //! One client searches without pause, in phases: alone, then beside a thread that
-//! inserts and removes rows at a given rate while another folds. What is inserted was
-//! held back from the build. One JSON line a round, then the medians over the rounds.
+//! inserts and removes rows at a given rate while another folds, and takes removed rows out
+//! of the graph. What is inserted was held back from the build. One JSON line a round, then the medians over the rounds.
 //!
-//! Options: `rate=1000` inserts and `removals=100` a second, `seconds=5` a phase,
+//! Options: `rate=1000` inserts and `removals=100` a second, `repair=1` (0: removed rows stay
+//! in the graph, to compare), `seconds=5` a phase,
 //! `rounds=5`, `ef=100`, `k=10`, `threads=2` for the build, `queries=2000`, `m`,
 //! `ef_construction`, `representation`.
 
@@ -21,13 +22,15 @@ use crate::data::DataSet;
 use crate::index::{self, level_hash};
 use crate::npy::Matrix;
 use crate::options::Options;
-use crate::search::{self, Effort, Latency};
+use crate::search::{self, Asked, Latency};
 use crate::statistics::median;
 
 /// A folding thread that found nothing looks again after this long.
 const FOLD_PAUSE: Duration = Duration::from_micros(500);
 /// Rows a folding thread takes before it looks whether to stop.
 const FOLD_ROWS: usize = 16;
+/// Rows that repair looks at in between: most are not chosen anew.
+const REPAIR_ROWS: usize = 64;
 /// Prime, and no divisor of a number of rows that anyone builds.
 const REMOVAL_STEP: usize = 7_919;
 
@@ -36,15 +39,20 @@ struct Written {
     inserts_per_s: f64,
     removals: usize,
     tail_rows_max: usize,
+    /// Looked at to take removed ones out.
+    repair_rows: usize,
+    /// In the graph still, at the end.
+    removed_left: usize,
 }
 
 pub fn run(folder: &Path, options: &mut Options) -> Result<()> {
     let data = DataSet::open(folder, options.take("queries", 2_000)?)?;
     let inserts_per_s = options.take("rate", 1_000.0)?;
     let removals_per_s = options.take("removals", 100.0)?;
+    let repairs = options.take("repair", 1u8)? != 0;
     let seconds: f64 = options.take("seconds", 5.0)?;
     let rounds: usize = options.take("rounds", 5)?;
-    let effort = Effort {
+    let asked = Asked {
         ef: options.take("ef", 100)?,
         rows: options.take("k", 10)?,
     };
@@ -60,6 +68,7 @@ pub fn run(folder: &Path, options: &mut Options) -> Result<()> {
     let mut writer = Writer {
         inserts_per_s,
         removals_per_s,
+        repairs,
         rows: later,
         inserted: 0,
         removable: built.len(),
@@ -72,8 +81,8 @@ pub fn run(folder: &Path, options: &mut Options) -> Result<()> {
     let queries = &data.queries;
     let (mut idle, mut busy) = (Vec::new(), Vec::new());
     for round in 0..rounds {
-        let alone = search::concurrently(&index, queries, effort, 1, duration)?;
-        let (beside, written) = beside_writes(&index, queries, effort, duration, &mut writer)?;
+        let alone = search::concurrently(&index, queries, asked, 1, duration)?;
+        let (beside, written) = beside_writes(&index, queries, asked, duration, &mut writer)?;
         index.fold(usize::MAX);
         println!(
             "{}",
@@ -112,31 +121,50 @@ fn split(all: &Matrix<f32>, built: usize) -> (Matrix<f32>, Matrix<f32>) {
 fn beside_writes(
     index: &PartitionIndex,
     queries: &Matrix<f32>,
-    effort: Effort,
+    asked: Asked,
     duration: Duration,
     writer: &mut Writer,
 ) -> Result<(Latency, Written)> {
     let stop = AtomicBool::new(false);
+    let repairs = writer.repairs;
     std::thread::scope(|scope| {
         let writing = scope.spawn(|| writer.write(index, &stop));
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                if index.fold(FOLD_ROWS) == 0 {
-                    std::thread::sleep(FOLD_PAUSE);
-                }
-            }
-        });
-        let latency = search::concurrently(index, queries, effort, 1, duration);
+        let folding = scope.spawn(|| fold_and_repair(index, repairs, &stop));
+        let latency = search::concurrently(index, queries, asked, 1, duration);
         stop.store(true, Ordering::Relaxed);
         let written = writing.join().map_err(|_| anyhow!("the writer panicked"))?;
-        Ok((latency?, written?))
+        let repair_rows = folding.join().map_err(|_| anyhow!("folding panicked"))?;
+        let written = Written {
+            repair_rows,
+            removed_left: index.removed_len(),
+            ..written?
+        };
+        Ok((latency?, written))
     })
+}
+
+/// Until told to stop; returns how many rows repair looked at.
+fn fold_and_repair(index: &PartitionIndex, repairs: bool, stop: &AtomicBool) -> usize {
+    let mut looked_at = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let folded = index.fold(FOLD_ROWS);
+        let repaired = match repairs {
+            true => index.repair(REPAIR_ROWS),
+            false => 0,
+        };
+        looked_at += repaired;
+        if folded + repaired == 0 {
+            std::thread::sleep(FOLD_PAUSE);
+        }
+    }
+    looked_at
 }
 
 /// Inserts each of its rows when it is due, and removes rows of the build.
 struct Writer {
     inserts_per_s: f64,
     removals_per_s: f64,
+    repairs: bool,
     rows: Matrix<f32>,
     inserted: usize,
     /// Ids below are of the build.
@@ -156,7 +184,10 @@ impl Writer {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
-            index.insert(self.rows.row(self.inserted), level_hash(index.total_len()))?;
+            index.insert(
+                self.rows.row(self.inserted),
+                level_hash(self.removable + self.inserted),
+            )?;
             self.inserted += 1;
             let removals = (inserted + 1.0) * self.removals_per_s / self.inserts_per_s;
             while (written.removals as f64) < removals.floor() && self.removed < self.removable {
@@ -180,24 +211,45 @@ mod tests {
     use crate::index::tests::{scattered, small};
 
     #[test]
+    fn removed_rows_leave_the_graph_only_where_it_is_repaired() {
+        for repairs in [false, true] {
+            let (index, _) = index::build(small(8), &scattered(400, 8, 9), 1).unwrap();
+            (0..100).for_each(|row| index.remove(VectorId(row)));
+            let stop = AtomicBool::new(false);
+            let looked_at = std::thread::scope(|scope| {
+                let folding = scope.spawn(|| fold_and_repair(&index, repairs, &stop));
+                let until = Instant::now() + Duration::from_secs(if repairs { 30 } else { 0 });
+                while index.removed_len() > 10 && Instant::now() < until {
+                    std::thread::sleep(FOLD_PAUSE);
+                }
+                stop.store(true, Ordering::Relaxed);
+                folding.join().unwrap()
+            });
+            assert_eq!(index.removed_len() <= 10, repairs);
+            assert_eq!(looked_at > 0, repairs);
+        }
+    }
+
+    #[test]
     fn rows_come_in_and_go_at_the_rate_while_searches_go_on() {
         let (built, rows) = split(&scattered(900, 8, 6), 400);
         let (index, _) = index::build(small(8), &built, 1).unwrap();
         let mut writer = Writer {
             inserts_per_s: 2_000.0,
             removals_per_s: 500.0,
+            repairs: false,
             rows,
             inserted: 0,
             removable: built.len(),
             removed: 0,
         };
-        let effort = Effort { ef: 10, rows: 5 };
+        let asked = Asked { ef: 10, rows: 5 };
         let queries = scattered(3, 8, 7);
         let duration = Duration::from_millis(100);
         for _ in 0..2 {
             let (before, began) = (writer.inserted, Instant::now());
             let (latency, written) =
-                beside_writes(&index, &queries, effort, duration, &mut writer).unwrap();
+                beside_writes(&index, &queries, asked, duration, &mut writer).unwrap();
             assert!(latency.queries > 0);
             let inserted = writer.inserted - before;
             let due = 1.0 + began.elapsed().as_secs_f64() * writer.inserts_per_s;

@@ -1,16 +1,13 @@
-//! Memory of a row by part: the vector, links and metadata, codes and sketches.
-//!
-//! Two indexes of the same rows: one of vectors only, which beside them has links and
-//! metadata, and one in the wanted representation, which beside that has codes and
-//! sketches. One JSON line, in bytes a row; `resident` is what the system says of the
-//! whole of the second.
+//! Memory of a row by part, as the index tells it. One JSON line, in bytes a row; `links_and_lives`
+//! leaves out links that lie between codes of neighbours, which are part of `codes`, and
+//! `resident` is what the system says of the whole.
 //!
 //! Options: `rows=20000`, `threads=2`, `m`, `ef_construction`, `representation`.
 
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use index_engine::{IndexParams, Representation};
+use index_engine::IndexParams;
 use serde_json::{Value, json};
 
 use crate::clock::resident_bytes;
@@ -18,9 +15,6 @@ use crate::data::DataSet;
 use crate::index;
 use crate::npy::Matrix;
 use crate::options::Options;
-
-/// Vectors are padded to whole lanes of so many floats.
-const LANE_FLOATS: usize = 16;
 
 pub fn run(folder: &Path, options: &mut Options) -> Result<()> {
     let data = DataSet::open(folder, 1)?;
@@ -35,27 +29,22 @@ pub fn run(folder: &Path, options: &mut Options) -> Result<()> {
 }
 
 fn by_part(params: &IndexParams, base: &Matrix<f32>, threads: usize) -> Result<Value> {
-    let plain = IndexParams {
-        representation: Representation::Plain,
-        ..params.clone()
-    };
-    let plain = index::build(plain, base, threads)?.0.memory_bytes();
     let before = resident_bytes()?;
     let (index, _) = index::build(params.clone(), base, threads)?;
     let resident = resident_bytes()?.saturating_sub(before);
-    let accounted = index.memory_bytes();
-
-    let rows = base.len() as f64;
-    let vector = params.dimensions.next_multiple_of(LANE_FLOATS) * size_of::<f32>();
+    let parts = index.footprint();
+    let of_a_row = |bytes: usize| bytes as f64 / base.len() as f64;
     Ok(json!({
         "rows": base.len(),
         "m": params.m,
         "bytes_a_row": {
-            "vector": vector,
-            "links_and_metadata": plain as f64 / rows - vector as f64,
-            "codes_and_sketches": (accounted as f64 - plain as f64) / rows,
-            "accounted": accounted as f64 / rows,
-            "resident": resident as f64 / rows,
+            "vector": of_a_row(parts.vectors),
+            "sketches": of_a_row(parts.sketches),
+            "codes": of_a_row(parts.codes),
+            "links_and_lives": of_a_row(parts.links + parts.lives),
+            "other": of_a_row(parts.attributes + parts.other),
+            "accounted": of_a_row(parts.total()),
+            "resident": resident as f64 / base.len() as f64,
         },
     }))
 }
@@ -64,22 +53,28 @@ fn by_part(params: &IndexParams, base: &Matrix<f32>, threads: usize) -> Result<V
 mod tests {
     use super::*;
     use crate::index::tests::{scattered, small};
+    use index_engine::{CodeBits, Representation};
 
     #[test]
     fn parts_add_up_and_codes_are_there_only_where_wanted() {
         let base = scattered(300, 16, 8);
-        for representation in [Representation::Plain, Representation::Coded] {
+        for (representation, sketches, codes) in [
+            (Representation::Plain, false, false),
+            (Representation::Coded, true, true),
+            (Representation::Compact(CodeBits::Four), false, true),
+        ] {
             let params = IndexParams {
                 representation,
                 ..small(16)
             };
             let parts = &by_part(&params, &base, 1).unwrap()["bytes_a_row"];
             let bytes = |part: &str| parts[part].as_f64().unwrap();
-            let sum = bytes("vector") + bytes("links_and_metadata") + bytes("codes_and_sketches");
+            let all = ["vector", "sketches", "codes", "links_and_lives", "other"];
+            let sum: f64 = all.iter().map(|part| bytes(part)).sum();
             assert!((sum - bytes("accounted")).abs() < 1e-6, "{parts}");
-            assert!(bytes("links_and_metadata") > 0.0, "{parts}");
-            let has_codes = representation == Representation::Coded;
-            assert_eq!(bytes("codes_and_sketches") > 0.0, has_codes, "{parts}");
+            assert!(bytes("links_and_lives") > 0.0, "{parts}");
+            assert_eq!(bytes("sketches") > 0.0, sketches, "{parts}");
+            assert_eq!(bytes("codes") > 0.0, codes, "{parts}");
         }
     }
 }

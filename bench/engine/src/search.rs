@@ -13,7 +13,7 @@ use crate::statistics::percentile;
 
 /// What a search asks for.
 #[derive(Clone, Copy)]
-pub struct Effort {
+pub struct Asked {
     pub ef: usize,
     pub rows: usize,
 }
@@ -36,23 +36,23 @@ pub struct Latency {
     pub p99_us: f64,
 }
 
-pub fn search(index: &PartitionIndex, query: &[f32], effort: Effort) -> Result<(Vec<u32>, usize)> {
-    search_by(index, query, effort, false)
+pub fn search(index: &PartitionIndex, query: &[f32], asked: Asked) -> Result<(Vec<u32>, usize)> {
+    search_by(index, query, asked, false)
 }
 
 /// By brute force.
 pub fn search_exactly(index: &PartitionIndex, query: &[f32], rows: usize) -> Result<Vec<u32>> {
-    Ok(search_by(index, query, Effort { ef: 1, rows }, true)?.0)
+    Ok(search_by(index, query, Asked { ef: 1, rows }, true)?.0)
 }
 
 fn search_by(
     index: &PartitionIndex,
     query: &[f32],
-    effort: Effort,
+    asked: Asked,
     exact: bool,
 ) -> Result<(Vec<u32>, usize)> {
-    let mut cursor = index.cursor(query, effort.ef, u64::MAX, exact)?;
-    let page = cursor.next_page(index, effort.rows);
+    let mut cursor = index.cursor(query, asked.ef, u64::MAX, exact)?;
+    let page = cursor.next_page(index, asked.rows);
     let ids = page.hits.iter().map(|(id, _)| id.0).collect();
     Ok((ids, page.distances))
 }
@@ -73,7 +73,7 @@ fn on_threads<T: Send>(threads: usize, work: impl Fn() -> Result<T> + Sync) -> R
 pub fn pass(
     index: &PartitionIndex,
     queries: &Matrix<f32>,
-    effort: Effort,
+    asked: Asked,
     threads: usize,
 ) -> Result<Pass> {
     let next = AtomicUsize::new(0);
@@ -85,7 +85,7 @@ pub fn pass(
             if number >= queries.len() {
                 return Ok((found, distances));
             }
-            let (ids, computed) = search(index, queries.row(number), effort)?;
+            let (ids, computed) = search(index, queries.row(number), asked)?;
             found.push((number, ids));
             distances += computed;
         }
@@ -132,7 +132,7 @@ fn in_order(mut found: Vec<(usize, Vec<u32>)>) -> Vec<Vec<u32>> {
 pub fn concurrently(
     index: &PartitionIndex,
     queries: &Matrix<f32>,
-    effort: Effort,
+    asked: Asked,
     clients: usize,
     duration: Duration,
 ) -> Result<Latency> {
@@ -142,13 +142,13 @@ pub fn concurrently(
     let parts = on_threads(clients, || {
         let mut times = Vec::new();
         loop {
-            let asked = Instant::now();
-            if asked >= until {
+            let sent = Instant::now();
+            if sent >= until {
                 return Ok(times);
             }
             let number = next.fetch_add(1, Ordering::Relaxed) % queries.len();
-            search(index, queries.row(number), effort)?;
-            times.push(asked.elapsed());
+            search(index, queries.row(number), asked)?;
+            times.push(sent.elapsed());
         }
     })?;
     let elapsed = began.elapsed();
@@ -180,10 +180,10 @@ mod tests {
         let base = scattered(500, 8, 2);
         let queries = scattered(60, 8, 3);
         let (index, _) = build(small(8), &base, 1).unwrap();
-        let effort = Effort { ef: 500, rows: 10 };
+        let asked = Asked { ef: 500, rows: 10 };
         let exact = exact(&index, &queries, 10, 2).unwrap();
         for threads in [1, 3] {
-            let pass = pass(&index, &queries, effort, threads).unwrap();
+            let pass = pass(&index, &queries, asked, threads).unwrap();
             assert_eq!(pass.found, exact);
             assert!(pass.distances > 0);
         }
@@ -198,12 +198,12 @@ mod tests {
     #[test]
     fn clients_search_for_as_long_as_told() {
         let (index, _) = build(small(8), &scattered(200, 8, 4), 1).unwrap();
-        let effort = Effort { ef: 10, rows: 5 };
+        let asked = Asked { ef: 10, rows: 5 };
         let duration = Duration::from_millis(30);
         let queries = scattered(3, 8, 5);
-        let latency = concurrently(&index, &queries, effort, 4, duration).unwrap();
+        let latency = concurrently(&index, &queries, asked, 4, duration).unwrap();
         assert!(latency.queries > 3, "the queries come round again");
         assert!(latency.p50_us <= latency.p99_us);
-        assert!(concurrently(&index, &queries, effort, 0, duration).is_err());
+        assert!(concurrently(&index, &queries, asked, 0, duration).is_err());
     }
 }

@@ -23,7 +23,7 @@ use crate::clock::resident_bytes;
 use crate::data::DataSet;
 use crate::index;
 use crate::options::Options;
-use crate::search::{self, Effort};
+use crate::search::{self, Asked};
 use crate::statistics::recall;
 
 const QUERIES_MAX: usize = 2_000;
@@ -92,13 +92,13 @@ impl Server {
     }
 
     fn search(&self, options: &mut Options) -> Result<Value> {
-        let effort = effort(options)?;
+        let asked = asked(options)?;
         let threads = options.take("threads", 1)?;
         options.finish()?;
         let queries = &self.data.queries;
-        let pass = search::pass(self.built()?, queries, effort, threads)?;
+        let pass = search::pass(self.built()?, queries, asked, threads)?;
         let mut recalls = Map::new();
-        for at in [1, 10, 100].into_iter().filter(|at| *at <= effort.rows) {
+        for at in [1, 10, 100].into_iter().filter(|at| *at <= asked.rows) {
             let found = pass.found.iter().map(Vec::as_slice);
             let recall = recall(found, self.data.nearest.rows(), at);
             recalls.insert(at.to_string(), serde_json::to_value(recall)?);
@@ -113,13 +113,13 @@ impl Server {
     }
 
     fn concurrent(&self, options: &mut Options) -> Result<Value> {
-        let effort = effort(options)?;
+        let asked = asked(options)?;
         let clients = options.take("clients", 1)?;
         let seconds: f64 = options.take("seconds", 2.0)?;
         options.finish()?;
         let duration = Duration::try_from_secs_f64(seconds)?;
         let queries = &self.data.queries;
-        let latency = search::concurrently(self.built()?, queries, effort, clients, duration)?;
+        let latency = search::concurrently(self.built()?, queries, asked, clients, duration)?;
         Ok(serde_json::to_value(latency)?)
     }
 
@@ -136,11 +136,11 @@ impl Server {
     }
 }
 
-fn effort(options: &mut Options) -> Result<Effort> {
-    let effort = Effort {
+fn asked(options: &mut Options) -> Result<Asked> {
+    let asked = Asked {
         ef: options.take("ef", 100)?,
         rows: options.take("k", 10)?,
     };
-    ensure!(effort.rows > 0, "a search for no rows");
-    Ok(effort)
+    ensure!(asked.rows > 0, "a search for no rows");
+    Ok(asked)
 }

@@ -52,7 +52,7 @@ pub fn recall<'a>(
     }
 }
 
-/// A figure at a recall, from points `(recall, figure)` of rising effort: between two
+/// A figure at a recall, from points `(recall, figure)` of rising `ef`: between two
 /// of them on a straight line of the figure's logarithm. Below the first point the
 /// first one's, beyond the last none.
 pub fn at_recall(points: &[(f64, f64)], target: f64) -> Option<f64> {
