@@ -2,9 +2,10 @@
 //!
 //! A kernel that runs out of memory kills the process, and with it every partition
 //! of the node; so the node stops before. Bulk work is refused first: a backfill or
-//! a copy can be taken up later, or elsewhere. What the stream brings is committed
-//! and cannot be refused: it waits, the slot waits with it, and `slot_hold_limit`
-//! decides for how long. Searches are always answered.
+//! a copy can be taken up later, or elsewhere. Vectors that the stream brings are
+//! committed and cannot be refused: they wait, and the slot with them, until the replica
+//! is demoted as one that makes nothing durable, or the slot's limit is reached. Removals,
+//! and vectors for slots of removed ones, take no memory. Searches are always answered.
 
 /// Bulk work is refused from so many per cent of the limit on …
 const TIGHT_FROM_PERCENT: u64 = 85;

@@ -27,6 +27,19 @@ async fn p10_a_full_node_refuses_bulk_work_holds_the_stream_and_answers_searches
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn p10_what_takes_no_memory_passes_a_full_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = TestNode::start(dir.path()).await;
+    let rows = (1..=3).map(|n| upsert(n, [n as f32, 0.0])).collect();
+    t.apply(batch(0, 10, rows)).await;
+    t.node.memory.limit_to(1 << 20);
+    t.apply(batch(10, 20, vec![delete(2)])).await;
+    t.nothing_else(30).await;
+    assert_eq!(t.find(CURRENT).await, [1, 3]);
+    assert_eq!(t.replica().progress.applied(), end(30));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn p10_a_replica_that_waits_for_memory_can_be_stopped() {
     let dir = tempfile::tempdir().unwrap();
     let t = TestNode::start(dir.path()).await;

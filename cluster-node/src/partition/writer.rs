@@ -247,7 +247,7 @@ impl Writer {
         // A log needs no folding; whoever waits here keeps other partitions waiting.
         if !self.replica.is_learning() {
             self.wait_for_folding();
-            self.wait_for_memory();
+            self.wait_for_memory(vectors_of(&first));
         }
         let group = self.gather(first, next);
         if self.replica.is_quarantined() || learn::log(self, &group)? {
@@ -314,6 +314,10 @@ impl Writer {
     fn gather(&mut self, first: Job, next: &mut Option<Job>) -> Vec<Job> {
         let (mut changes, mut bytes) = size(&first);
         let mut group = vec![first];
+        // One by one, each as it needs room.
+        if self.out_of_memory(MemoryPressure::Full).is_some() {
+            return group;
+        }
         while changes < self.context.config.commit_changes_max && bytes < COMMIT_BYTES_MAX {
             match self.jobs.try_recv() {
                 Ok(job @ (Job::Apply { .. } | Job::NothingElse { .. })) => {
@@ -439,13 +443,19 @@ impl Writer {
     }
 
     /// What is committed cannot be refused: it waits, and the slot with it, until there
-    /// is room or the slot's limit is reached.
-    fn wait_for_memory(&self) {
-        if let Some(full) = self.out_of_memory(MemoryPressure::Full) {
+    /// is room for its vectors. What brings none goes on, and so does what fits into the
+    /// slots of removed ones.
+    fn wait_for_memory(&self, vectors: usize) {
+        let lacks_room = || {
+            let index = self.index.live();
+            let free = index.index().slots_len() - index.index().total_len();
+            let full = self.out_of_memory(MemoryPressure::Full);
+            full.filter(|_| vectors > free)
+        };
+        if let Some(full) = lacks_room() {
             tracing::warn!(partition = %self.replica.id.partition, %full, "the stream waits");
         }
-        let is_full = || self.out_of_memory(MemoryPressure::Full).is_some();
-        let waited_ms = self.wait_while(is_full);
+        let waited_ms = self.wait_while(|| lacks_room().is_some());
         self.context.metrics.memory_wait_ms.inc_by(waited_ms);
     }
 
@@ -494,6 +504,24 @@ fn size(job: &Job) -> (usize, usize) {
         Change::Truncate => 0,
     });
     (batch.changes.len(), bytes.sum())
+}
+
+/// Vectors that a job brings.
+fn vectors_of(job: &Job) -> usize {
+    let Job::Apply { batch, .. } = job else {
+        return 0;
+    };
+    let brings = |change: &Change| {
+        matches!(
+            change,
+            Change::Upsert {
+                vector: VectorColumn::Value(_),
+                ..
+            }
+        )
+    };
+    let changes = batch.changes.iter();
+    changes.filter(|change| brings(&change.change)).count()
 }
 
 /// Passes the refusal or success on; what is fatal goes to both sides.
