@@ -52,7 +52,8 @@ pub type GroupPage = Page<GroupHit>;
 struct Member<'a> {
     index: &'a PartitionIndex,
     cursor: Cursor,
-    /// Its rows that the group has not given out.
+    snapshot_xmin: u64,
+    /// Its rows that the group has not given out. They may go meanwhile.
     ahead: VecDeque<(VectorId, f64)>,
     bound: f64,
     exhausted: bool,
@@ -66,6 +67,20 @@ impl Member<'_> {
 
     fn is_spent(&self) -> bool {
         self.exhausted && self.ahead.is_empty()
+    }
+
+    /// A row may have been removed or ended since the partition gave it to the group. Its
+    /// slot is no other's as long as the cursor is open.
+    fn is_there(&self, id: VectorId) -> bool {
+        self.index.lives.is_visible(id.0, self.snapshot_xmin)
+    }
+
+    fn drop_gone(&mut self) {
+        while let Some((id, _)) = self.ahead.front()
+            && !self.is_there(*id)
+        {
+            self.ahead.pop_front();
+        }
     }
 }
 
@@ -89,6 +104,7 @@ impl<'a> GroupCursor<'a> {
             Ok(Member {
                 index,
                 cursor: index.cursor(query, of_each, snapshot_xmin, effort)?,
+                snapshot_xmin,
                 ahead: VecDeque::new(),
                 bound: f64::NEG_INFINITY,
                 exhausted: false,
@@ -120,6 +136,8 @@ impl<'a> GroupCursor<'a> {
             };
             let member = &mut self.members[partition];
             match member.ahead.pop_front() {
+                // Then another partition's row may be the next.
+                Some((id, _)) if !member.is_there(id) => {}
                 Some((id, distance)) => page.hits.push(GroupHit {
                     partition,
                     id,
@@ -128,6 +146,8 @@ impl<'a> GroupCursor<'a> {
                 None => ask(member, rows_of_each, &mut page),
             }
         }
+        // Neither the bound nor the end waits for rows that will not come.
+        self.members.iter_mut().for_each(Member::drop_gone);
         // A partition that was asked for more may have found nearer ones than it expected.
         page.hits.sort_by(|a, b| a.distance.total_cmp(&b.distance));
         page.exhausted = self.members.iter().all(Member::is_spent);

@@ -198,6 +198,44 @@ fn an_exact_group_is_in_order_over_all_pages_and_bounded() {
     }
 }
 
+/// A group asks partitions for more than a page takes; what it holds back is not given out
+/// for what it was.
+#[test]
+fn rows_that_went_since_they_were_found_come_on_no_later_page() {
+    for effort in [Effort::Balanced, Effort::Exact] {
+        let mut split = Split::new((Metric::L2, 8), 60, 3, |row, _| row % 3);
+        let query = split.vector().1;
+        let mut cursor = split.open(&query, effort);
+        let first = cursor.next_page(5);
+        assert!(first.hits.len() == 5 && !first.exhausted);
+        for part in 0..3 {
+            for id in 0..20 {
+                match part {
+                    0 => split.parts[part].remove(VectorId(id)),
+                    _ if id % 2 == 0 => split.parts[part].remove(VectorId(id)),
+                    _ => split.parts[part].end(VectorId(id), if id % 4 == 1 { 9 } else { 1 }),
+                }
+            }
+        }
+        assert!(
+            drain(&mut cursor, 7).is_empty(),
+            "{effort:?}: all are former or removed"
+        );
+        let mut former = GroupCursor::open(
+            &split.parts.iter().collect::<Vec<_>>(),
+            query.as_slice().into(),
+            EF,
+            5,
+            effort,
+        )
+        .unwrap();
+        let first = former.next_page(2);
+        assert_eq!(first.hits.len(), 2);
+        let left = drain(&mut former, 3);
+        assert_eq!(left.len() + 2, 10, "{effort:?}: ended at 9, seen from 5");
+    }
+}
+
 #[test]
 fn a_group_of_nothing_is_exhausted_at_once() {
     let mut cursor =
