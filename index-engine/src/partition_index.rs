@@ -146,7 +146,8 @@ impl PartitionIndex {
     }
 
     /// Adds a vector of another index of the same parameters and columns, bit for bit as
-    /// it is compared there, with its attributes.
+    /// it is compared there, with its attributes. The id must be that of a vector that was
+    /// not removed when this was called.
     ///
     /// # Panics
     /// If the parameters or columns differ, or the other index has no such vector.
@@ -158,6 +159,8 @@ impl PartitionIndex {
     ) -> Result<VectorId, IndexError> {
         assert_eq!(self.params, other.params, "indexes of two kinds");
         assert_eq!(self.columns(), other.columns(), "indexes of two kinds");
+        // If it is removed meanwhile, nothing moves into its slot while it is read.
+        let _reader = other.searches.enter();
         let attributes = other.attributes(id);
         self.insert_prepared(
             other.hnsw.vectors.get(id.0),
@@ -303,7 +306,7 @@ impl PartitionIndex {
     /// How often searches came by the vectors `BLOCK_VECTORS * block` and those behind:
     /// zeros where there are none.
     pub fn accesses(&self, block: u32) -> Accesses {
-        match u64::from(block) * u64::from(BLOCK_VECTORS) < self.total_len() as u64 {
+        match u64::from(block) * u64::from(BLOCK_VECTORS) < self.slots_len() as u64 {
             true => self.hnsw.accesses.of(block),
             false => Accesses::default(),
         }
