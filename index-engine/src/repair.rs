@@ -42,7 +42,9 @@ pub(crate) struct Repair {
 enum Stage {
     #[default]
     Idle,
-    /// One thread is at it.
+    /// One thread is at it. If a step panics it stays so, and removed vectors are waypoints
+    /// from then on: a step that is half done can neither be begun anew nor gone on with,
+    /// and searches are right without.
     Taken,
     /// Who linked before may still link to one of the batch.
     Marked { batch: Batch, linkers: Moment },

@@ -71,13 +71,15 @@ impl Hnsw {
             }
         }
         self.roles.become_node(heir);
-        // In this order: who meets the heir as a node finds it among nobody's copies,
-        // and who still finds it there does not meet it.
-        self.graph.cut_copies(leaving);
+        // Linked first, cut off then: who looks at a node's copies and then at its links
+        // comes to the heir in any case, and who comes to it twice has it once, by what it
+        // has visited. (The first page of a search by codes reads links first: it may miss
+        // an heir that takes its place in between. A later page has it.)
         if let Some(coding) = &self.coding {
             self.hand_on_place(coding, leaving, heir);
         }
         self.link_to_heir(leaving, heir);
+        self.graph.cut_copies(leaving);
         heirs.insert(leaving, heir);
     }
 

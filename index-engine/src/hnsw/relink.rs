@@ -175,19 +175,27 @@ impl Hnsw {
         let Some((_, entry)) = self.graph.entry().filter(|(_, entry)| *entry != id) else {
             return;
         };
+        // The entry may have had the link all along.
+        let is_linked = self.links_on(entry, 0).contains(&id);
         match (&self.coding, &self.compact) {
             (Some(coding), _) => {
                 self.link_if_room(coding, id, entry, 0);
-                self.link_if_room(coding, entry, id, 0);
+                if !is_linked {
+                    self.link_if_room(coding, entry, id, 0);
+                }
             }
             (None, Some(compact)) => {
                 self.link_back_coarse(compact, id, 0, entry);
-                self.link_back_coarse(compact, entry, 0, id);
+                if !is_linked {
+                    self.link_back_coarse(compact, entry, 0, id);
+                }
             }
             (None, None) => {
                 let rank = self.candidate(self.vectors.get(id), entry).rank();
                 self.link_back(id, 0, Candidate::new(rank, entry));
-                self.link_back(entry, 0, Candidate::new(rank, id));
+                if !is_linked {
+                    self.link_back(entry, 0, Candidate::new(rank, id));
+                }
             }
         }
     }
