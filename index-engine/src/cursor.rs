@@ -347,6 +347,7 @@ impl Cursor {
             + self.query.memory_bytes()
             + self.walk.memory_bytes()
             + self.tail.memory_bytes()
+            + self.filter.as_ref().map_or(0, Predicate::memory_bytes)
             + self.scanned.capacity() * size_of::<Candidate>()
     }
 

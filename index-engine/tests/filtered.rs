@@ -503,3 +503,70 @@ proptest! {
         run(dimensions, steps);
     }
 }
+
+/// Conditions on one column are one set of keys however many they are: putting them together
+/// one by one took six seconds for forty thousand.
+#[test]
+fn fifty_thousand_conditions_are_ready_at_once() {
+    let params = IndexParams {
+        dimensions: 2,
+        ..IndexParams::default()
+    };
+    let index = PartitionIndex::with_columns(params, &[ColumnType::Int], None).unwrap();
+    for i in 0..200i64 {
+        let values = [Value::Int(i * 500)];
+        index
+            .insert_with(&[i as f32, 0.0], i as u64, &values, |_| {})
+            .unwrap();
+    }
+    let terms = 0..50_000i64;
+    let equal = |i| Filter::equal(0, Value::Int(i * 1_000));
+    let any = Filter::Any(terms.clone().map(equal).collect());
+    let none = Filter::Not(Box::new(any.clone()));
+    let differs = |i| Filter::compare(0, Comparison::NotEqual, Value::Int(i * 1_000));
+    let all = Filter::All(terms.map(differs).collect());
+    for (filter, is_even) in [(any, true), (none, false), (all, false)] {
+        let began = std::time::Instant::now();
+        let mut cursor = index
+            .cursor_where(&[0.0, 0.0], 10, u64::MAX, true, &filter)
+            .unwrap();
+        assert!(began.elapsed().as_secs() < 2, "{:?}", began.elapsed());
+        // Sixteen bytes a key, and it is the cursor that keeps them.
+        assert!(cursor.memory_bytes() >= 50_000 * 16);
+        let page = cursor.next_page(&index, 200);
+        let ids: Vec<u32> = page.hits.iter().map(|hit| hit.0.0).collect();
+        let expected = (0..200u32).filter(|id| id.is_multiple_of(2) == is_even);
+        assert!(ids.into_iter().eq(expected));
+    }
+}
+
+/// A range of byte strings is every string in it, for each of the conditions.
+#[test]
+fn a_filter_of_too_many_keys_is_refused() {
+    let params = IndexParams {
+        dimensions: 2,
+        ..IndexParams::default()
+    };
+    let columns = [ColumnType::Int, ColumnType::Bytes];
+    let index = PartitionIndex::with_columns(params, &columns, None).unwrap();
+    for i in 0..2_000i64 {
+        let text = format!("{:05}", i * 791 % 2_000);
+        let values = [Value::Int(i), Value::Bytes(text.as_bytes().into())];
+        index.insert_with(&[0.0, 0.0], 1, &values, |_| {}).unwrap();
+    }
+    let filter = |terms: i64| {
+        let parts = (0..terms).map(|i| {
+            let text = Value::Bytes(b"01000".as_slice().into());
+            Filter::All(vec![
+                Filter::equal(0, Value::Int(i)),
+                Filter::compare(1, Comparison::GreaterOrEqual, text),
+            ])
+        });
+        Filter::Any(parts.collect())
+    };
+    let open = |terms| index.cursor_where(&[0.0, 0.0], 10, u64::MAX, true, &filter(terms));
+    let cursor = open(50).unwrap();
+    assert!(cursor.memory_bytes() > 50 * 500 * 16, "strings are counted");
+    let refused = open(20_000).err().unwrap().to_string();
+    assert!(refused.contains("keys of the filter"), "{refused}");
+}

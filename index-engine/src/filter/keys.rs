@@ -44,6 +44,7 @@ impl KeySet {
                 _ => apart.push((first, last)),
             }
         }
+        apart.shrink_to_fit();
         Self {
             ranges: apart,
             has_null,
@@ -68,32 +69,13 @@ impl KeySet {
         }
     }
 
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.ranges.capacity() * size_of::<(u64, u64)>()
+    }
+
     pub(super) fn or(&self, other: &Self) -> Self {
         let ranges = self.ranges.iter().chain(&other.ranges).copied().collect();
         Self::of_ranges(ranges, self.has_null || other.has_null)
-    }
-
-    pub(super) fn and(&self, other: &Self) -> Self {
-        let mut ranges = Vec::new();
-        let (mut mine, mut theirs) = (
-            self.ranges.iter().peekable(),
-            other.ranges.iter().peekable(),
-        );
-        while let (Some(a), Some(b)) = (mine.peek(), theirs.peek()) {
-            let (first, last) = (a.0.max(b.0), a.1.min(b.1));
-            if first <= last {
-                ranges.push((first, last));
-            }
-            if a.1 < b.1 {
-                mine.next();
-            } else {
-                theirs.next();
-            }
-        }
-        Self {
-            ranges,
-            has_null: self.has_null && other.has_null,
-        }
     }
 
     #[inline]
@@ -109,6 +91,43 @@ impl KeySet {
 
     pub(super) fn ranges(&self) -> &[(u64, u64)] {
         &self.ranges
+    }
+}
+
+/// Many sets on their way to being one: what is in some of them, or in all.
+pub(super) struct Gathered {
+    all: bool,
+    /// What is in some set; or if it is to be in all, what some set lacks.
+    ranges: Vec<(u64, u64)>,
+    has_null: bool,
+}
+
+impl Gathered {
+    pub(super) fn new(all: bool) -> Self {
+        Self {
+            all,
+            ranges: Vec::new(),
+            has_null: all,
+        }
+    }
+
+    pub(super) fn add(&mut self, set: &KeySet) {
+        if self.all {
+            self.has_null &= set.has_null;
+            self.ranges.extend(set.others().ranges);
+        } else {
+            self.has_null |= set.has_null;
+            self.ranges.extend_from_slice(&set.ranges);
+        }
+    }
+
+    pub(super) fn into_set(self) -> KeySet {
+        let ranges = KeySet::of_ranges(self.ranges, false);
+        let ranges = if self.all { ranges.others() } else { ranges };
+        KeySet {
+            has_null: self.has_null,
+            ..ranges
+        }
     }
 }
 
@@ -140,7 +159,13 @@ mod tests {
 
         #[test]
         fn sets_hold_what_their_parts_say(a in set(), b in set()) {
-            let (and, or, others) = (a.and(&b), a.or(&b), a.others());
+            let gathered = |all| {
+                let mut gathered = Gathered::new(all);
+                [&a, &b].into_iter().for_each(|set| gathered.add(set));
+                gathered.into_set()
+            };
+            let (and, or, others) = (gathered(true), a.or(&b), a.others());
+            prop_assert_eq!(&gathered(false), &or);
             for key in KEYS.into_iter().chain([4, 5, 6, 9, 1 << 63]) {
                 prop_assert_eq!(and.contains(key), a.contains(key) && b.contains(key));
                 prop_assert_eq!(or.contains(key), a.contains(key) || b.contains(key));

@@ -38,5 +38,9 @@ pub const COLUMNS_MAX: usize = 31;
 pub const VALUE_BYTES_MAX: usize = 8_192;
 /// Conditions and values of one filter.
 pub const FILTER_TERMS_MAX: usize = 100_000;
+/// Values of columns, or ranges of them, that one filter comes down to before those of a
+/// column are put together: sixteen bytes each. A comparison of numbers is one or two; a byte
+/// string is compared with every other that its column has, and those found are listed.
+pub const FILTER_KEYS_MAX: usize = 1 << 22;
 /// Conditions within conditions.
 pub const FILTER_DEPTH_MAX: usize = 64;

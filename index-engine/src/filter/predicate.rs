@@ -5,9 +5,9 @@
 
 use super::columns::Row;
 use super::condition::{Comparison, Filter};
-use super::keys::KeySet;
+use super::keys::{Gathered, KeySet};
 use super::value::Value;
-use super::{FILTER_DEPTH_MAX, FILTER_TERMS_MAX};
+use super::{FILTER_DEPTH_MAX, FILTER_KEYS_MAX, FILTER_TERMS_MAX};
 use crate::params::{IndexError, in_range};
 
 #[derive(Debug, Clone, PartialEq)]
@@ -28,13 +28,27 @@ pub(super) trait Vocabulary {
 
 impl Predicate {
     pub(super) fn new(filter: &Filter, columns: &impl Vocabulary) -> Result<Self, IndexError> {
-        let mut maker = Maker { columns, terms: 0 };
+        let mut maker = Maker {
+            columns,
+            terms: 0,
+            keys: 0,
+        };
         maker.make(filter, false, 0)
     }
 
     /// Of every row.
     pub(crate) fn is_always_true(&self) -> bool {
         matches!(self, Self::All(parts) if parts.is_empty())
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Holds(_, keys) => keys.memory_bytes(),
+            Self::All(parts) | Self::Any(parts) => {
+                let own = parts.capacity() * size_of::<Self>();
+                own + parts.iter().map(Self::memory_bytes).sum::<usize>()
+            }
+        }
     }
 
     /// Is it true of this row?
@@ -54,6 +68,7 @@ impl Predicate {
 struct Maker<'a, V> {
     columns: &'a V,
     terms: usize,
+    keys: usize,
 }
 
 impl<V: Vocabulary> Maker<'_, V> {
@@ -82,7 +97,7 @@ impl<V: Vocabulary> Maker<'_, V> {
             Filter::Compare { column, is, value } => {
                 self.columns.check(*column, value)?;
                 let is = if negated { opposite(*is) } else { *is };
-                let keys = self.columns.keys(*column, is, value);
+                let keys = self.keys(*column, is, value)?;
                 Ok(Predicate::Holds(*column, keys))
             }
             Filter::In { column, values } => {
@@ -111,7 +126,7 @@ impl<V: Vocabulary> Maker<'_, V> {
         let mut all = Vec::with_capacity(values.len());
         for value in values {
             self.columns.check(column, value)?;
-            let keys = self.columns.keys(column, Comparison::Equal, value);
+            let keys = self.keys(column, Comparison::Equal, value)?;
             all.extend(keys.ranges().iter().map(|range| range.0));
         }
         let keys = match negated {
@@ -131,22 +146,23 @@ impl<V: Vocabulary> Maker<'_, V> {
         all: bool,
         depth: usize,
     ) -> Result<Predicate, IndexError> {
-        let mut joined: Vec<Predicate> = Vec::new();
+        let mut joined = Joined::new(all);
         for part in parts {
-            let flat = match self.make(part, negated, depth + 1)? {
-                Predicate::All(parts) if all => parts,
-                Predicate::Any(parts) if !all => parts,
-                part => vec![part],
-            };
-            for part in flat {
-                add(&mut joined, part, all);
+            match self.make(part, negated, depth + 1)? {
+                Predicate::All(parts) if all => parts.into_iter().for_each(|p| joined.add(p)),
+                Predicate::Any(parts) if !all => parts.into_iter().for_each(|p| joined.add(p)),
+                part => joined.add(part),
             }
         }
-        Ok(match (joined.pop(), all) {
-            (Some(only), _) if joined.is_empty() => only,
-            (last, true) => Predicate::All(joined.into_iter().chain(last).collect()),
-            (last, false) => Predicate::Any(joined.into_iter().chain(last).collect()),
-        })
+        Ok(joined.finish())
+    }
+
+    /// Byte strings that compare with one are listed: what is gathered has a bound.
+    fn keys(&mut self, column: usize, is: Comparison, value: &Value) -> Result<KeySet, IndexError> {
+        let keys = self.columns.keys(column, is, value);
+        self.keys += keys.ranges().len();
+        in_range("keys of the filter", self.keys, &(0..=FILTER_KEYS_MAX))?;
+        Ok(keys)
     }
 
     fn count(&mut self, terms: usize) -> Result<(), IndexError> {
@@ -155,22 +171,48 @@ impl<V: Vocabulary> Maker<'_, V> {
     }
 }
 
-fn add(joined: &mut Vec<Predicate>, part: Predicate, all: bool) {
-    if let Predicate::Holds(column, keys) = &part {
-        for known in &mut *joined {
-            if let Predicate::Holds(of, before) = known
-                && of == column
-            {
-                *before = if all {
-                    before.and(keys)
-                } else {
-                    before.or(keys)
-                };
-                return;
-            }
+/// Parts of an `AND` or an `OR`. Those of one column are gathered and become one set in the
+/// end: put together one by one they would be gone through as often as there are parts.
+struct Joined {
+    all: bool,
+    columns: Vec<(usize, Gathered)>,
+    others: Vec<Predicate>,
+}
+
+impl Joined {
+    fn new(all: bool) -> Self {
+        Self {
+            all,
+            columns: Vec::new(),
+            others: Vec::new(),
         }
     }
-    joined.push(part);
+
+    fn add(&mut self, part: Predicate) {
+        let (column, keys) = match part {
+            Predicate::Holds(column, keys) => (column, keys),
+            other => return self.others.push(other),
+        };
+        let at = self.columns.iter().position(|known| known.0 == column);
+        let at = at.unwrap_or_else(|| {
+            self.columns.push((column, Gathered::new(self.all)));
+            self.columns.len() - 1
+        });
+        self.columns[at].1.add(&keys);
+    }
+
+    fn finish(self) -> Predicate {
+        let all = self.all;
+        let columns = self.columns.into_iter();
+        let columns =
+            columns.map(|(column, gathered)| Predicate::Holds(column, gathered.into_set()));
+        let mut joined: Vec<Predicate> = columns.chain(self.others).collect();
+        match (joined.pop(), all) {
+            (Some(only), _) if joined.is_empty() => only,
+            (last, true) => Predicate::All(joined.into_iter().chain(last).collect()),
+            (last, false) => Predicate::Any(joined.into_iter().chain(last).collect()),
+        }
+    }
 }
 
 fn opposite(is: Comparison) -> Comparison {
