@@ -86,11 +86,13 @@ impl Eligible for Rows<'_> {
     }
 
     fn is_eligible(&self, id: u32) -> bool {
-        let index = self.index;
-        let is_visible = index
-            .lives
-            .is_visible_before(id, self.born_before, self.snapshot_xmin);
-        is_visible && self.filter.is_none_or(|f| index.columns.matches(f, id))
+        let matches = |filter| self.index.columns.matches(filter, id);
+        self.is_linked_row(id) && self.filter.is_none_or(matches)
+    }
+
+    fn is_linked_row(&self, id: u32) -> bool {
+        let lives = &self.index.lives;
+        lives.is_visible_before(id, self.born_before, self.snapshot_xmin)
     }
 }
 

@@ -62,7 +62,8 @@ pub(crate) struct Coarse {
     metric: Metric,
 }
 
-// SAFETY: a code is written before its node is published, and never since.
+// SAFETY: a code is written while nobody reads it: before its vector is published, and again
+// only when its slot is another vector's, which no reader is left by then to come to.
 #[allow(unsafe_code)]
 unsafe impl Sync for Coarse {}
 

@@ -143,7 +143,8 @@ impl Rounds {
         let nodes = Nodes::new(len, &candidates);
         let step = candidates.len() / SAMPLE as u64;
         let sampled = (0..SAMPLE as u64).filter_map(|i| candidates.select((i * step) as u32));
-        let sampled: Vec<u32> = sampled.filter(|id| *id < len).collect();
+        let is_row = |id: &u32| *id < len && scene.eligible.is_eligible(*id);
+        let sampled: Vec<u32> = sampled.filter(is_row).collect();
         self.listed = Some(candidates);
         if are_farther(scene, &sampled, len) {
             return;
@@ -210,6 +211,7 @@ impl Rounds {
             if batch.is_empty() {
                 break;
             }
+            // Before anything is read of a listed slot: it may be the tail's, or being written.
             batch.retain(|id| scene.eligible.is_eligible(*id) && scene.met.insert(*id));
             aim.prefetch(&batch);
             *scene.distances += batch.len();
@@ -256,10 +258,17 @@ impl Rounds {
 }
 
 /// Do these rows lie farther from the query than others do? Then the nearest of them lie
-/// around a hole, and a greedy search ends at its nearest edge.
+/// around a hole, and a greedy search ends at its nearest edge. Looks at rows of the search
+/// only, as every other rank does: whatever else has a slot may be being written.
 fn are_farther(scene: &mut Scene<'_, impl Eligible>, rows: &[u32], len: u32) -> bool {
     let step = (len / SAMPLE as u32).max(1);
-    let others: Vec<u32> = (0..len).step_by(step as usize).take(SAMPLE).collect();
+    let others = (0..len).step_by(step as usize).take(SAMPLE);
+    let others: Vec<u32> = others
+        .filter(|id| scene.eligible.is_linked_row(*id))
+        .collect();
+    if rows.is_empty() || others.is_empty() {
+        return false;
+    }
     *scene.distances += rows.len() + others.len();
     let ranks = |ids: &[u32]| -> Vec<f32> {
         scene.aim.prefetch(ids);

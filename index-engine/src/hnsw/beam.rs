@@ -37,6 +37,10 @@ pub(crate) trait Eligible {
     /// A hint that `is_eligible` will be asked.
     fn prefetch(&self, id: u32);
     fn is_eligible(&self, id: u32) -> bool;
+    /// Whether a vector is a row of the search but for what it asks of attributes. Of such
+    /// a row everything is written that it is ranked by: it was linked when the search
+    /// began. A slot that is not may be about to be another vector's.
+    fn is_linked_row(&self, id: u32) -> bool;
 }
 
 impl Hnsw {
