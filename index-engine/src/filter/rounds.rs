@@ -121,7 +121,7 @@ impl Rounds {
                 Strategy::Traversal => self.hop(scene, choice),
             }
         }
-        self.rows.refine(scene.aim, rows, scene.distances);
+        self.rows.refine(scene.aim, rows, width, scene.distances);
         !(self.is_complete && self.rows.rough_len() == 0)
     }
 
@@ -187,7 +187,7 @@ impl Rounds {
 
     fn take(&mut self, aim: Aim<'_>, row: Candidate) {
         if aim.has_codes() {
-            self.rows.push_rough(row);
+            self.rows.push_rough(aim.turn(row));
         } else {
             self.rows.push_exact(row);
         }
@@ -219,7 +219,7 @@ impl Rounds {
                 if no_sketches || !aim.has_codes() || aim.is_beyond_sketches(id) {
                     self.rows.push_exact(aim.exact(id));
                 } else {
-                    rough.push(Reverse(aim.rough(id)));
+                    rough.push(Reverse(aim.turn(aim.rough(id))));
                 }
             }
         }

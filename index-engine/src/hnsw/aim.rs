@@ -72,6 +72,17 @@ impl Aim<'_> {
         }
     }
 
+    /// What a met row waits behind until it is ranked exactly. Where vectors lie elsewhere
+    /// that is the least that its rank may be, not the rank: one of a large doubt may be
+    /// nearer than many that are ranked before it.
+    #[inline]
+    pub(crate) fn turn(self, row: Candidate) -> Candidate {
+        match self.codes {
+            Codes::OfVectors(..) => Candidate::new(self.least(row), row.id()),
+            Codes::OfNeighbours(..) | Codes::None => row,
+        }
+    }
+
     /// A sketch tells nothing of it: it has no distance to anything.
     pub(crate) fn is_beyond_sketches(self, id: u32) -> bool {
         match self.codes {

@@ -174,7 +174,7 @@ impl Beam {
             self.look_again(sight);
             self.go_on(sight, width);
         }
-        self.rows.refine(sight.aim(), rows, sight.distances);
+        self.rows.refine(sight.aim(), rows, width, sight.distances);
         !(self.expanded.is_empty() && self.has_no_frontier() && self.rows.rough_len() == 0)
     }
 

@@ -174,7 +174,7 @@ impl CoarseWalk {
             self.go_on(sight, width);
         }
         match self.is_exact {
-            true => self.rows.refine(sight.aim, rows, sight.distances),
+            true => self.rows.refine(sight.aim, rows, width, sight.distances),
             false => self.rows.hand_over(rows),
         }
         self.has_frontier() || self.rows.rough_len() > 0
@@ -200,8 +200,9 @@ impl CoarseWalk {
         );
         *sight.distances += self.met.len();
         let mut rough = Vec::with_capacity(self.expanded.len());
+        let turn = turn(sight.aim, self.is_exact);
         for node in &self.expanded {
-            sight.offer(*node, |row| rough.push(Reverse(row)));
+            sight.offer(*node, |row| rough.push(Reverse(turn(row))));
         }
         self.rows.extend_rough(rough);
     }
@@ -218,11 +219,12 @@ impl CoarseWalk {
     fn go_on(&mut self, sight: &mut CoarseSight<'_, impl Eligible>, width: usize) {
         let (hnsw, (compact, query)) = (sight.aim.hnsw, sight.codes());
         let mut fresh = Vec::with_capacity(hnsw.graph.capacity(0));
+        let turn = turn(sight.aim, self.is_exact);
         while self.rows.len() < width
             && let Some(Reverse(node)) = self.frontier.pop()
         {
             let rows = &mut self.rows;
-            sight.offer(node, |row| rows.push_rough(row));
+            sight.offer(node, |row| rows.push_rough(turn(row)));
             hnsw.unvisited(node.id(), 0, sight.visited, &mut fresh);
             compact.codes.prefetch(&fresh);
             *sight.distances += fresh.len();
@@ -266,5 +268,13 @@ impl CoarseWalk {
 
     fn has_frontier(&self) -> bool {
         !self.met.is_empty() || !self.frontier.is_empty()
+    }
+}
+
+/// How rows wait: what is given out as it is ranked keeps its rank.
+fn turn(aim: Aim<'_>, is_exact: bool) -> impl Fn(Candidate) -> Candidate + '_ {
+    move |row| match is_exact {
+        true => aim.turn(row),
+        false => row,
     }
 }

@@ -6,11 +6,8 @@ use std::collections::BinaryHeap;
 
 use super::{Aim, Candidate, Codes};
 
-/// At most so many rows are ranked exactly beyond those of the page: sketches may order
-/// them otherwise.
-const REFINED_BEYOND: usize = 16;
-/// Codes of vectors say less, and there may be many such rows. They are read so many at a
-/// time: enough for a disk to work on, few to read in vain.
+/// So many rows are ranked exactly at a time beyond those of the page: enough for a disk to
+/// work on, few to read in vain.
 const READ_AT_A_TIME: usize = 16;
 
 /// Rows with which a first page of this width does. A full list of nodes holds nearly as many
@@ -24,7 +21,7 @@ pub(super) fn rows_that_do(width: usize) -> usize {
 pub(crate) struct Ranked {
     /// At hand, ranked exactly.
     ready: BinaryHeap<Reverse<Candidate>>,
-    /// Ranked by sketch or code.
+    /// Ranked by sketch or code, in their [`turn`](Aim::turn).
     rough: BinaryHeap<Reverse<Candidate>>,
     /// Ranked exactly so far.
     originals: usize,
@@ -47,6 +44,7 @@ impl Ranked {
         self.ready.push(Reverse(row));
     }
 
+    /// In its turn, if it is to be ranked exactly.
     pub(crate) fn push_rough(&mut self, row: Candidate) {
         self.rough.push(Reverse(row));
     }
@@ -60,39 +58,34 @@ impl Ranked {
         }
     }
 
-    /// Ranks the nearest rows exactly, until `rows` are at hand, and those that sketches
-    /// may have put behind them.
-    pub(crate) fn refine(&mut self, aim: Aim<'_>, rows: usize, distances: &mut usize) {
-        let wanted = rows.saturating_sub(self.ready.len());
-        let nearest = std::iter::from_fn(|| self.rough.pop()).take(wanted);
-        let nearest: Vec<u32> = nearest.map(|row| row.0.id()).collect();
-        self.rank_exactly(aim, &nearest, distances);
-        if let Codes::OfVectors(..) = aim.codes {
-            return self.read_on(aim, rows, distances);
-        }
-        // Not all of them if there are more: then too many are ranked, not too few.
-        let farthest = self.ready.iter().map(|row| row.0.rank());
-        let farthest = farthest.fold(f32::NEG_INFINITY, f32::max);
-        let mut behind = Vec::new();
-        while behind.len() < REFINED_BEYOND
-            && let Some(Reverse(row)) = self.rough.peek()
-            && row.rank() - aim.doubt(*row) < farthest
-        {
-            behind.push(row.id());
-            self.rough.pop();
-        }
-        self.rank_exactly(aim, &behind, distances);
-    }
-
-    /// Ranks rows exactly as long as there is one that may be nearer than the last of the
-    /// nearest `rows` at hand.
-    fn read_on(&mut self, aim: Aim<'_>, rows: usize, distances: &mut usize) {
-        let mut read = Vec::with_capacity(READ_AT_A_TIME);
+    /// Ranks rows exactly until `rows` are at hand, and as long as there is one that may be
+    /// nearer than the last of the nearest `rows`. Where sketches are ranked by, which err
+    /// by little, `beyond` more at most: among rows that they cannot tell apart it would be
+    /// all.
+    ///
+    /// By codes of vectors those are ranked that have to be and no others: each of the
+    /// first `rows` in turn may be nearer than the last there will be.
+    pub(crate) fn refine(
+        &mut self,
+        aim: Aim<'_>,
+        rows: usize,
+        beyond: usize,
+        distances: &mut usize,
+    ) {
+        let mut beyond = match aim.codes {
+            Codes::OfVectors(..) => usize::MAX,
+            Codes::OfNeighbours(..) | Codes::None => beyond,
+        };
+        let missing = rows.saturating_sub(self.ready.len());
+        let nearest = std::iter::from_fn(|| self.rough.pop()).take(missing);
+        let mut read: Vec<u32> = nearest.map(|row| row.0.id()).collect();
+        self.rank_exactly(aim, &read, distances);
         loop {
+            read.clear();
             let last = self.rank_of_ready(rows);
-            while read.len() < READ_AT_A_TIME
+            while read.len() < READ_AT_A_TIME.min(beyond)
                 && let Some(Reverse(row)) = self.rough.peek()
-                && aim.least(*row) < last
+                && least_in_turn(aim, *row) < last
             {
                 read.push(row.id());
                 self.rough.pop();
@@ -100,8 +93,8 @@ impl Ranked {
             if read.is_empty() {
                 return;
             }
+            beyond -= read.len();
             self.rank_exactly(aim, &read, distances);
-            read.clear();
         }
     }
 
@@ -156,29 +149,30 @@ impl Ranked {
     pub(crate) fn least_pending(&self, aim: Aim<'_>) -> Option<f32> {
         let ready = self.ready.peek().map(|row| row.0.rank());
         match aim.codes {
-            Codes::OfVectors(..) => self
-                .least_of_rough(aim)
-                .into_iter()
-                .chain(ready)
-                .min_by(f32::total_cmp),
+            Codes::OfVectors(..) => {
+                let rough = self.rough.peek().map(|row| row.0.rank());
+                rough.into_iter().chain(ready).min_by(f32::total_cmp)
+            }
             _ => ready.or(self.rough.peek().map(|row| row.0.rank())),
         }
     }
 
-    /// The same for rows at hand that are not ranked exactly.
+    /// The same where no row is ranked exactly, and all wait by their ranks.
     pub(crate) fn least_handed_over(&self, aim: Aim<'_>) -> Option<f32> {
-        let ready = self.ready.peek().map(|row| aim.least(row.0));
-        self.least_of_rough(aim)
-            .into_iter()
-            .chain(ready)
-            .min_by(f32::total_cmp)
-    }
-
-    fn least_of_rough(&self, aim: Aim<'_>) -> Option<f32> {
-        self.rough.peek().map(|row| aim.least(row.0))
+        let rows = self.ready.iter().chain(&self.rough);
+        rows.map(|row| aim.least(row.0)).min_by(f32::total_cmp)
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
         (self.ready.capacity() + self.rough.capacity()) * size_of::<Candidate>()
+    }
+}
+
+/// What the rank of a row that waits may be at least.
+#[inline]
+fn least_in_turn(aim: Aim<'_>, row: Candidate) -> f32 {
+    match aim.codes {
+        Codes::OfVectors(..) => row.rank(),
+        Codes::OfNeighbours(..) | Codes::None => aim.least(row),
     }
 }
