@@ -160,6 +160,11 @@ fn searches_see_rows_as_they_are_while_slots_are_used_again() {
         while index.fold(100) + index.repair(100) > 0 {}
         let (slots, held) = (index.slots_len(), index.total_len());
         assert!(held <= ROWS + ROWS / 100, "{held} of {ROWS} rows held");
-        assert!(slots < 2 * ROWS, "{slots} slots for {ROWS} rows");
+        // Fewer by far than were inserted, however late repair gets its turns.
+        let inserted = rows;
+        assert!(
+            slots < inserted * 3 / 4,
+            "{slots} slots for {ROWS} rows of {inserted}"
+        );
     }
 }
