@@ -98,9 +98,14 @@ impl Lookup {
         let fine_limit = (i32::MAX as f32 / (256.0 * dimensions as f32)).min(16_000.0);
         let fine_per = inverse(most) * fine_limit;
         let table_per = inverse(widest) * (TABLE_MOST << TABLE_BITS) as f32;
+        // What overflowed is no number everywhere, and fits nowhere.
+        let is_finite = total(size).is_finite();
         let quantized = |per: f32| -> Vec<Fine> {
             let lane = |lane: &Lane| Fine(std::array::from_fn(|i| nearest(lane.0[i] * per)));
-            query.iter().map(lane).collect()
+            match is_finite {
+                true => query.iter().map(lane).collect(),
+                false => vec![Fine([0; Lane::WIDTH]); query.len()],
+            }
         };
         let mut table = vec![Line::ZERO; query.len()].into_boxed_slice();
         fill(&quantized(table_per), &mut table);
@@ -493,6 +498,24 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_query_that_overflowed_has_a_table_and_no_kernel_panics() {
+        // What a rotation makes of the largest floats, and what a disk may hold.
+        let strange = [
+            f32::NAN,
+            f32::INFINITY,
+            f32::from_bits(0x7f81_ffff),
+            f32::MAX,
+        ];
+        for strange in strange {
+            let mut query = vec![1.0; 128];
+            query[4..8].fill(30_000.0);
+            query[5] = strange;
+            let lanes = Lane::pack(&query);
+            assert_eq!(Lookup::new(&lanes).table, Lookup::of(&lanes, fill).table);
+        }
+    }
 
     #[test]
     fn every_kernel_scans_alike() {
