@@ -123,6 +123,36 @@ fn a_loaded_index_answers_as_the_one_that_was_written_and_goes_on_like_it() {
 }
 
 #[test]
+fn a_repaired_index_whose_slots_are_used_again_comes_back() {
+    for dimensions in DIMENSIONS {
+        let mut world = eventful(Metric::L2, dimensions);
+        let index = &world.index;
+        index.fold(usize::MAX);
+        (0..1_100)
+            .step_by(2)
+            .for_each(|id| index.remove(VectorId(id)));
+        while index.repair(100) > 0 {}
+        let removed_and_waiting = loaded(&written(index), 2).unwrap();
+        assert_eq!(removed_and_waiting.slots_len(), 1_100);
+        let vectors: Vec<Vec<f32>> = (0..300).map(|_| world.query()).collect();
+        let index = &world.index;
+        for (row, vector) in vectors.iter().enumerate() {
+            index.insert(vector, row as u64).unwrap();
+        }
+        assert_eq!(index.slots_len(), 1_100, "slots are used again");
+        index.fold(200);
+        let again = loaded(&written(index), 2).unwrap();
+        assert_eq!((again.tail_len(), index.tail_len()), (100, 100));
+        assert_eq!(again.fold(usize::MAX), 100);
+        index.fold(usize::MAX);
+        for vector in &vectors {
+            let nearest = |index| collect(index, vector, 40, u64::MAX, 10)[0];
+            assert_eq!(nearest(&again), nearest(index));
+        }
+    }
+}
+
+#[test]
 fn an_empty_index_and_a_tail_alone_come_back() {
     for dimensions in DIMENSIONS {
         let mut world = World::of(Metric::L2, dimensions, 6, 32, form(dimensions));

@@ -142,6 +142,18 @@ fn links_to_what_is_not_linked_are_refused() {
 }
 
 #[test]
+fn a_node_that_a_list_names_twice_is_refused() {
+    refused(Representation::Plain, "base lists", |bytes| {
+        let [first, second] = [0, 1].map(|slot| bytes.at("base lists", slot));
+        bytes.set(second, bytes.word(first));
+    });
+    refused(Representation::Coded, "code blocks", |bytes| {
+        let [first, second] = [0, 31].map(|slot| bytes.at("code blocks", slot));
+        bytes.set(second, bytes.word(first));
+    });
+}
+
+#[test]
 fn links_behind_the_end_of_a_list_are_refused() {
     // Of a linked row, and of one of the tail.
     for node in [30, LINKED as usize + 3] {
@@ -184,6 +196,16 @@ fn levels_and_upper_links_that_are_not_there_are_refused() {
             let (node, _) = raised(bytes);
             let at = bytes.at("places", node);
             bytes.set(at, u32::MAX);
+        });
+        refused(representation, "places", |bytes| {
+            let at = bytes.at("places", 0);
+            bytes.set(at, (1 << 28) - 1);
+        });
+        refused(representation, "places", |bytes| {
+            let (node, list) = raised(bytes);
+            let other = (0..node).find(|node| bytes.word(bytes.at("places", *node)) >> 28 == 0);
+            let at = bytes.at("places", other.expect("most are low"));
+            bytes.set(at, 1 << 28 | list as u32);
         });
         refused(representation, "upper lists", |bytes| {
             let (_, list) = raised(bytes);

@@ -5,6 +5,7 @@
 //! from the tail once it is loaded. A list is copied under its node's lock, so that no
 //! code is paired with another's id for good.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Hnsw;
@@ -146,9 +147,15 @@ impl Hnsw {
         graph.check_entry(linked.cut.entry, is_linked)?;
         graph.check_upper(linked.cut.rows, is_linked)?;
         graph.check_copies(linked.cut.rows, is_linked)?;
-        // Nobody links to a row of the tail, and it has no links.
+        // Nobody links to a row of the tail, and it has no links. No list names a node
+        // twice: a search would return it twice.
+        let named_by: Vec<Cell<u32>> = vec![Cell::new(0); linked.cut.rows as usize];
         let sound = |id: u32| {
-            let may_link = |neighbour| is_linked(id) && is_linked(neighbour);
+            let may_link = |neighbour| {
+                is_linked(id)
+                    && is_linked(neighbour)
+                    && named_by[neighbour as usize].replace(id + 1) != id + 1
+            };
             match &self.coding {
                 Some(coding) => coding.blocks.links_only(id, may_link),
                 None => graph.links_only(id, 0, may_link),
@@ -160,7 +167,7 @@ impl Hnsw {
         };
         match (0..linked.cut.rows).find(|id| !sound(*id)) {
             Some(id) => {
-                let what = format!("the links of node {id} are not among linked ones");
+                let what = format!("the links of node {id} do not lead to as many linked ones");
                 Err(corrupt(kind.name(), what))
             }
             None => Ok(()),
@@ -205,11 +212,23 @@ impl Graph {
         links.all(|link| link.is_none())
     }
 
+    /// A vector's lists are there, and no other's: what is linked on a level of it would
+    /// be looked for on a level that it does not have.
     fn check_places(&self, cut: Cut) -> Result<(), CheckpointError> {
-        let lists = |(level, first): (u8, u32)| first + u32::from(level);
-        match (0..cut.rows).find(|id| lists(self.place(*id)) > cut.upper_lists) {
+        let mut is_used = vec![false; cut.upper_lists as usize];
+        let mut sound = |id: &u32| {
+            let (level, first) = self.place(*id);
+            let lists = first as usize..first as usize + usize::from(level);
+            let Some(lists) = is_used.get_mut(lists) else {
+                return false;
+            };
+            let taken = lists.iter_mut();
+            let mut taken = taken.map(|is_used| std::mem::replace(is_used, true));
+            taken.all(|was_used| !was_used)
+        };
+        match (0..cut.rows).find(|id| !sound(id)) {
             Some(id) => {
-                let what = format!("node {id} has lists that are none");
+                let what = format!("node {id} has lists that are none, or another's");
                 Err(corrupt(Kind::Places.name(), what))
             }
             None => Ok(()),
