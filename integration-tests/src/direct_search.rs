@@ -14,6 +14,8 @@ const EF_SEARCH: u32 = 100;
 const DEADLINE_MS: u64 = 4_000;
 /// Rows of a page when all of a replica are read.
 const PAGE_ROWS: u32 = 2_000;
+/// A node's `search.cursor_ttl_ms`, and some.
+const CURSORS_LIVE: Duration = Duration::from_secs(75);
 
 /// What one node said to one search.
 #[derive(Debug)]
@@ -306,7 +308,8 @@ pub fn assert_replicas_hold(
     Ok(())
 }
 
-/// Keys and distances of one replica.
+/// Keys and distances of one replica. A version that was replaced stays while a cursor is
+/// open that was there before: of a session that was killed, until its time is up.
 fn rows_of(
     wire: &Wire,
     search: &DirectSearch,
@@ -314,9 +317,28 @@ fn rows_of(
     replica: &Replica,
     min_lsn: u64,
 ) -> Result<BTreeMap<Vec<u8>, f64>> {
+    let began = Instant::now();
+    loop {
+        if let Some(rows) = rows_once(wire, search, partition, replica, min_lsn)? {
+            return Ok(rows);
+        }
+        ensure!(began.elapsed() < CURSORS_LIVE, "a key comes twice");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// `None`: a key came twice.
+fn rows_once(
+    wire: &Wire,
+    search: &DirectSearch,
+    partition: PartitionId,
+    replica: &Replica,
+    min_lsn: u64,
+) -> Result<Option<BTreeMap<Vec<u8>, f64>>> {
     let node = search.map.nodes.get(&replica.node);
     let address = &node.context("the map lacks the node")?.address;
     let mut rows = BTreeMap::new();
+    let mut twice = false;
     let mut resume_token = 0;
     loop {
         let cursors = vec![cursor(partition, replica, resume_token)];
@@ -329,10 +351,10 @@ fn rows_of(
         let page = response.pages.into_iter().next().context("no page")?;
         for hit in page.hits {
             let former = rows.insert(hit.key.to_vec(), hit.distance);
-            ensure!(former.is_none(), "a key comes twice");
+            twice |= former.is_some();
         }
         if page.exhausted {
-            return Ok(rows);
+            return Ok((!twice).then_some(rows));
         }
         resume_token = page.resume_token;
     }

@@ -231,6 +231,11 @@ impl IndexState {
         self.settle();
     }
 
+    /// Versions that still wait for older cursors.
+    pub fn retiring(&self) -> usize {
+        self.retiring.len()
+    }
+
     /// Ends what older cursors no longer hold.
     pub fn settle(&mut self) {
         while let Some(next) = self.retiring.front() {

@@ -41,6 +41,8 @@ pub struct Replica {
     pub(super) pending: Mutex<BTreeSet<RowKey>>,
     pub(super) rows: AtomicU64,
     pub(super) formers: AtomicU64,
+    /// Versions whose end waits for cursors to be closed.
+    pub(super) retiring: AtomicUsize,
     /// Since the last checkpoint began.
     pub(super) changed_rows: AtomicU64,
     pub(super) is_stopping: AtomicBool,
@@ -93,6 +95,7 @@ impl Replica {
             pending: Mutex::default(),
             rows: AtomicU64::new(0),
             formers: AtomicU64::new(0),
+            retiring: AtomicUsize::new(0),
             changed_rows: AtomicU64::new(0),
             is_stopping: AtomicBool::new(false),
             recovered_rows: AtomicUsize::new(0),
@@ -331,7 +334,8 @@ impl Replica {
 
     /// Asks for pruning, if the queue has room.
     pub fn prune(&self) {
-        if self.former_versions() > 0 {
+        let is_retiring = self.retiring.load(Ordering::Relaxed) > 0;
+        if self.former_versions() > 0 || is_retiring {
             // A full queue is no loss: the next round asks again.
             let _ = self.jobs.try_send(Job::Prune);
         }

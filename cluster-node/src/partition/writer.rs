@@ -394,6 +394,8 @@ impl Writer {
         let formers = self.index.formers().len() as u64;
         self.replica.rows.store(rows, Ordering::Relaxed);
         self.replica.formers.store(formers, Ordering::Relaxed);
+        let retiring = self.index.retiring();
+        self.replica.retiring.store(retiring, Ordering::Relaxed);
     }
 
     /// Between two commits disk and index are of one moment: what the index lacks is
