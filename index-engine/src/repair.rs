@@ -10,7 +10,7 @@
 //! 4. Nothing leads to them any more, but who came before may still be there: cursors
 //!    and linking threads. When these have left, the slots are free.
 //!
-//! Who links to a vector is found by looking at all lists: that takes a thousandth of
+//! Who links to a vector is found by looking at all lists: that takes a small part of
 //! what choosing anew does, and no memory.
 
 use std::collections::VecDeque;
@@ -23,7 +23,7 @@ use crate::partition_index::PartitionIndex;
 use crate::readers::Moment;
 
 /// A batch is worth a look at all lists from one removed vector in so many on.
-const REMOVED_ONE_IN: usize = 200;
+const REMOVED_ONE_IN: usize = 100;
 /// Slots that a thread takes at a time.
 const SLOTS_TAKEN: u32 = 32;
 

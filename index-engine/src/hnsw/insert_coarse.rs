@@ -138,8 +138,8 @@ impl Hnsw {
         chosen
     }
 
-    /// Adds `new` to a node's list, choosing anew if that is full, and then up to half of
-    /// level 0's: see `link_back`.
+    /// Adds `new` to a node's list, choosing anew if that is full: then level 0's is filled
+    /// by half, and beyond with what leads elsewhere only: see `link_back`.
     pub(super) fn link_back_coarse(&self, compact: &Compact, node: u32, level: u8, new: u32) {
         let _guard = self.graph.lock(node);
         if self.graph.push(node, level, new) {
@@ -153,7 +153,10 @@ impl Hnsw {
         let mut candidates: Vec<Candidate> = neighbours.iter().map(rank).collect();
         candidates.sort_unstable();
         let m = self.graph.m();
-        let chosen = self.select_coarse(compact, &candidates, m, m, |_| false);
+        let chosen =
+            self.select_coarse(compact, &candidates, self.graph.capacity(level), m, |_| {
+                false
+            });
         self.graph.set(node, level, chosen.iter().map(|c| c.id()));
     }
 }

@@ -54,9 +54,7 @@ impl Hnsw {
         let chosen = self.chosen_beside(id, level, &kept, &gone, heirs);
         self.graph.set(id, level, chosen.iter().map(|c| c.id()));
         drop(guard);
-        if chosen.is_empty() && level == 0 {
-            self.link_anywhere(id);
-        }
+        self.link_back_new(id, level, &chosen, &kept);
         true
     }
 
@@ -95,10 +93,32 @@ impl Hnsw {
             }
         }
         drop(guard);
-        if chosen.is_empty() {
+        self.link_back_new(id, 0, &chosen, &kept);
+        true
+    }
+
+    /// As an insertion does, but where there is room only: what leaves takes as many links
+    /// to other nodes with it as it had itself.
+    fn link_back_new(&self, id: u32, level: u8, chosen: &[Candidate], kept: &[u32]) {
+        for new in chosen.iter().map(|c| c.id()).filter(|c| !kept.contains(c)) {
+            let _guard = self.graph.lock(new);
+            if self.links_on(new, level).contains(&id) {
+                continue;
+            }
+            match &self.coding {
+                Some(coding) if level == 0 => {
+                    if let Some(slot) = coding.blocks.free_slot(new) {
+                        self.put(coding, new, slot, id);
+                    }
+                }
+                _ => {
+                    self.graph.push(new, level, id);
+                }
+            }
+        }
+        if chosen.is_empty() && level == 0 {
             self.link_anywhere(id);
         }
-        true
     }
 
     /// Who stands for a leaving node on a level.
@@ -120,20 +140,19 @@ impl Hnsw {
         let behind = self.behind(level, gone, heirs).into_iter();
         let new = behind.filter(|found| *found != id && !kept.contains(found));
         let ids = new.chain(kept.iter().copied());
-        let before = kept.len() + gone.len();
-        let filled = before.min(self.graph.m());
+        let (filled, capacity) = (kept.len() + gone.len(), self.graph.capacity(level));
         let is_kept = |id| kept.contains(&id);
         if let Some(compact) = &self.compact {
             let query = self.pinned(compact, id);
             let rank = |id| Candidate::new(compact.codes.rank(id, &query), id);
             let mut candidates: Vec<Candidate> = ids.map(rank).collect();
             candidates.sort_unstable();
-            return self.select_coarse(compact, &candidates, before, filled, is_kept);
+            return self.select_coarse(compact, &candidates, capacity, filled, is_kept);
         }
         let vector = self.vectors.get(id);
         let mut candidates: Vec<Candidate> = ids.map(|id| self.candidate(vector, id)).collect();
         candidates.sort_unstable();
-        self.select(&candidates, before, filled, is_kept)
+        self.select(&candidates, capacity, filled, is_kept)
     }
 
     /// Staying nodes that leaving ones link to, or that are linked to through others
