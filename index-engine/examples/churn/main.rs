@@ -9,8 +9,8 @@
 //! removed, as many are inserted and folded, and what is due is repaired, on one thread.
 //!
 //! With `latency_rounds` a twentieth of the rows is removed so many times; one thread
-//! searches at ef 40, first alone, then beside one that repairs. Run it on a quiet machine
-//! with a core for each.
+//! searches at ef 40: beside one that repairs, alone, and beside one that only keeps a core
+//! busy, which tells what the system takes. Run it on a quiet machine with a core for each.
 
 #![allow(clippy::print_stdout)]
 
@@ -218,7 +218,7 @@ fn measure_latency(
     rounds: usize,
     random: &mut Random,
 ) -> Result<(), Box<dyn Error>> {
-    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    let (mut alone, mut busy, mut beside) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let mut gone = Vec::new();
         for _ in 0..table.held.len() / 20 {
@@ -239,11 +239,19 @@ fn measure_latency(
         });
         let began = Instant::now();
         alone.extend(latencies(table, queries, || began.elapsed() > repaired));
+        let (shared, is_done) = (&*table, &AtomicBool::new(false));
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            scope.spawn(|| while !is_done.load(Ordering::Acquire) {});
+            busy.extend(latencies(shared, queries, || began.elapsed() > repaired));
+            is_done.store(true, Ordering::Release);
+        });
         gone.into_iter().try_for_each(|row| table.insert(row))?;
         table.fold();
     }
-    println!("searches alone: {}", percentiles(alone));
-    println!("beside repair:  {}", percentiles(beside));
+    println!("searches alone:       {}", percentiles(alone));
+    println!("beside a busy thread: {}", percentiles(busy));
+    println!("beside repair:        {}", percentiles(beside));
     Ok(())
 }
 
