@@ -28,25 +28,8 @@ impl Hnsw {
     ) -> Option<Candidate> {
         let codes = &compact.codes;
         let rank = |id| Candidate::new(codes.rank(id, query), id);
-        let (top, entry) = self.graph.entry()?;
-        let mut nearest = rank(entry);
-        *distances += 1;
-        let mut neighbours = Vec::with_capacity(self.graph.m());
-        for level in (level + 1..=top).rev() {
-            loop {
-                let from = nearest;
-                neighbours.clear();
-                neighbours.extend(self.graph.neighbours(from.id(), level));
-                codes.prefetch(&neighbours);
-                *distances += neighbours.len();
-                let ranked = neighbours.iter().map(|id| rank(*id));
-                nearest = ranked.fold(from, Candidate::min);
-                if nearest == from {
-                    break;
-                }
-            }
-        }
-        Some(nearest)
+        let prefetch = |ids: &[u32]| codes.prefetch(ids);
+        self.descend_by(rank, prefetch, level, distances)
     }
 
     /// Expands nodes of a level from `starts` on until the `width` nearest are all expanded.

@@ -42,6 +42,19 @@ impl Hnsw {
     ) -> Option<Candidate> {
         let sketches = &coding.sketches;
         let rank = |id| Candidate::new(sketches.rank(id, lookup), id);
+        let prefetch = |ids: &[u32]| sketches.prefetch(ids);
+        self.descend_by(rank, prefetch, level, distances)
+    }
+
+    /// The same by what else ranks nodes, all neighbours asked for at once.
+    #[inline]
+    pub(super) fn descend_by(
+        &self,
+        rank: impl Fn(u32) -> Candidate,
+        prefetch: impl Fn(&[u32]),
+        level: u8,
+        distances: &mut usize,
+    ) -> Option<Candidate> {
         let (top, entry) = self.graph.entry()?;
         let mut nearest = rank(entry);
         *distances += 1;
@@ -51,12 +64,10 @@ impl Hnsw {
                 let from = nearest;
                 neighbours.clear();
                 neighbours.extend(self.graph.neighbours(from.id(), level));
-                sketches.prefetch(&neighbours);
+                prefetch(&neighbours);
                 *distances += neighbours.len();
-                nearest = neighbours
-                    .iter()
-                    .map(|id| rank(*id))
-                    .fold(from, Candidate::min);
+                let ranked = neighbours.iter().map(|id| rank(*id));
+                nearest = ranked.fold(from, Candidate::min);
                 if nearest == from {
                     break;
                 }
