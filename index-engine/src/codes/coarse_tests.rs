@@ -78,7 +78,8 @@ proptest! {
             coarse.write(node as u32, vector);
         }
         let spread = dimensions as f32 * if metric == Metric::L2 { 2.0 } else { 1.0 };
-        let allowed = spread * if bits == CodeBits::Four { 0.06 } else { 0.01 };
+        // The worst of some hundred pairs: eight deviations.
+        let allowed = spread * if bits == CodeBits::Four { 0.1 } else { 0.02 };
         for a in 0..20 {
             let query = coarse.query_of(a);
             for b in 0..20 {
