@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-use super::housekeeping::persist_watermarks;
+use super::housekeeping::{persist_watermarks, prune};
 use super::job::Job;
 use crate::query::search::{PageError, PageOf, Search, SearchError};
 use crate::source::Retention;
@@ -144,6 +144,37 @@ async fn p1_a_row_that_changes_under_an_open_cursor_is_still_found() {
     t.replica().send(Job::Prune).await.unwrap();
     t.open_backfill(1).await.unwrap();
     assert_eq!(t.find(21).await, [1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p3_what_a_backfill_replaced_under_a_cursor_goes_though_nobody_writes_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = TestNode::start(dir.path()).await;
+    t.open_backfill(1).await.unwrap();
+    let rows = vec![row(1, [1.0, 0.0]), row(2, [2.0, 0.0])];
+    t.chunk(1, 1, 10, rows).await.unwrap();
+    t.nothing_else(20).await;
+    let first = Search {
+        page_rows: 1,
+        ..search()
+    };
+    let page = t.page(first).await.unwrap();
+    t.chunk(1, 2, 20, vec![row(2, [3.0, 0.0])]).await.unwrap();
+    assert_eq!(
+        t.replica().former_versions(),
+        0,
+        "no former one calls for it"
+    );
+    assert_eq!(
+        t.find(CURRENT).await,
+        [1, 2, 2],
+        "the cursor may come to both"
+    );
+    t.node.queries.cursors.close(&[page.token]);
+    prune(&t.node.replicas);
+    // Behind it in the queue.
+    t.open_backfill(2).await.unwrap();
+    assert_eq!(t.find(CURRENT).await, [1, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
