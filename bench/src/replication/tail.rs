@@ -7,7 +7,7 @@
 
 use super::{Scale, rows};
 use crate::percentile::percentile;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use integration_tests::Cluster;
 use postgres::{Client, NoTls};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ const CONSUMER: &str = "consumer-1";
 const NODE: &str = "node-1";
 
 pub fn run(cluster: &Cluster, scale: Scale) -> Result<Value> {
-    let transactions: i64 = scale.of(10, 325);
+    let transactions: i64 = scale.of(10, 650);
     let mut source = Client::connect(cluster.dsn(), NoTls)?;
     source.batch_execute(
         "SET ruvector.on_unavailable = error; SET enable_seqscan = off; SET ruvector.search_timeout_ms = 600000;
@@ -49,15 +49,18 @@ pub fn run(cluster: &Cluster, scale: Scale) -> Result<Value> {
          {per_second:.0} rows/s (goal >= 10,000 for 60 s); apply waited {pushed_back_s:.1} s for folding"
     );
     source.batch_execute("SET ruvector.read_consistency = eventual")?;
-    let (mut searches, looked_s) = (Vec::new(), scale.of(2, 15));
+    let (mut searches, mut found, looked_s) = (Vec::new(), 0, scale.of(2, 15));
     let looking = Instant::now();
     while looking.elapsed() < Duration::from_secs(looked_s) {
         let began = Instant::now();
-        search(&mut source, searches.len() as i64)?;
+        found += u32::from(search(&mut source, searches.len() as i64)?);
         searches.push(began.elapsed());
     }
     let [p50, p99] = [50, 99].map(|p| percentile(&mut searches, p).as_secs_f64() * 1e3);
-    println!("  searches with a tail of {tail:.0} rows: p50 {p50:.1} ms, p99 {p99:.1} ms");
+    let asked = searches.len();
+    println!(
+        "  {asked} searches with a tail of {tail:.0} rows: p50 {p50:.1} ms, p99 {p99:.1} ms; {found} found the row asked for"
+    );
     let folded_per_s = folding(cluster, Duration::from_secs(scale.of(3, 30)))?;
     println!("  folded beside nothing else: {folded_per_s:.0} rows/s");
     source.batch_execute("DROP TABLE bench_tail")?;
@@ -75,12 +78,12 @@ pub fn run(cluster: &Cluster, scale: Scale) -> Result<Value> {
     }))
 }
 
-fn search(source: &mut Client, id: i64) -> Result<()> {
+/// Asks for a row by its own vector, and whether that is what comes. What is folded is found
+/// as a graph of noise finds it.
+fn search(source: &mut Client, id: i64) -> Result<bool> {
     let query = rows::literal(id, DIMENSIONS);
     let search = format!("SELECT id FROM bench_tail ORDER BY embedding <-> '{query}' LIMIT 1");
-    let found = source.query_one(&search, &[])?.get::<_, i64>(0);
-    ensure!(found == id, "found {found} for {id}");
-    Ok(())
+    Ok(source.query_one(&search, &[])?.get::<_, i64>(0) == id)
 }
 
 /// Rows a second, until the tail is empty or the time is up.
