@@ -23,7 +23,7 @@ pub enum MemoryPressure {
     Free,
     /// Backfills and copies are refused.
     Tight,
-    /// The stream waits as well.
+    /// Vectors that the stream brings wait as well.
     Full,
 }
 
