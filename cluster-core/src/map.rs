@@ -25,6 +25,12 @@ impl HashRange {
         self.lo <= hash && hash <= self.hi
     }
 
+    /// So many ranges as large as this one fill the whole hash space.
+    pub fn fit_into_whole(self) -> u64 {
+        let width = u128::from(self.hi - self.lo) + 1;
+        ((1u128 << 64) / width).min(u128::from(u64::MAX)) as u64
+    }
+
     /// Cuts the whole hash space into `count` ranges of equal size.
     pub fn tile(count: u32) -> Vec<HashRange> {
         assert!(count > 0, "a collection has at least one partition");
@@ -334,6 +340,17 @@ impl PartitionMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_ranges_fit_into_the_whole_as_it_was_cut_into() {
+        for count in [1, 2, 3, 7, 64, 1000] {
+            for range in HashRange::tile(count) {
+                let fit = range.fit_into_whole();
+                assert!(fit.abs_diff(u64::from(count)) <= 1, "{fit} of {count}");
+            }
+        }
+        assert_eq!(HashRange { lo: 5, hi: 5 }.fit_into_whole(), u64::MAX);
+    }
 
     #[test]
     fn p7_tiles_cover_the_space_once() {

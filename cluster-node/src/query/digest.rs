@@ -6,7 +6,7 @@
 //! it: it alone knows which vector is a key's present one.
 
 use super::pool::PoolError;
-use super::search::{MAP_WAIT, PageError, PagingError, SearchError, Served};
+use super::search::{MAP_WAIT, PageError, PagingError, SearchError};
 use crate::lease::Standing;
 use crate::node::Node;
 use crate::partition::job::Job;
@@ -61,11 +61,7 @@ impl Node {
         let at = match digest.min_lsn {
             None => None,
             Some(lsn) => {
-                let served = Served {
-                    replica: replica.clone(),
-                    is_stale: false,
-                };
-                let reached = self.reach(&served, lsn, Standing::Held, deadline);
+                let reached = self.reach((&replica, false), lsn, Standing::Held, deadline);
                 Some(reached.await?)
             }
         };

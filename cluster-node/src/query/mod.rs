@@ -15,6 +15,8 @@ mod digest_tests;
 #[cfg(test)]
 mod lease_loss_tests;
 #[cfg(test)]
+mod share_tests;
+#[cfg(test)]
 mod stranger_tests;
 
 use crate::config::SearchConfig;

@@ -16,6 +16,7 @@ use cluster_core::server::{self, AskedBy, Stranger};
 use cluster_core::wal_position::{Lsn, WalPosition};
 use cluster_core::xid::FullXid;
 use futures::future::join_all;
+use index_engine::group::ef_of_each;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -37,6 +38,7 @@ pub struct Search {
     pub incarnation: Incarnation,
     pub collection: CollectionId,
     pub vector: Box<[f32]>,
+    /// Of an index of all the collection's rows; each partition looks for its part.
     pub ef: usize,
     pub page_rows: usize,
     /// A position to have applied; `None` takes what is there.
@@ -168,10 +170,15 @@ impl Node {
         let served = self.served_soon(search, of, deadline).await?;
         let asked_at = Instant::now();
         if let Some(lsn) = search.min_lsn {
-            self.reach(&served, lsn, standing, deadline).await?;
+            self.reach((&served.replica, served.is_stale), lsn, standing, deadline)
+                .await?;
         }
         let waited_ms = asked_at.elapsed().as_millis() as u64;
-        let Served { replica, is_stale } = served;
+        let Served {
+            replica,
+            is_stale,
+            like_it,
+        } = served;
         let open = match of.token {
             0 => None,
             token => {
@@ -183,7 +190,7 @@ impl Node {
             }
         };
         let (of_search, at) = (search.clone(), replica.clone());
-        let compute = move || compute(&of_search, &at, open);
+        let compute = move || compute(&of_search, &at, like_it, open);
         let computed = timeout_at(deadline, self.queries.pool.run(search.source, compute)).await;
         let (mut page, open) = match computed {
             Ok(Ok(page)) => page?,
@@ -303,9 +310,10 @@ impl Node {
             return Err(PageError::Stale("the replica has not caught up").into());
         }
         let map = self.map();
-        if !map.partitions.contains_key(&of.partition) {
+        let Some(partition) = map.partitions.get(&of.partition) else {
             return Err(PageError::Stale("the partition is not in force yet").into());
-        }
+        };
+        let like_it = usize::try_from(partition.range.fit_into_whole()).unwrap_or(usize::MAX);
         // Whatever became of its data: a replica of a complete collection that
         // was told of nothing yet must not answer that there is nothing.
         let is_complete = map
@@ -317,7 +325,11 @@ impl Node {
         }
         match replica.problem() {
             Some(problem) => Err(PageError::Corrupt(problem).into()),
-            None => Ok(Served { replica, is_stale }),
+            None => Ok(Served {
+                replica,
+                is_stale,
+                like_it,
+            }),
         }
     }
 
@@ -340,12 +352,12 @@ impl Node {
         }
     }
 
-    /// Waits until the replica has applied the position, and answers where that stands.
-    /// Without a lease, or by a stale replica, nothing is applied, so that only what is
+    /// Waits until the replica (and whether it is stale) has applied the position, and
+    /// answers where that stands. Without a lease, or by a stale replica, nothing is applied, so that only what is
     /// reached already is answered.
     pub(super) async fn reach(
         &self,
-        Served { replica, is_stale }: &Served,
+        (replica, is_stale): (&Replica, bool),
         lsn: Lsn,
         standing: Standing,
         deadline: Instant,
@@ -358,7 +370,7 @@ impl Node {
         if *applied.borrow() >= target {
             return Ok(target);
         }
-        if *is_stale {
+        if is_stale {
             let message = format!(
                 "{} is stale at {} and does not get to {target} before it is reconciled with its \
                  table",
@@ -387,10 +399,12 @@ impl Node {
 }
 
 /// A replica that may answer.
-pub(super) struct Served {
-    pub replica: Arc<Replica>,
+struct Served {
+    replica: Arc<Replica>,
     /// It answers what it has, and gets no further.
-    pub is_stale: bool,
+    is_stale: bool,
+    /// So many partitions as large as this one make up the collection.
+    like_it: usize,
 }
 
 /// What spoils one page, or the whole request.
@@ -410,6 +424,7 @@ impl From<PageError> for PagingError {
 fn compute(
     search: &Search,
     replica: &Replica,
+    like_it: usize,
     open: Option<OpenCursor>,
 ) -> Result<(Page, OpenCursor), PageError> {
     let mut open = match open {
@@ -417,7 +432,7 @@ fn compute(
         None => {
             // The watermark first: the index is never behind it.
             let applied = replica.progress.applied();
-            let cursor = first(search, replica)?;
+            let cursor = first(search, replica, like_it)?;
             OpenCursor {
                 partition: replica.id.partition,
                 generation: replica.id.generation,
@@ -446,12 +461,12 @@ fn compute(
     Ok((page, open))
 }
 
-fn first(search: &Search, replica: &Replica) -> Result<LiveCursor, PageError> {
+fn first(search: &Search, replica: &Replica, like_it: usize) -> Result<LiveCursor, PageError> {
     replica
         .live()
         .cursor(
             &search.vector,
-            search.ef,
+            ef_of_each(search.ef, like_it),
             search.snapshot_xmin,
             search.exact,
         )
