@@ -5,7 +5,6 @@
 use index_engine::{IndexParams, Metric, PartitionIndex, Representation};
 
 const ROWS: u64 = 2_000;
-const DIMENSIONS: usize = 128;
 
 struct Random(u64);
 
@@ -26,10 +25,10 @@ impl Random {
 }
 
 /// recall@10 of fifty queries among forty clusters about `offset` in every dimension.
-fn recall(metric: Metric, representation: Representation, offset: f32) -> f64 {
+fn recall(metric: Metric, dimensions: usize, representation: Representation, offset: f32) -> f64 {
     let index = PartitionIndex::new(IndexParams {
         metric,
-        dimensions: DIMENSIONS,
+        dimensions,
         m: 16,
         ef_construction: 64,
         representation,
@@ -37,7 +36,7 @@ fn recall(metric: Metric, representation: Representation, offset: f32) -> f64 {
     })
     .unwrap();
     let mut random = Random(7);
-    let mut centre = || (0..DIMENSIONS).map(|_| 2.0 * random.normal()).collect();
+    let mut centre = || (0..dimensions).map(|_| 2.0 * random.normal()).collect();
     let centres: Vec<Vec<f32>> = (0..40).map(|_| centre()).collect();
     let mut vector = || -> Vec<f32> {
         let centre = &centres[random.next() as usize % centres.len()];
@@ -66,19 +65,22 @@ fn recall(metric: Metric, representation: Representation, offset: f32) -> f64 {
 
 #[test]
 fn rows_far_from_zero_are_found_as_well_by_codes_as_by_distances() {
-    for (metric, offset) in [
-        (Metric::L2, 0.0),
-        (Metric::L2, 100.0),
-        (Metric::L2, 1_000.0),
-        (Metric::Cosine, 0.0),
-        (Metric::Cosine, 100.0),
-        (Metric::InnerProduct, 100.0),
+    for (metric, dimensions, offset) in [
+        (Metric::L2, 128, 0.0),
+        (Metric::L2, 128, 100.0),
+        (Metric::L2, 128, 1_000.0),
+        (Metric::L2, 32, 1_000.0),
+        (Metric::Cosine, 128, 0.0),
+        (Metric::Cosine, 128, 100.0),
+        (Metric::Cosine, 32, 100.0),
+        (Metric::InnerProduct, 128, 100.0),
+        (Metric::InnerProduct, 32, 100.0),
     ] {
-        let plain = recall(metric, Representation::Plain, offset);
-        let coded = recall(metric, Representation::Coded, offset);
+        let plain = recall(metric, dimensions, Representation::Plain, offset);
+        let coded = recall(metric, dimensions, Representation::Coded, offset);
         assert!(
             coded >= plain - 0.02 && coded > 0.95,
-            "{metric:?} at {offset}: {coded}, by distances {plain}"
+            "{metric:?} at {offset}, {dimensions} dimensions: {coded}, by distances {plain}"
         );
     }
 }

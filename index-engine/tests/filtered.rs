@@ -145,11 +145,11 @@ impl Field {
     }
 }
 
-/// Below 128 dimensions by exact distances, from there on by codes of neighbours, and here
+/// Below 32 dimensions by exact distances, from there on by codes of neighbours, and here
 /// by codes of the vectors themselves.
 const COMPACT_DIMENSIONS: usize = 96;
 
-/// Below 128 dimensions by exact distances, from there on by codes.
+/// Below 32 dimensions by exact distances, from there on by codes.
 #[test]
 fn recall_holds_at_every_selectivity_wherever_the_rows_lie() {
     const ROWS: usize = 7_000;

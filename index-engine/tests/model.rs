@@ -271,6 +271,7 @@ proptest! {
         (dimensions, form) in prop::sample::select(vec![
             (2usize, Representation::Plain),
             (128, Representation::Coded),
+            (32, Representation::Coded),
             (2, Representation::Compact(CodeBits::One)),
             (30, Representation::Compact(CodeBits::Eight)),
         ]),

@@ -9,7 +9,7 @@
 //! - `leave`, `relink`: how removed vectors leave, and what is linked in their stead.
 //! - `walk`: the resumable best-first search on level 0, by exact distances.
 //! - `rotated`: what codes see of a vector.
-//! - `pool`, `beam`: the same over one-bit codes, from 128 dimensions on.
+//! - `pool`, `beam`: the same over one-bit codes, from 32 dimensions on.
 //! - `ranked`: rows met, ranked roughly and then exactly.
 //! - `hops`: a search among some of the nodes, through the others.
 //! - `aim`: what is searched for, and steps that keep no state.
