@@ -70,6 +70,14 @@ unsafe impl AsBytes for AtomicU32 {
 
 // SAFETY: as above.
 #[allow(unsafe_code)]
+unsafe impl AsBytes for AtomicU8 {
+    unsafe fn copy(&self, into: &mut [u8]) {
+        into.copy_from_slice(&[self.load(Ordering::Relaxed)]);
+    }
+}
+
+// SAFETY: as above.
+#[allow(unsafe_code)]
 unsafe impl AsBytes for AtomicU64 {
     unsafe fn copy(&self, into: &mut [u8]) {
         into.copy_from_slice(&self.load(Ordering::Relaxed).to_ne_bytes());
@@ -92,6 +100,17 @@ pub(crate) unsafe fn copy_cell<T>(cell: &UnsafeCell<T>, into: &mut [u8]) {
     // SAFETY: the cell's own memory, initialised and at rest by the contract.
     let bytes = unsafe { std::slice::from_raw_parts(cell.get().cast::<u8>(), size_of::<T>()) };
     into.copy_from_slice(bytes);
+}
+
+/// # Safety
+/// If the elements are cells, nobody writes to them.
+#[allow(unsafe_code)]
+pub(crate) unsafe fn copy_elements<T: AsBytes>(elements: &[T], into: &mut [u8]) {
+    let bytes = into.chunks_exact_mut(size_of::<T>());
+    for (element, into) in elements.iter().zip(bytes) {
+        // SAFETY: by this function's contract.
+        unsafe { element.copy(into) };
+    }
 }
 
 /// Rows of `stride` elements each, found by number.
@@ -168,6 +187,52 @@ impl<T: ZeroIsValid> Segments<T> {
         }
     }
 
+    /// The pieces of rows in memory, as bytes of a bucket.
+    fn pieces(&self, rows: Range<u32>) -> impl Iterator<Item = (&Region<T>, Range<usize>)> {
+        let row_bytes = self.stride * size_of::<T>();
+        let mut next = rows.start;
+        let pieces = std::iter::from_fn(move || {
+            if next >= rows.end {
+                return None;
+            }
+            let (bucket, offset) = place(next);
+            let bucket_rows = 1usize << (bucket as u32 + FIRST_BUCKET_BITS);
+            let count = (bucket_rows - offset).min((rows.end - next) as usize);
+            next = next.saturating_add(count as u32);
+            Some((bucket, offset * row_bytes..(offset + count) * row_bytes))
+        });
+        pieces.filter_map(|(bucket, bytes)| Some((self.buckets[bucket].get()?, bytes)))
+    }
+
+    /// Gives the memory of rows back to the system, but for pages that others share. Their
+    /// bytes are any from then on.
+    ///
+    /// # Safety
+    /// Nobody reads or writes the rows, and elements are cells or atomics. Not where memory is
+    /// handed in.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn give_back(&self, rows: Range<u32>) {
+        for (region, bytes) in self.pieces(rows) {
+            // SAFETY: by this function's contract; elements may be zero.
+            unsafe { region.give_back(bytes) };
+        }
+    }
+
+    /// Rows that were given back are going to be written again.
+    pub(crate) fn take_again(&self, rows: Range<u32>) {
+        for (region, bytes) in self.pieces(rows) {
+            region.take_again(bytes);
+        }
+    }
+
+    /// Bytes that giving rows back frees.
+    pub(crate) fn pages_of(&self, rows: Range<u32>) -> usize {
+        let pieces = self.pieces(rows);
+        pieces
+            .map(|(region, bytes)| region.pages_in(bytes).len())
+            .sum()
+    }
+
     /// Bytes in memory of the first `rows`, if all of them have been touched.
     pub(crate) fn resident_bytes(&self, rows: u32) -> usize {
         let row_bytes = self.stride * size_of::<T>();
@@ -234,11 +299,8 @@ impl<T: AsBytes> Segments<T> {
     /// If the elements are cells, nobody writes to the row meanwhile.
     #[allow(unsafe_code)]
     pub(crate) unsafe fn copy_row(&self, row: u32, into: &mut [u8]) {
-        let bytes = into.chunks_exact_mut(size_of::<T>());
-        for (element, into) in self.row(row).iter().zip(bytes) {
-            // SAFETY: by this function's contract.
-            unsafe { element.copy(into) };
-        }
+        // SAFETY: by this function's contract.
+        unsafe { copy_elements(self.row(row), into) };
     }
 
     /// Where byte `at` of all rows is in memory, and how many follow it there.

@@ -4,6 +4,8 @@
 //! Where the system has put a large array on huge pages, the last of them reaches beyond the
 //! last row; it is asked how far.
 
+use crate::params::CodeBits;
+
 /// Bytes, by what they are for. Open cursors are not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Footprint {
@@ -23,6 +25,17 @@ pub struct Footprint {
     pub attributes: usize,
     /// Marks of searches, kept for the next ones; locks; the rest.
     pub other: usize,
+}
+
+/// Codes of one width, of [`Compact`](crate::Representation::Compact).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Width {
+    pub bits: CodeBits,
+    /// Blocks of rows that have such codes now, the last of which may not be full.
+    pub blocks: usize,
+    pub rows: usize,
+    /// Of memory: part of [`Footprint::codes`].
+    pub bytes: usize,
 }
 
 impl Footprint {

@@ -21,6 +21,7 @@
 //! - `tail`: what is not linked yet, in the order of birth.
 //! - `readers`: who may still read what was taken away.
 //! - `repair`: removed vectors leave the graph, and their slots are used again.
+//! - [`recode`]: blocks of rows whose codes have a width of their own.
 //! - [`partition_index`]: rows, their life, the tail, folding.
 //! - [`footprint`]: what it takes of memory, by part.
 //! - [`cursor`]: one search, page by page, until nothing is left.
@@ -46,6 +47,7 @@ pub mod memory;
 pub mod params;
 pub mod partition_index;
 mod readers;
+pub mod recode;
 mod region;
 mod repair;
 #[cfg(test)]
@@ -62,4 +64,5 @@ pub use half::Half;
 pub use params::{CodeBits, Effort, Element, IndexError, IndexParams, Metric, Representation};
 pub use partition_index::{PartitionIndex, VectorId};
 pub use readers::Moment;
+pub use recode::Recoded;
 pub use vector::Vector;

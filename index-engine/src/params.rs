@@ -255,6 +255,12 @@ pub enum IndexError {
         "the sparse vectors of the index take {limit_bytes} bytes, its limit: split the partition"
     )]
     SparseFull { limit_bytes: u64 },
+    #[error(
+        "blocks have codes of a width of their own in the compact representation only: choose it"
+    )]
+    NoWidths,
+    #[error("there is no block {block} of rows: the index has {blocks}, counted from 0")]
+    NoSuchBlock { block: u32, blocks: u32 },
     #[error("the index was refused {bytes} bytes of memory: free some, or hand in more")]
     NoMemory { bytes: usize },
 }

@@ -28,6 +28,7 @@ use crate::life::Lives;
 use crate::memory::{Advice, Backing};
 use crate::params::{EF_MAX, Effort, IndexError, IndexParams, VECTORS_MAX, in_range};
 use crate::readers::{Moment, Readers};
+use crate::recode::Recoding;
 use crate::repair::Repair;
 use crate::tail::Tail;
 use crate::vector::Vector;
@@ -46,6 +47,7 @@ pub struct PartitionIndex {
     pub(crate) searches: Arc<Readers>,
     pub(crate) linkers: Arc<Readers>,
     pub(crate) repair: Repair,
+    pub(crate) recoding: Recoding,
     pub(crate) writer: Mutex<()>,
     /// Shared by whoever changes links, step by step; a checkpoint takes it alone for
     /// the moment at which it begins.
@@ -92,6 +94,7 @@ impl PartitionIndex {
             searches: Arc::default(),
             linkers: Arc::default(),
             repair: Repair::default(),
+            recoding: Recoding::default(),
             writer: Mutex::new(()),
             linking: RwLock::new(()),
             checkpoints: Arc::default(),
@@ -211,7 +214,7 @@ impl PartitionIndex {
     fn take_free_slot(&self) -> Option<u32> {
         match self.is_being_written() {
             true => None,
-            false => self.repair.take_free(),
+            false => self.repair.take_free(|slot| self.recoding.is_reading(slot)),
         }
     }
 
@@ -330,6 +333,7 @@ impl PartitionIndex {
         Footprint {
             lives: self.lives.memory().resident_bytes(rows),
             attributes: self.columns.memory_bytes(rows),
+            codes: hnsw.codes + self.codes_bytes_left(rows),
             other: hnsw.other + size_of::<Self>(),
             ..hnsw
         }

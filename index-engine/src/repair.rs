@@ -84,8 +84,11 @@ impl Repair {
     }
 
     /// A slot that nobody can come to. Another vector may move in.
-    pub(crate) fn take_free(&self) -> Option<u32> {
-        self.free.lock().pop()
+    /// None that `is_kept`.
+    pub(crate) fn take_free(&self, is_kept: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut free = self.free.lock();
+        let at = free.iter().rposition(|slot| !is_kept(*slot))?;
+        Some(free.swap_remove(at))
     }
 
     /// Of an insertion that was refused.
@@ -129,6 +132,8 @@ impl PartitionIndex {
     fn repair_step(&self, rows_max: usize) -> usize {
         // A checkpoint finds lists, copies and the tree of one moment.
         let _linking = self.linking.read();
+        // Codes that are read here stay.
+        let _linker = self.linkers.enter();
         if self.is_being_written() {
             return 0;
         }
@@ -300,6 +305,7 @@ impl PartitionIndex {
         if self.is_being_written() {
             return;
         }
+        self.give_back_codes();
         let mut left = self.repair.left.lock();
         while let Some(oldest) = left.front()
             && self.searches.have_left(oldest.cursors)

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use index_engine::checkpoint::{CheckpointError, Loading};
-use index_engine::{CodeBits, Metric, PartitionIndex, Representation, VectorId};
+use index_engine::{CodeBits, Effort, Metric, PartitionIndex, Recoded, Representation, VectorId};
 use world::{Random, World, collect};
 
 const METRICS: [Metric; 3] = [Metric::L2, Metric::Cosine, Metric::InnerProduct];
@@ -76,6 +76,10 @@ fn assert_same(one: &PartitionIndex, other: &PartitionIndex, random: &mut Random
         (total, tail, index.removed_len(), stored)
     };
     assert_eq!(state(one), state(other));
+    assert_same_answers(one, other, random);
+}
+
+fn assert_same_answers(one: &PartitionIndex, other: &PartitionIndex, random: &mut Random) {
     let dimensions = one.params().dimensions;
     for xmin in [1, 500, u64::MAX] {
         let query: Vec<f32> = (0..dimensions).map(|_| 2.0 * random.normal()).collect();
@@ -150,6 +154,57 @@ fn a_repaired_index_whose_slots_are_used_again_comes_back() {
             assert_eq!(nearest(&again), nearest(index));
         }
     }
+}
+
+#[test]
+fn a_mixture_of_widths_comes_back_and_is_of_a_version_of_its_own() {
+    let mut world = World::of(Metric::L2, 100, 6, 32, form(COMPACT_DIMENSIONS));
+    world.add_clustered(5_500, 30);
+    world.index.fold(5_400);
+    let index = &world.index;
+    let version = |bytes: &[u8]| bytes[8];
+    assert_eq!(version(&written(index)), 1, "who reads no other reads it");
+    let widths = [
+        (0, CodeBits::One),
+        (2, CodeBits::Eight),
+        (3, CodeBits::One),
+        (5, CodeBits::Four),
+    ];
+    for (block, bits) in widths {
+        assert_eq!(index.recode(block, bits), Ok(Recoded::Done));
+    }
+    // What begins first is waited for.
+    let checkpoint = index.checkpoint().unwrap();
+    assert_eq!(index.recode(1, CodeBits::One), Ok(Recoded::Later));
+    let mut bytes = Vec::new();
+    checkpoint.write(index, &mut bytes).unwrap();
+    assert_eq!(version(&bytes), 2);
+    let again = loaded(&bytes, 2).unwrap();
+    let of = |index: &PartitionIndex| (0..6).map(|b| index.width(b)).collect::<Vec<_>>();
+    assert_eq!(of(&again), of(index));
+    assert_same_answers(index, &again, &mut Random(6));
+    // But for pages that blocks share.
+    let codes = |index: &PartitionIndex| index.footprint().codes;
+    assert!(codes(&again).abs_diff(codes(index)) < 100_000);
+    let fast = |index: &PartitionIndex| {
+        let mut cursor = index
+            .cursor(&world.rows[7], 50, u64::MAX, Effort::Fast)
+            .unwrap();
+        cursor.next_page(index, 500)
+    };
+    assert_eq!(fast(&again), fast(index));
+    assert!(written(&again) == bytes, "written again as it was read");
+    // Each goes on, and back to one width.
+    for index in [index, &again] {
+        assert_eq!(index.recode(1, CodeBits::Eight), Ok(Recoded::Done));
+        index.insert(&world.rows[3], 7).unwrap();
+        index.fold(usize::MAX);
+    }
+    assert_same_answers(index, &again, &mut Random(7));
+    for block in 0..6 {
+        again.recode(block, CodeBits::Two).unwrap();
+    }
+    assert_eq!(version(&written(&again)), 1);
 }
 
 #[test]
@@ -364,7 +419,7 @@ fn other_versions_and_other_files_are_refused_by_name() {
     let mut other = bytes.clone();
     other[8] = 9;
     let error = loaded(&other, 1).err().unwrap();
-    let said = "the checkpoint is of format version 9; this release reads version 1: \
+    let said = "the checkpoint is of format version 9; this release reads versions up to 2: \
                 build the index anew from its rows";
     assert_eq!(error.to_string(), said);
     other = bytes.clone();

@@ -65,6 +65,17 @@ impl Churn {
         }
     }
 
+    fn change_widths(&self) {
+        let mut random = Random(8);
+        while !self.is_done.load(Ordering::SeqCst) {
+            let block = random.next() as u32 % self.index.blocks().max(1);
+            let bits = CodeBits::ALL[random.next() as usize % 4];
+            // The first block may not be there yet.
+            let _ = self.index.recode(block, bits);
+            std::thread::yield_now();
+        }
+    }
+
     fn search(&self, seed: u64) {
         let mut random = Random(seed);
         while !self.is_done.load(Ordering::SeqCst) {
@@ -154,6 +165,9 @@ fn searches_see_rows_as_they_are_while_slots_are_used_again() {
                 scope.spawn(|| churn.work(|| churn.index.fold(20)));
                 scope.spawn(|| churn.work(|| churn.index.repair(50)));
                 scope.spawn(move || churn.search(seed));
+            }
+            if matches!(representation, Representation::Compact(_)) {
+                scope.spawn(|| churn.change_widths());
             }
         });
         let index = &churn.index;

@@ -5,7 +5,7 @@
 
 mod world;
 
-use index_engine::{CodeBits, IndexParams, Metric, PartitionIndex, Representation};
+use index_engine::{CodeBits, IndexParams, Metric, PartitionIndex, Recoded, Representation};
 use world::Random;
 
 /// Anonymous pages of the process, in bytes.
@@ -55,5 +55,17 @@ fn memory_is_told_to_within_a_twentieth_of_what_the_system_counts() {
         let parts = index.footprint();
         assert!(parts.vectors >= ROWS * DIMENSIONS * 4 && parts.handed_in == 0);
         all.push(index);
+    }
+    // Most blocks of the third in one bit, and then half of these in eight again.
+    let index = &all[2];
+    for (blocks, bits) in [(1..9, CodeBits::One), (3..7, CodeBits::Eight)] {
+        let (before, told_before) = (anonymous_bytes(), index.memory_bytes());
+        for block in blocks {
+            assert_eq!(index.recode(block, bits), Ok(Recoded::Done));
+        }
+        let changed = anonymous_bytes() as f64 - before as f64;
+        let told = index.memory_bytes() as f64 - told_before as f64;
+        assert!(told.abs() > 1e6, "{told}");
+        assert!((told / changed - 1.0).abs() < 0.05, "{told} of {changed}");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Kind, Section, Taken};
 use crate::life::Lives;
+use crate::params::CodeBits;
 use crate::partition_index::PartitionIndex;
 use crate::repair::Repair;
 use crate::tail::Tail;
@@ -13,10 +14,18 @@ pub(crate) struct Cut {
     pub(crate) upper_lists: u32,
     /// Given out to vectors of varying length; zero where all have one.
     pub(crate) lanes: u32,
+    /// Rows with codes of each width; zeros where all have the index's own, or have none.
+    pub(crate) rows_by_width: [u32; CodeBits::ALL.len()],
     /// `level << 32 | id + 1`; zero while nothing is linked.
     pub(crate) entry: u64,
     /// Rows born from here on are the tail.
     pub(crate) linked: u64,
+}
+
+impl Cut {
+    pub(crate) fn is_mixed(self) -> bool {
+        self.rows_by_width.iter().any(|rows| *rows > 0)
+    }
 }
 
 /// Which rows a checkpoint's links may lead to.
@@ -39,8 +48,11 @@ impl PartitionIndex {
     pub(super) fn cut(&self) -> Cut {
         let _writer = self.writer.lock();
         let (upper_lists, entry) = self.hnsw.roots();
+        let rows = self.hnsw.vectors.len();
+        let compact = self.hnsw.compact.as_ref();
         Cut {
-            rows: self.hnsw.vectors.len(),
+            rows,
+            rows_by_width: compact.map_or([0; 4], |compact| compact.codes.rows_by_width(rows)),
             upper_lists,
             lanes: self.hnsw.vectors.lanes_used(),
             entry,

@@ -14,6 +14,8 @@ use crate::params::{CodeBits, Element, IndexParams, Metric, Representation, VECT
 /// Grows with every change of the format, and of what an index derives from a vector:
 /// its rotation, its sketch, its codes.
 const VERSION: u32 = 1;
+/// The same with codes of several widths.
+const VERSION_MIXED: u32 = 2;
 const MAGIC: [u8; 8] = *b"RuVecIdx";
 const END: [u8; 8] = *b"IdxEnds.";
 /// As the machine that wrote it has it in memory.
@@ -197,7 +199,10 @@ impl Header {
         let mut page = Vec::with_capacity(PAGE_BYTES);
         page.extend_from_slice(&MAGIC);
         let mut word = |word: u32| page.extend_from_slice(&word.to_le_bytes());
-        word(VERSION);
+        word(match self.cut.is_mixed() {
+            true => VERSION_MIXED,
+            false => VERSION,
+        });
         word(u32::from_le_bytes(BYTE_ORDER.to_ne_bytes()));
         for number in [
             number_of(&METRICS, self.params.metric),
@@ -216,6 +221,11 @@ impl Header {
         page.extend_from_slice(&layout.bytes.to_le_bytes());
         page.extend_from_slice(&number_of(&ELEMENTS, self.params.element).to_le_bytes());
         page.extend_from_slice(&self.cut.lanes.to_le_bytes());
+        if self.cut.is_mixed() {
+            for rows in self.cut.rows_by_width {
+                page.extend_from_slice(&rows.to_le_bytes());
+            }
+        }
         for span in &layout.spans {
             for number in span.entry {
                 page.extend_from_slice(&number.to_le_bytes());
@@ -237,8 +247,8 @@ impl Header {
             return Err(CheckpointError::NotACheckpoint);
         }
         let found = fields.word()?;
-        if found != VERSION {
-            let known = VERSION;
+        if ![VERSION, VERSION_MIXED].contains(&found) {
+            let known = VERSION_MIXED;
             return Err(CheckpointError::Version { found, known });
         }
         let (content, sum) = page
@@ -264,6 +274,7 @@ impl Header {
             rows,
             upper_lists,
             lanes: 0,
+            rows_by_width: [0; CodeBits::ALL.len()],
             entry: u64::from_le_bytes(fields.take()?),
             linked: u64::from_le_bytes(fields.take()?),
         };
@@ -272,6 +283,9 @@ impl Header {
         cut.lanes = fields.word()?;
         if cut.lanes > 0 && params.element != Element::Sparse {
             return Err(corrupt(HEADER, format!("{} lanes of no row", cut.lanes)));
+        }
+        if found == VERSION_MIXED {
+            cut.rows_by_width = fields.rows_by_width(&params, rows)?;
         }
         if rows > VECTORS_MAX || upper_lists > VECTORS_MAX || cut.linked > BIRTHS_MAX {
             let what = format!("{rows} rows, {upper_lists} upper lists");
@@ -322,6 +336,30 @@ impl Fields<'_> {
             .ok_or_else(|| corrupt(HEADER, "it is too short"))?;
         self.0 = rest;
         Ok(*field)
+    }
+
+    /// Of an index that is mixed indeed.
+    fn rows_by_width(
+        &mut self,
+        params: &IndexParams,
+        rows: u32,
+    ) -> Result<[u32; CodeBits::ALL.len()], CheckpointError> {
+        let mut count = [0; CodeBits::ALL.len()];
+        for count in &mut count {
+            *count = self.word()?;
+        }
+        let sum: u64 = count.iter().map(|rows| u64::from(*rows)).sum();
+        match params.representation {
+            Representation::Compact(bits)
+                if sum == u64::from(rows) && count[bits as usize] < rows =>
+            {
+                Ok(count)
+            }
+            _ => Err(corrupt(
+                HEADER,
+                format!("{count:?} rows by width of {rows}"),
+            )),
+        }
     }
 
     fn word(&mut self) -> Result<u32, CheckpointError> {

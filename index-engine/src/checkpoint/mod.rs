@@ -46,7 +46,7 @@ pub enum CheckpointError {
     #[error("not an index checkpoint: build the index anew from its rows")]
     NotACheckpoint,
     #[error(
-        "the checkpoint is of format version {found}; this release reads version {known}: build the index anew from its rows"
+        "the checkpoint is of format version {found}; this release reads versions up to {known}: build the index anew from its rows"
     )]
     Version { found: u32, known: u32 },
     #[error(

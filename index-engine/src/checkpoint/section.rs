@@ -20,6 +20,11 @@ pub(crate) enum Kind {
     Spans = 9,
     Codes = 10,
     Origin = 11,
+    Widths = 12,
+    CodesOfOne = 13,
+    CodesOfTwo = 14,
+    CodesOfFour = 15,
+    CodesOfEight = 16,
 }
 
 impl Kind {
@@ -36,6 +41,11 @@ impl Kind {
             Self::Spans => "spans",
             Self::Codes => "codes",
             Self::Origin => "origin",
+            Self::Widths => "widths",
+            Self::CodesOfOne => "codes of one bit",
+            Self::CodesOfTwo => "codes of two bits",
+            Self::CodesOfFour => "codes of four bits",
+            Self::CodesOfEight => "codes of eight bits",
         }
     }
 }

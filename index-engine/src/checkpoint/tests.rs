@@ -2,7 +2,7 @@
 
 use super::format::{Checksum, Layout, PAGE_BYTES};
 use super::{CheckpointError, Loading};
-use crate::{IndexParams, Metric, PartitionIndex, Representation, VectorId};
+use crate::{CodeBits, IndexParams, Metric, PartitionIndex, Representation, VectorId};
 
 const ROWS: u32 = 60;
 const LINKED: u32 = 50;
@@ -290,4 +290,59 @@ fn headers_that_name_no_index_are_refused() {
         longer.load(),
         Err(CheckpointError::Truncated { .. })
     ));
+}
+
+#[test]
+fn widths_that_are_none_or_not_those_of_the_header_are_refused() {
+    // Two blocks with 4 bits, one with 1.
+    let made = || {
+        let params = IndexParams {
+            dimensions: 20,
+            m: 3,
+            ef_construction: 4,
+            representation: Representation::Compact(CodeBits::Four),
+            ..IndexParams::default()
+        };
+        let index = PartitionIndex::new(params).expect("good parameters");
+        for row in 0..2_500u32 {
+            let vector = [row as f32; 20];
+            index.insert(&vector, 1).expect("a good vector");
+        }
+        let recoded = index.recode(1, CodeBits::One);
+        assert_eq!(recoded, Ok(crate::Recoded::Done));
+        Bytes::of(&index)
+    };
+    assert!(made().load().is_ok());
+    for (widths, section) in [
+        ([4, 1, 3, 0], "widths"),
+        ([4, 4, 4, 0], "widths"),
+        ([1, 4, 4, 0], ""),
+        ([4, 4, 1, 0], "widths"),
+    ] {
+        let mut bytes = made();
+        let at = bytes.at("widths", 0);
+        bytes.set(at, u32::from_ne_bytes(widths));
+        match bytes.load() {
+            Err(CheckpointError::Corrupt { section: said, .. }) => assert_eq!(said, section),
+            Err(error) => panic!("{error}"),
+            // As many rows of each: such an index there may be.
+            Ok(_) => assert_eq!(section, ""),
+        }
+    }
+    // Rows of 1, 2, 4 and 8 bits behind the lanes.
+    for (word, rows) in [(0, 1_023), (1, 1), (2, 0), (3, u32::MAX)] {
+        let mut bytes = made();
+        bytes.set(80 + 4 * word, rows);
+        let refused = bytes.load().err();
+        assert!(
+            matches!(
+                refused,
+                Some(CheckpointError::Corrupt {
+                    section: "header",
+                    ..
+                })
+            ),
+            "{refused:?}"
+        );
+    }
 }

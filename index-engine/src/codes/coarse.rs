@@ -1,157 +1,131 @@
-//! A few bits a dimension for each node: what is kept of a vector in memory where the
-//! vector itself lies elsewhere.
+//! A code for each node: what is kept of a vector in memory where the vector itself lies
+//! elsewhere.
 //!
-//! A code holds for each dimension of a rotated vector `v` which of `2^bits` even steps
-//! about zero it is in, and with it comes a step of its own, such that the vector `s` that
-//! it says has `<s, v> = |v|^2`. Then `<q, s>` errs by `<q - v, s - v>`: no more for a `v` of
-//! another length or far from zero than for any, and less the nearer the query is. That is
-//! RaBitQ's estimator for one bit (Gao & Long, arXiv:2405.12497) and its extension for more
-//! (Gao et al., arXiv:2409.09913), with a step searched among few instead of all.
-//!
-//! Nothing is trained: a code knows its own vector and the fixed rotation, so it is as good
-//! for the last vector as for the first, whatever came between them.
+//! An index has a width, and each block of rows may have another. Whoever ranks a node
+//! looks its code up once and goes by that one's width; what a query is prepared to does for all
+//! widths. So codes may become others while a search goes on. A rank keeps the error of the
+//! code that it was computed from, which may not be there any more: what it may be at least is
+//! then asked of both ([`Coarse::least`]).
 
-use std::cell::UnsafeCell;
+use std::cell::{OnceCell, UnsafeCell};
+use std::sync::Arc;
 
 use super::coarse_query::CoarseQuery;
-use crate::arena::{AsBytes, Segments, ZeroIsValid, copy_cell, prefetch_row};
+use super::coarse_stored::Loaded;
+use super::code::{self, Code, Factors, Word, row_words};
+use super::mixture::{BlockCodes, Mixture, rows_of};
+use crate::accesses::BLOCK_VECTORS;
+use crate::arena::{Segments, prefetch_row};
 use crate::distance::Lane;
 use crate::params::{CodeBits, Metric};
 
-/// What is rounded deviates from the truth by `|q - v| |s - v| / sqrt d`; so many
-/// deviations are as good as never exceeded.
-const DEVIATIONS: f32 = 3.0;
-/// Widths of a step that are tried, in those that are best for a normal distribution.
-const STEPS_TRIED: [f32; 6] = [0.8, 0.9, 1.0, 1.12, 1.25, 1.5];
-/// Bytes that are read at a time.
-pub(super) const CHUNK_BYTES: usize = 16;
-
-/// What a code is worth. Four bytes each: codes lie without gaps.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(super) struct Factors {
-    /// Between two values next to each other.
-    pub(super) step: f32,
-    /// `|v|^2`
-    pub(super) squares: f32,
-    /// `|s - v|`
-    pub(super) error: f32,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-#[repr(transparent)]
-pub(crate) struct Word(u32);
-
-// SAFETY: an integer in a cell.
-#[allow(unsafe_code)]
-unsafe impl ZeroIsValid for UnsafeCell<Word> {}
-
-// SAFETY: as above; any bytes are an integer.
-#[allow(unsafe_code)]
-unsafe impl AsBytes for UnsafeCell<Word> {
-    unsafe fn copy(&self, into: &mut [u8]) {
-        // SAFETY: nobody writes to it, by the contract; a word is bytes.
-        unsafe { copy_cell(self, into) };
-    }
-}
-
 pub(crate) struct Coarse {
-    words: Segments<UnsafeCell<Word>>,
-    bits: CodeBits,
-    dimensions: usize,
+    /// Codes of the index's own width.
+    pub(super) words: Segments<UnsafeCell<Word>>,
+    pub(super) bits: CodeBits,
+    pub(super) dimensions: usize,
     metric: Metric,
+    pub(super) mixture: Mixture,
+    pub(super) loaded: Box<Loaded>,
 }
 
-// SAFETY: a code is written while nobody reads it: before its vector is published, and again
-// only when its slot is another vector's, which no reader is left by then to come to.
+// SAFETY: a code is written while nobody reads it: before its vector is published or before
+// readers are led to it, and again only when its slot is another vector's, or its block had
+// other codes meanwhile, and no reader is left by then to come to it.
 #[allow(unsafe_code)]
 unsafe impl Sync for Coarse {}
+
+/// All codes of a block.
+#[derive(Clone)]
+pub(crate) enum Held {
+    /// In the index's own array.
+    Own,
+    Other(Arc<BlockCodes>),
+}
 
 impl Coarse {
     /// `dimensions` is a multiple of 16.
     pub(crate) fn new(metric: Metric, dimensions: usize, bits: CodeBits) -> Self {
-        let bytes = size_of::<Factors>() + code_bytes(dimensions, bits);
         Self {
-            words: Segments::new(bytes / size_of::<Word>()),
+            words: Segments::new(row_words(dimensions, bits)),
             bits,
             dimensions,
             metric,
+            mixture: Mixture::new(),
+            loaded: Box::new(Loaded::new(dimensions)),
         }
     }
 
-    /// The codes' memory. Of a published node nobody writes to it.
-    pub(crate) fn words(&self) -> &Segments<UnsafeCell<Word>> {
-        &self.words
-    }
-
-    /// Makes room for a node that nobody can reach yet, and encodes its vector.
+    /// Makes room for a node that nobody can reach yet, and encodes its vector. One writer
+    /// at a time.
     pub(crate) fn write(&self, node: u32, vector: &[Lane]) {
-        self.words.ensure(node);
-        let (factors, code) = encode(Lane::view(vector), self.bits);
-        let at = self.at(node);
-        // SAFETY: the node's own words, as many as its factors and code take; nobody can
-        // reach the node yet. Words are aligned as factors are.
+        self.mixture.reserve(node);
+        let (bits, row) = match self.mixture.of(node) {
+            Some(other) => (other.bits, other.row(node)),
+            None => {
+                self.words.ensure(node);
+                (self.bits, self.words.row(node))
+            }
+        };
+        // SAFETY: the node's own words; nobody can reach the node yet.
         #[allow(unsafe_code)]
         unsafe {
-            at.cast::<Factors>().write(factors);
-            let to = at.add(size_of::<Factors>());
-            std::ptr::copy_nonoverlapping(code.as_ptr(), to, code.len());
+            code::write(bits, vector, row);
         }
     }
 
     /// What queries for a prepared vector are ranked by.
     pub(crate) fn query(&self, vector: &[Lane]) -> CoarseQuery {
-        CoarseQuery::new(vector, self.bits)
+        CoarseQuery::new(vector, self.mixture.steps())
     }
 
-    /// The node as its own code says it, as a query.
-    pub(crate) fn query_of(&self, node: u32) -> CoarseQuery {
+    /// The node as its own code says it, as a query, if the code has four bits or more:
+    /// fewer do not say well enough what is near the node.
+    pub(crate) fn query_of(&self, node: u32) -> Option<CoarseQuery> {
+        let code = self.code(node);
         let lanes = self.dimensions / Lane::WIDTH;
-        CoarseQuery::of_code(self.factors(node), self.code(node), lanes, self.bits)
+        match code.bits {
+            CodeBits::One | CodeBits::Two => None,
+            CodeBits::Four | CodeBits::Eight => Some(CoarseQuery::of_code(code, lanes)),
+        }
     }
 
-    /// The node's rank, to within `doubt`.
+    /// The node's rank, to within its code's doubt.
     #[inline]
     pub(crate) fn rank(&self, node: u32, query: &CoarseQuery) -> f32 {
-        let factors = self.factors(node);
-        let dot = query.dot(self.code(node), factors.step);
-        let rank = match self.metric {
-            Metric::L2 => query.squares + factors.squares - 2.0 * dot,
-            // Codes are made for no other metrics than these three.
-            _ => -dot,
-        };
-        if rank.is_nan() { f32::INFINITY } else { rank }
+        self.code(node).rank(self.metric, query)
     }
 
-    /// What the node's rank errs by at most, as good as surely: by `2 <q - v, s - v>`, and
-    /// by what is rounded off the query.
+    /// What the rank of a node may be at least, as good as surely, that `query` was given
+    /// this rank for.
     #[inline]
-    pub(crate) fn doubt(&self, node: u32, query: &CoarseQuery, rank: f32) -> f32 {
-        let factors = self.factors(node);
-        let (squared, twice) = match self.metric {
-            Metric::L2 => (rank, 2.0),
-            _ => (query.squares + factors.squares + 2.0 * rank, 1.0),
+    pub(crate) fn least(&self, node: u32, query: &CoarseQuery, rank: f32) -> f32 {
+        let code = self.code(node);
+        let least = |rank| match rank {
+            f32::INFINITY => f32::INFINITY,
+            rank => rank - code.doubt(self.metric, self.dimensions, query, rank),
         };
-        let error = factors.error / (self.dimensions as f32).sqrt();
-        let said = factors.squares.sqrt().hypot(factors.error);
-        let rounded = query.fine_step / 12f32.sqrt() * said;
-        // The distance is itself said by the rank, which may be too low by the doubt:
-        // `r^2 = rank + n e r` of n deviations, solved for r.
-        let half = 0.5 * DEVIATIONS * 2.0 * error;
-        let distance = half + (squared.max(0.0) + half * half).sqrt();
-        let doubt = DEVIATIONS * twice * (error * distance).hypot(rounded);
-        if doubt.is_nan() { f32::INFINITY } else { doubt }
+        if self.mixture.has_changed_since(query.steps) {
+            // The rank may be of another code, and err by more than this one does.
+            return rank.min(least(code.rank(self.metric, query)));
+        }
+        least(rank)
     }
 
     /// Is the vector zero?
     pub(crate) fn is_zero(&self, node: u32) -> bool {
-        self.factors(node).squares == 0.0
+        self.code(node).factors.squares == 0.0
     }
 
-    /// Do the codes say the same? Equal vectors have equal codes.
-    pub(crate) fn are_equal(&self, a: u32, b: u32) -> bool {
-        let (x, y) = (self.factors(a), self.factors(b));
-        x.squares == y.squares && x.step == y.step && self.code(a) == self.code(b)
+    /// What tells nodes of an equal vector by their codes: those of `node`, whose rotated
+    /// vector this is.
+    pub(crate) fn likeness<'a>(&'a self, node: u32, vector: &'a [Lane]) -> Likeness<'a> {
+        Likeness {
+            coarse: self,
+            own: self.code(node),
+            vector,
+            encoded: Default::default(),
+        }
     }
 
     /// Asks the memory system for the codes.
@@ -159,7 +133,7 @@ impl Coarse {
     pub(crate) fn prefetch(&self, nodes: &[u32]) {
         const LINE_WORDS: usize = 16;
         for node in nodes {
-            let row = self.words.row(*node);
+            let (_, row) = self.row(*node);
             // Rows begin anywhere in a line, and may end in one more.
             for line in row.chunks(LINE_WORDS) {
                 prefetch_row(&line[..1]);
@@ -169,100 +143,143 @@ impl Coarse {
     }
 
     #[inline]
-    fn factors(&self, node: u32) -> Factors {
-        // SAFETY: the row's first bytes, written before the node was published.
+    fn code(&self, node: u32) -> Code<'_> {
+        let (bits, row) = self.row(node);
+        // SAFETY: written before the node was published or readers were led to it, and at
+        // rest since.
         #[allow(unsafe_code)]
         unsafe {
-            *self.at(node).cast::<Factors>()
+            Code::of_row(bits, row)
         }
     }
 
     #[inline]
-    fn code(&self, node: u32) -> &[u8] {
-        let bytes = self.words.row(node).len() * size_of::<Word>() - size_of::<Factors>();
-        // SAFETY: what follows the factors within the row, not written any more.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::slice::from_raw_parts(self.at(node).add(size_of::<Factors>()), bytes)
+    pub(super) fn row(&self, node: u32) -> (CodeBits, &[UnsafeCell<Word>]) {
+        match self.mixture.of(node) {
+            None => (self.bits, self.words.row(node)),
+            Some(other) => (other.bits, other.row(node)),
         }
     }
+}
 
-    #[inline]
-    fn at(&self, node: u32) -> *mut u8 {
-        UnsafeCell::raw_get(self.words.row(node).as_ptr()).cast()
+/// Widths, block by block. What changes them is called by one thread at a time.
+impl Coarse {
+    /// The width of the codes of a block.
+    pub(crate) fn bits_of(&self, block: u32) -> CodeBits {
+        let other = self.mixture.of(block * BLOCK_VECTORS);
+        other.map_or(self.bits, |other| other.bits)
     }
-}
 
-/// Whole chunks, of which each holds `16 * 8 / bits` dimensions.
-fn code_bytes(dimensions: usize, bits: CodeBits) -> usize {
-    let chunk_dimensions = CHUNK_BYTES * 8 / bits.count();
-    dimensions.div_ceil(chunk_dimensions) * CHUNK_BYTES
-}
+    /// Room for codes of another width of a block, which nobody is led to.
+    pub(crate) fn make_room(&self, block: u32, bits: CodeBits) -> Held {
+        if bits != self.bits {
+            let row_words = row_words(self.dimensions, bits);
+            return Held::Other(Arc::new(BlockCodes::new(bits, row_words)));
+        }
+        self.mixture.note_taken_again(block);
+        self.words.take_again(rows_of(block, u32::MAX));
+        Held::Own
+    }
 
-/// Byte `i` of chunk `c` holds the dimensions `16 k + i` of the chunk's, the first of them
-/// in its lowest bits.
-fn encode(vector: &[f32], bits: CodeBits) -> (Factors, Vec<u8>) {
-    let dimensions = vector.len();
-    let squares: f64 = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
-    let mut code = vec![0u8; code_bytes(dimensions, bits)];
-    let deviation = (squares / dimensions as f64).sqrt() as f32;
-    if deviation == 0.0 || !deviation.is_finite() {
-        let factors = Factors {
-            step: 0.0,
-            squares: squares as f32,
-            error: deviation * (dimensions as f32).sqrt(),
+    /// Encodes a node's rotated vector as one of `codes`.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes the node's row of them.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn encode(&self, node: u32, vector: &[Lane], codes: &Held) {
+        let bits = match codes {
+            Held::Own => self.bits,
+            Held::Other(codes) => codes.bits,
         };
-        return (factors, code);
+        // SAFETY: by this function's contract.
+        unsafe { code::write(bits, vector, self.row_of(node, codes)) };
     }
-    let values = 1u32 << bits.count();
-    let middle = values as f32 / 2.0;
-    let value =
-        |x: f32, per_step: f32| (x * per_step + middle).clamp(0.0, values as f32 - 1.0) as u8;
-    // <s, v> and |s|^2 of a step one.
-    let fit = |per_step: f32| {
-        let (mut dot, mut own) = (0f32, 0f32);
-        for x in vector {
-            let said = f32::from(value(*x, per_step)) + 0.5 - middle;
-            dot += said * x;
-            own += said * said;
-        }
-        (f64::from(dot), f64::from(own))
-    };
-    let best_width = deviation * normal_step(bits);
-    let mut best = (0f32, 0f64, 1f64);
-    for tried in STEPS_TRIED {
-        let per_step = 1.0 / (best_width * tried);
-        let (dot, own) = fit(per_step);
-        if dot * dot * best.2 > best.1 * best.1 * own {
-            best = (per_step, dot, own);
-        }
-        if bits == CodeBits::One {
-            break;
+
+    /// A node's row of `codes`, made if it is not there.
+    pub(super) fn row_of<'a>(&'a self, node: u32, codes: &'a Held) -> &'a [UnsafeCell<Word>] {
+        match codes {
+            Held::Own => {
+                self.words.ensure(node);
+                self.words.row(node)
+            }
+            Held::Other(codes) => codes.row(node),
         }
     }
-    let (per_step, dot, own) = best;
-    for (i, x) in vector.iter().enumerate() {
-        let lane = i / Lane::WIDTH;
-        let (chunk, part) = (lane / (8 / bits.count()), lane % (8 / bits.count()));
-        let byte = chunk * CHUNK_BYTES + i % Lane::WIDTH;
-        code[byte] |= value(*x, per_step) << (part * bits.count());
+
+    /// Leads readers to these codes of all rows of a block, and returns those that they were
+    /// led to.
+    pub(crate) fn lead(&self, block: u32, codes: Held) -> Held {
+        let new = match codes {
+            Held::Own => None,
+            Held::Other(codes) => Some(codes),
+        };
+        let old = self.mixture.lead(block, new);
+        old.map_or(Held::Own, Held::Other)
     }
-    let step = if dot > 0.0 { squares / dot } else { 0.0 };
-    let factors = Factors {
-        step: step as f32,
-        squares: squares as f32,
-        error: (step * step * own - squares).max(0.0).sqrt() as f32,
-    };
-    (factors, code)
+
+    /// Gives memory back to the system.
+    ///
+    /// # Safety
+    /// No reader is led to these codes of the block, or left that was.
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn give_back(&self, block: u32, codes: Held) {
+        match codes {
+            // SAFETY: by this function's contract.
+            Held::Own => unsafe {
+                self.words.give_back(rows_of(block, u32::MAX));
+                self.mixture.note_given_back(block);
+            },
+            Held::Other(codes) => drop(codes),
+        }
+    }
+
+    /// Bytes in memory of the codes of so many rows that readers are led to, or were and
+    /// the index's own; by width.
+    pub(crate) fn resident_bytes(&self, rows: u32) -> [usize; CodeBits::ALL.len()] {
+        let mut bytes = self.mixture.resident_bytes(rows);
+        let given_back = self.mixture.given_back().into_iter();
+        let given_back = given_back.map(|block| self.words.pages_of(rows_of(block, rows)));
+        let own = self.words.resident_bytes(rows);
+        bytes[self.bits as usize] += own.saturating_sub(given_back.sum());
+        bytes
+    }
 }
 
-/// The even step that says a normal variable of deviation one best (Max, 1960).
-fn normal_step(bits: CodeBits) -> f32 {
-    match bits {
-        CodeBits::One => 1.596,
-        CodeBits::Two => 0.9957,
-        CodeBits::Four => 0.3352,
-        CodeBits::Eight => 0.0308,
+impl Held {
+    /// Bytes of memory apart from the index's own array, and of which width.
+    pub(crate) fn bytes(&self, block: u32, rows: u32) -> Option<(CodeBits, usize)> {
+        match self {
+            Self::Own => None,
+            Self::Other(codes) => {
+                let rows = rows_of(block, rows).len() as u32;
+                Some((codes.bits, codes.resident_bytes(rows)))
+            }
+        }
+    }
+}
+
+/// A node's code, and its codes of other widths if they are asked for.
+pub(crate) struct Likeness<'a> {
+    coarse: &'a Coarse,
+    own: Code<'a>,
+    vector: &'a [Lane],
+    encoded: [OnceCell<(Factors, Vec<u8>)>; CodeBits::ALL.len()],
+}
+
+impl Likeness<'_> {
+    /// Does the code of a node say the same? Equal vectors have equal codes of a width.
+    pub(crate) fn is_that_of(&self, node: u32) -> bool {
+        let other = self.coarse.code(node);
+        // The same in every width, and seldom that of another vector.
+        if other.factors.squares != self.own.factors.squares {
+            return false;
+        }
+        if other.bits == self.own.bits {
+            return other.factors.step == self.own.factors.step && other.bytes == self.own.bytes;
+        }
+        let encode = || code::encode(Lane::view(self.vector), other.bits);
+        let (factors, bytes) = self.encoded[other.bits as usize].get_or_init(encode);
+        other.factors.step == factors.step && other.bytes == bytes
     }
 }
 

@@ -1,17 +1,19 @@
-//! A query against codes of a few bits a dimension.
+//! A query against codes of a few bits a dimension, of whatever width.
 
-use super::coarse::{CHUNK_BYTES, Factors};
+use super::code::{CHUNK_BYTES, Code};
 use crate::distance::Lane;
 use crate::params::CodeBits;
 
 pub(crate) struct CoarseQuery {
-    /// In sixteen bits an element, padded with zeros to what whole chunks of a code hold.
+    /// In sixteen bits an element, padded with zeros to what whole chunks of a code of any
+    /// width hold.
     fine: Box<[Fine]>,
     /// What one of `fine` is worth.
     pub(super) fine_step: f32,
     sum: f32,
     pub(super) squares: f32,
-    bits: CodeBits,
+    /// Of the codes' mixture, when the query was made.
+    pub(super) steps: u64,
 }
 
 /// Sixteen elements.
@@ -21,7 +23,7 @@ struct Fine([i16; Lane::WIDTH]);
 
 impl CoarseQuery {
     /// For a rotated vector.
-    pub(super) fn new(vector: &[Lane], bits: CodeBits) -> Self {
+    pub(super) fn new(vector: &[Lane], steps: u64) -> Self {
         let values: &[f32] = Lane::view(vector);
         let most = values.iter().fold(0f32, |most, x| most.max(x.abs()));
         // Sums of products with bytes stay within 31 bits.
@@ -31,7 +33,7 @@ impl CoarseQuery {
         } else {
             0.0
         };
-        let mut fine = Self::zeros(vector.len(), bits);
+        let mut fine = Self::zeros(vector.len());
         for (fine, lane) in fine.iter_mut().zip(vector) {
             *fine = Fine(lane.0.map(|x| (x * per).round_ties_even() as i16));
         }
@@ -40,17 +42,17 @@ impl CoarseQuery {
             fine_step: most / limit,
             sum: values.iter().sum(),
             squares: values.iter().map(|x| x * x).sum(),
-            bits,
+            steps,
         }
     }
 
     /// What a code says of so many lanes, in half steps.
-    pub(super) fn of_code(factors: Factors, code: &[u8], lanes: usize, bits: CodeBits) -> Self {
-        let width = bits.count();
+    pub(super) fn of_code(code: Code<'_>, lanes: usize) -> Self {
+        let width = code.bits.count();
         let (values, parts) = (1i16 << width, 8 / width);
         let mask = (values - 1) as u8;
-        let mut fine = Self::zeros(lanes, bits);
-        let chunks = code.as_chunks::<CHUNK_BYTES>().0;
+        let mut fine = Self::zeros(lanes);
+        let chunks = code.bytes.as_chunks::<CHUNK_BYTES>().0;
         for (chunk, lanes) in chunks.iter().zip(fine.chunks_mut(parts)) {
             for (part, lane) in lanes.iter_mut().enumerate() {
                 let value = |byte: u8| i16::from(byte >> (part * width) & mask);
@@ -60,73 +62,71 @@ impl CoarseQuery {
         // A chunk's last bytes may say nothing.
         fine[lanes..].fill(Fine([0; Lane::WIDTH]));
         let halves: i32 = fine.iter().flat_map(|lane| lane.0).map(i32::from).sum();
+        let half_step = 0.5 * code.factors.step;
         Self {
             fine,
-            fine_step: 0.5 * factors.step,
-            sum: 0.5 * factors.step * halves as f32,
-            squares: factors.squares,
-            bits,
+            fine_step: half_step,
+            sum: half_step * halves as f32,
+            squares: code.factors.squares,
+            steps: 0,
         }
     }
 
-    fn zeros(lanes: usize, bits: CodeBits) -> Box<[Fine]> {
-        vec![Fine([0; Lane::WIDTH]); lanes.next_multiple_of(8 / bits.count())].into()
+    fn zeros(lanes: usize) -> Box<[Fine]> {
+        const PARTS_MAX: usize = 8;
+        vec![Fine([0; Lane::WIDTH]); lanes.next_multiple_of(PARTS_MAX)].into()
     }
 
-    /// The inner product with what a code of this step says.
+    /// The inner product with what a code of this width and step says.
     #[inline]
-    pub(super) fn dot(&self, code: &[u8], step: f32) -> f32 {
-        let middle = 0.5 * (1 << self.bits.count()) as f32;
-        let sum = self.sum_of_products(code) as f32 * self.fine_step;
+    pub(super) fn dot(&self, bits: CodeBits, code: &[u8], step: f32) -> f32 {
+        let middle = 0.5 * (1 << bits.count()) as f32;
+        let sum = self.sum_of_products(bits, code) as f32 * self.fine_step;
         step * (sum + (0.5 - middle) * self.sum)
     }
 
     #[inline]
-    fn sum_of_products(&self, code: &[u8]) -> i32 {
-        let parts = 8 / self.bits.count();
-        assert_eq!(
-            code.len() / CHUNK_BYTES * parts,
-            self.fine.len(),
-            "codes of one index"
-        );
+    fn sum_of_products(&self, bits: CodeBits, code: &[u8]) -> i32 {
+        // Behind what the code's chunks hold there are zeros only.
+        let fine = &self.fine[..code.len() / CHUNK_BYTES * (8 / bits.count())];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature was detected, and lengths were compared.
+            // SAFETY: the feature was detected, and `fine` is as long as the code asks.
             #[allow(unsafe_code)]
             return unsafe {
-                match self.bits {
-                    CodeBits::One => x86::products::<1, 8>(code, &self.fine),
-                    CodeBits::Two => x86::products::<2, 4>(code, &self.fine),
-                    CodeBits::Four => x86::products::<4, 2>(code, &self.fine),
-                    CodeBits::Eight => x86::products::<8, 1>(code, &self.fine),
+                match bits {
+                    CodeBits::One => x86::products::<1, 8>(code, fine),
+                    CodeBits::Two => x86::products::<2, 4>(code, fine),
+                    CodeBits::Four => x86::products::<4, 2>(code, fine),
+                    CodeBits::Eight => x86::products::<8, 1>(code, fine),
                 }
             };
         }
-        self.products_portable(code)
-    }
-
-    fn products_portable(&self, code: &[u8]) -> i32 {
-        let width = self.bits.count();
-        let (parts, mask) = (8 / width, ((1u16 << width) - 1) as u8);
-        let mut sum = 0;
-        for (chunk, lanes) in code
-            .as_chunks::<CHUNK_BYTES>()
-            .0
-            .iter()
-            .zip(self.fine.chunks(parts))
-        {
-            for (part, lane) in lanes.iter().enumerate() {
-                for (byte, q) in chunk.iter().zip(lane.0) {
-                    sum += i32::from(byte >> (part * width) & mask) * i32::from(q);
-                }
-            }
-        }
-        sum
+        products_portable(bits, code, fine)
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
         size_of_val(&*self.fine)
     }
+}
+
+fn products_portable(bits: CodeBits, code: &[u8], fine: &[Fine]) -> i32 {
+    let width = bits.count();
+    let (parts, mask) = (8 / width, ((1u16 << width) - 1) as u8);
+    let mut sum = 0;
+    for (chunk, lanes) in code
+        .as_chunks::<CHUNK_BYTES>()
+        .0
+        .iter()
+        .zip(fine.chunks(parts))
+    {
+        for (part, lane) in lanes.iter().enumerate() {
+            for (byte, q) in chunk.iter().zip(lane.0) {
+                sum += i32::from(byte >> (part * width) & mask) * i32::from(q);
+            }
+        }
+    }
+    sum
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -201,12 +201,13 @@ mod tests {
         for bits in CodeBits::ALL {
             for lanes in [1, 2, 7, 8, 9, 48, 1_000] {
                 let vector: Vec<f32> = (0..lanes * 16).map(|_| next() as f32 / 1e9 - 1.0).collect();
-                let query = CoarseQuery::new(&Lane::pack(&vector), bits);
+                let query = CoarseQuery::new(&Lane::pack(&vector), 0);
                 let parts = 8 / bits.count();
-                let bytes = query.fine.len() / parts * CHUNK_BYTES;
+                let bytes = (lanes as usize).div_ceil(parts) * CHUNK_BYTES;
                 let code: Vec<u8> = (0..bytes).map(|_| next() as u8).collect();
-                let portable = query.products_portable(&code);
-                assert_eq!(query.sum_of_products(&code), portable, "{bits:?} {lanes}");
+                let portable = products_portable(bits, &code, &query.fine);
+                let sum = query.sum_of_products(bits, &code);
+                assert_eq!(sum, portable, "{bits:?} {lanes}");
             }
         }
     }

@@ -46,7 +46,7 @@ proptest! {
         for (node, vector) in all[1..].iter().enumerate() {
             let exact = scorer.rank(&all[0], vector);
             let rank = coarse.rank(node as u32, &query);
-            let doubt = coarse.doubt(node as u32, &query, rank);
+            let doubt = rank - coarse.least(node as u32, &query, rank);
             within += usize::from((rank - exact).abs() <= doubt);
             doubts += doubt / 40.0;
         }
@@ -81,7 +81,7 @@ proptest! {
         // The worst of some hundred pairs: eight deviations.
         let allowed = spread * if bits == CodeBits::Four { 0.1 } else { 0.02 };
         for a in 0..20 {
-            let query = coarse.query_of(a);
+            let query = coarse.query_of(a).expect("enough bits");
             for b in 0..20 {
                 if a == b {
                     continue;
@@ -110,7 +110,7 @@ fn ranks_err_to_neither_side_over_many_centres() {
                     coarse.write(node as u32, vector);
                     let rank = coarse.rank(node as u32, &query);
                     bias += rank - scorer.rank(&all[0], vector);
-                    doubts += coarse.doubt(node as u32, &query, rank);
+                    doubts += rank - coarse.least(node as u32, &query, rank);
                 }
             }
             assert!(
@@ -135,7 +135,7 @@ fn codes_without_a_step_and_of_huge_elements_rank_without_nan() {
                 for node in 0..all.len() as u32 {
                     let rank = coarse.rank(node, &query);
                     assert!(!rank.is_nan(), "{bits:?} {metric:?} {node}");
-                    assert!(!coarse.doubt(node, &query, rank).is_nan());
+                    assert!(!coarse.least(node, &query, rank).is_nan());
                 }
             }
             let query = coarse.query(&Lane::pack(&all[3]));
@@ -157,8 +157,9 @@ fn equal_vectors_and_only_they_have_equal_codes_of_eight_bits() {
         coarse.write(node as u32, vector);
     }
     for a in 0..40 {
+        let likeness = coarse.likeness(a, &all[a as usize % 20]);
         for b in 0..40 {
-            assert_eq!(coarse.are_equal(a, b), a % 20 == b % 20);
+            assert_eq!(likeness.is_that_of(b), a % 20 == b % 20);
         }
     }
 }

@@ -14,14 +14,19 @@
 //! - [`origin`]: where they count from.
 //! - [`block`]: what is stored for a node, and how a neighbour is encoded.
 //! - [`sketch`]: a node's own vector, a byte a dimension.
-//! - [`coarse`], [`coarse_query`]: a node's own vector in one to eight bits a dimension, where
-//!   there are no codes of neighbours and vectors lie elsewhere.
+//! - [`code`], [`coarse`], [`coarse_query`]: a node's own vector in one to eight bits a
+//!   dimension, where there are no codes of neighbours and vectors lie elsewhere.
+//! - [`mixture`]: blocks of rows with such codes of another width than the index's.
+//! - [`coarse_stored`]: such a mixture as a checkpoint holds it.
 //! - [`lookup`]: a query's table, and the scan of 32 codes against it.
 
 pub(crate) mod block;
 pub(crate) mod coarse;
 pub(crate) mod coarse_query;
+mod coarse_stored;
+mod code;
 pub(crate) mod lookup;
+mod mixture;
 pub(crate) mod origin;
 pub(crate) mod rotation;
 pub(crate) mod sketch;
@@ -31,7 +36,7 @@ use std::cell::UnsafeCell;
 use crate::arena::{AsBytes, ZeroIsValid, copy_cell};
 
 pub(crate) use block::{Blocks, Link};
-pub(crate) use coarse::Coarse;
+pub(crate) use coarse::{Coarse, Held};
 pub(crate) use coarse_query::CoarseQuery;
 pub(crate) use lookup::Lookup;
 pub(crate) use origin::{ASKED_MAX as ORIGIN_ASKED_MAX, Origin};

@@ -53,22 +53,14 @@ impl Aim<'_> {
         }
     }
 
-    /// What a rough rank errs by at most.
-    pub(crate) fn doubt(self, row: Candidate) -> f32 {
-        match self.codes {
-            Codes::OfNeighbours(coding, lookup) => {
-                coding.sketches.doubt(row.id(), lookup, row.rank())
-            }
-            Codes::OfVectors(compact, query) => compact.codes.doubt(row.id(), query, row.rank()),
-            Codes::None => 0.0,
-        }
-    }
-
     /// What the rank of a roughly ranked row may be at least.
     pub(crate) fn least(self, row: Candidate) -> f32 {
-        match row.rank() {
-            f32::INFINITY => f32::INFINITY,
-            rank => rank - self.doubt(row),
+        let (id, rank) = (row.id(), row.rank());
+        match self.codes {
+            _ if rank == f32::INFINITY => f32::INFINITY,
+            Codes::OfNeighbours(coding, lookup) => rank - coding.sketches.doubt(id, lookup, rank),
+            Codes::OfVectors(compact, query) => compact.codes.least(id, query, rank),
+            Codes::None => rank,
         }
     }
 

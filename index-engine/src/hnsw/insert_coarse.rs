@@ -2,13 +2,13 @@
 //!
 //! The order of the steps is that of `insert`, and so are the rules for links. Codes of
 //! four and eight bits say well enough which neighbours are nearer to each other than to
-//! the node, and no vector is read but where codes are equal. Fewer bits do not; there each
-//! neighbour that is chosen is read once, and the others are ranked against it by their
-//! codes.
+//! the node, and no vector is read but where codes are equal. Fewer bits do not; a
+//! neighbour with such a code is read once when it is chosen, and the others are ranked
+//! against it by their codes.
 
 use super::{Candidate, Compact, Hnsw};
 use crate::codes::CoarseQuery;
-use crate::params::CodeBits;
+use crate::distance::Lane;
 
 impl Hnsw {
     /// `link` of an index with such codes. Once per id.
@@ -25,7 +25,8 @@ impl Hnsw {
         let Some((top, _)) = self.graph.entry() else {
             unreachable!("the entry is set and never unset");
         };
-        let query = compact.codes.query(&self.rotated(target));
+        let rotated = self.rotated(target);
+        let query = compact.codes.query(&rotated);
         let mut distances = 0;
         let start = self.descend_coarse(compact, &query, level.min(top), &mut distances);
         let mut nearest: Vec<Candidate> = start.into_iter().collect();
@@ -34,7 +35,7 @@ impl Hnsw {
             nearest = self.nearest_coarse(compact, &query, level, &nearest);
             let rank = |other| Candidate::new(compact.codes.rank(other, &query), other);
             let near = self.staying(&nearest, level, rank);
-            if let Some(node) = self.equal_by_codes(compact, id, &near) {
+            if let Some(node) = self.equal_by_codes(compact, (id, &rotated), &near) {
                 self.roles.become_copy(id);
                 self.graph.add_copy(node, id);
                 return false;
@@ -81,22 +82,26 @@ impl Hnsw {
     }
 
     /// A node with this very vector.
-    fn equal_by_codes(&self, compact: &Compact, id: u32, nearest: &[Candidate]) -> Option<u32> {
+    fn equal_by_codes(
+        &self,
+        compact: &Compact,
+        (id, rotated): (u32, &[Lane]),
+        nearest: &[Candidate],
+    ) -> Option<u32> {
+        let likeness = compact.codes.likeness(id, rotated);
         let mut nodes = nearest.iter().map(|c| c.id());
         nodes.find(|node| {
-            compact.codes.are_equal(*node, id) && self.vectors.get(*node) == self.vectors.get(id)
+            likeness.is_that_of(*node) && self.vectors.get(*node) == self.vectors.get(id)
         })
     }
 
     /// The node, for others to be ranked against it.
     pub(super) fn pinned(&self, compact: &Compact, node: u32) -> CoarseQuery {
-        match compact.bits {
-            CodeBits::Four | CodeBits::Eight => compact.codes.query_of(node),
-            CodeBits::One | CodeBits::Two => {
-                let vector = self.rotated(self.vectors.get(node));
-                compact.codes.query(&vector)
-            }
-        }
+        let by_code = compact.codes.query_of(node);
+        by_code.unwrap_or_else(|| {
+            let vector = self.rotated(self.vectors.get(node));
+            compact.codes.query(&vector)
+        })
     }
 
     /// `select` by codes: candidates in order that are nearer to the node than to any

@@ -78,7 +78,6 @@ pub(crate) struct Coding {
 /// Codes to go by where vectors lie elsewhere.
 pub(crate) struct Compact {
     rotation: Rotation,
-    bits: CodeBits,
     pub(crate) codes: Coarse,
 }
 
@@ -86,11 +85,7 @@ impl Compact {
     fn new(params: &IndexParams, bits: CodeBits) -> Self {
         let rotation = Rotation::new(params.dimensions);
         let codes = Coarse::new(params.metric, rotation.dimensions(), bits);
-        Self {
-            rotation,
-            bits,
-            codes,
-        }
+        Self { rotation, codes }
     }
 }
 
@@ -185,7 +180,7 @@ impl Hnsw {
         let (coding, compact) = (self.coding.as_ref(), self.compact.as_ref());
         let blocks = coding.map_or(0, |c| c.blocks.lines().resident_bytes(rows));
         let sketches = coding.map_or(0, |c| c.sketches.lines().resident_bytes(rows));
-        let codes = compact.map_or(0, |c| c.codes.words().resident_bytes(rows));
+        let codes = compact.map_or(0, |c| c.codes.resident_bytes(rows).iter().sum());
         let holders = coding.map_or(0, |c| c.holders.memory_bytes(rows));
         Footprint {
             vectors,

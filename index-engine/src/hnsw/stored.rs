@@ -51,9 +51,7 @@ impl Hnsw {
         let Some(coding) = &self.coding else {
             sections.push(graph.base_section(linked));
             if let Some(compact) = &self.compact {
-                let codes = compact.codes.words();
-                // SAFETY: nobody writes to a published node's code.
-                sections.push(unsafe { Section::new(Kind::Codes, cut.rows, Beside, codes) });
+                sections.extend(compact.codes.sections(cut));
             }
             return sections;
         };
@@ -96,6 +94,9 @@ impl Hnsw {
     /// Takes up sections that were filled and found sound.
     pub(crate) fn restore(&mut self, cut: Cut) {
         self.vectors.publish(cut);
+        if let Some(compact) = &mut self.compact {
+            compact.codes.restore(cut);
+        }
         // Counts begin anew; there has to be room for them.
         for id in (0..cut.rows).step_by(BLOCK_VECTORS as usize) {
             self.accesses.reserve(id);
@@ -143,6 +144,9 @@ impl Hnsw {
         let is_linked: Vec<bool> = (0..linked.cut.rows).map(|row| linked.has(row)).collect();
         let is_linked = |row: u32| is_linked.get(row as usize) == Some(&true);
         self.vectors.check(linked.cut, self.dimensions)?;
+        if let Some(compact) = &self.compact {
+            compact.codes.check(linked.cut)?;
+        }
         graph.check_places(linked.cut)?;
         graph.check_entry(linked.cut.entry, is_linked)?;
         graph.check_upper(linked.cut.rows, is_linked)?;
