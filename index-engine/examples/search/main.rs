@@ -1,7 +1,7 @@
 //! Build time, memory, recall and queries per second of one search thread, on a data
 //! set or on noise.
 //!
-//! `cargo run --release -p index-engine --example search -- FOLDER|noise:ROWSxDIMENSIONS [element=f32|f16] [m=16] [ef_construction=100] [representation=default|plain|coded|compact1|compact2|compact4|compact8] [file=PATH] [effort=balanced,fast] [rows=ALL] [threads=1] [queries=2000] [rounds=5] [ef=10,14,20,…]`
+//! `cargo run --release -p index-engine --example search -- FOLDER|noise:ROWSxDIMENSIONS [element=f32|f16] [m=16] [ef_construction=100] [representation=default|plain|coded|compact1|compact2|compact4|compact8] [file=PATH] [effort=balanced,fast] [rows=ALL] [threads=1] [queries=2000] [rounds=5] [ef=10,14,20,…] [order=given|near] [cold=SHARE:BITS]`
 //! FOLDER holds `base.npy`, `query.npy` (f32, C order), `gt_ids.npy` (exact nearest,
 //! i32 or i64) and `meta.json` with its metric, "l2" or another for cosine. Noise and halves are
 //! compared with the exact search of the engine, and every row is looked for by its own
@@ -11,12 +11,17 @@
 //! it they are in memory. `rows` takes the first of a data set only, and compares with the
 //! exact search of the engine.
 //!
+//! `cold` gives that share of the blocks of rows, the last, codes of so many bits once the
+//! index is built, in a compact representation; then the queries are also measured apart whose
+//! nearest row lies in one of the others. `order=near` puts rows near each other into one block.
+//!
 //! A round searches all queries at every `ef`; what is printed is the median over the
 //! rounds, in queries per second of the thread's CPU time and of the wall clock.
 
 #![allow(clippy::print_stdout)]
 
 mod mapped;
+mod mixture;
 mod npy;
 mod row;
 
@@ -26,6 +31,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mapped::Files;
+use mixture::Cold;
 use row::Row;
 
 use index_engine::{
@@ -298,7 +304,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         other => return Err(format!("no element is called {other}").into()),
     };
     let name = arguments.first().ok_or("want a data set")?;
-    let data = Data::open(name, element, queries, rows)?;
+    let mut data = Data::open(name, element, queries, rows)?;
+    match value("order", "given").as_str() {
+        "given" => {}
+        "near" => mixture::put_near_together(&mut data),
+        other => return Err(format!("no order is called {other}").into()),
+    }
     let params = IndexParams {
         metric: data.metric,
         element,
@@ -329,6 +340,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             println!("ef {ef}: {lost} rows not found by their own vector");
         }
     }
+    let cold = value("cold", "");
+    let hot = match cold.as_str() {
+        "" => None,
+        cold => Some(Cold::parse(cold)?.apply(&index)?),
+    };
     let widths = value("ef", "10,14,20,30,50,100,200");
     let widths: Vec<usize> = widths
         .split(',')
@@ -343,6 +359,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         println!("{name}:");
         measure(&index, &data.queries, &truth, &widths, rounds, effort)?;
+        if let Some(hot) = hot {
+            let (queries, truth) = mixture::of_hot_blocks(&data.queries, &truth, hot);
+            println!("{name}, {} queries of hot blocks:", queries.len());
+            if !queries.is_empty() {
+                measure(&index, &queries, &truth, &widths, rounds, effort)?;
+            }
+        }
     }
     Ok(())
 }

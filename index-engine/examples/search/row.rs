@@ -3,6 +3,7 @@
 use index_engine::{Element, Half, Vector};
 
 /// A vector in the element that is searched.
+#[derive(Clone)]
 pub enum Row {
     F32(Vec<f32>),
     F16(Vec<Half>),
@@ -14,6 +15,23 @@ impl Row {
         match element {
             Element::F16 => Self::F16(values.into_iter().map(Half::from_f32).collect()),
             _ => Self::F32(values),
+        }
+    }
+
+    pub fn squared_distance(&self, other: &Self) -> f32 {
+        let square = |(x, y): (f32, f32)| (x - y) * (x - y);
+        match (self, other) {
+            (Self::F32(a), Self::F32(b)) => {
+                let pairs = a.iter().copied().zip(b.iter().copied());
+                pairs.map(square).sum()
+            }
+            (Self::F16(a), Self::F16(b)) => {
+                let floats = |halves: &[Half]| -> Vec<f32> {
+                    halves.iter().map(|half| half.to_f32()).collect()
+                };
+                floats(a).into_iter().zip(floats(b)).map(square).sum()
+            }
+            _ => f32::INFINITY,
         }
     }
 

@@ -14,7 +14,6 @@ use super::coarse_query::CoarseQuery;
 use super::coarse_stored::Loaded;
 use super::code::{self, Code, Factors, Word, row_words};
 use super::mixture::{BlockCodes, Mixture, rows_of};
-use crate::accesses::BLOCK_VECTORS;
 use crate::arena::{Segments, prefetch_row};
 use crate::distance::Lane;
 use crate::params::{CodeBits, Metric};
@@ -166,8 +165,7 @@ impl Coarse {
 impl Coarse {
     /// The width of the codes of a block.
     pub(crate) fn bits_of(&self, block: u32) -> CodeBits {
-        let other = self.mixture.of(block * BLOCK_VECTORS);
-        other.map_or(self.bits, |other| other.bits)
+        self.mixture.bits_of(block).unwrap_or(self.bits)
     }
 
     /// Room for codes of another width of a block, which nobody is led to.

@@ -163,3 +163,43 @@ fn equal_vectors_and_only_they_have_equal_codes_of_eight_bits() {
         }
     }
 }
+
+/// A rank of one bit is as doubtful as it was, though the node has eight bits by now.
+#[test]
+fn what_a_rank_may_be_at_least_is_asked_of_the_code_that_it_came_from() {
+    let all = vectors(201, 128, 1.0, 77);
+    for metric in METRICS {
+        let coarse = Coarse::new(metric, 128, CodeBits::One);
+        for (node, vector) in all[1..].iter().enumerate() {
+            coarse.write(node as u32, vector);
+        }
+        let query = coarse.query(&all[0]);
+        let ranks: Vec<f32> = (0..200).map(|node| coarse.rank(node, &query)).collect();
+        let new = coarse.make_room(0, CodeBits::Eight);
+        for (node, vector) in all[1..].iter().enumerate() {
+            // SAFETY: nobody is led there.
+            #[allow(unsafe_code)]
+            unsafe {
+                coarse.encode(node as u32, vector, &new);
+            }
+        }
+        // Kept: as if a reader were left.
+        let _old = coarse.lead(0, new);
+        let later = coarse.query(&all[0]);
+        let (mut held, mut doubt, mut doubt_later) = (0, 0.0, 0.0);
+        for (node, rank) in (0..).zip(ranks) {
+            let exact = Scorer::new(metric, Element::F32).rank(&all[0], &all[node as usize + 1]);
+            let least = coarse.least(node, &query, rank);
+            held += usize::from(least <= exact);
+            doubt += exact - least;
+            let better = coarse.rank(node, &later);
+            doubt_later += exact - coarse.least(node, &later, better);
+        }
+        assert!(held >= 196, "{metric:?}: {held} of 200");
+        // Who came later goes by the new code alone.
+        assert!(
+            doubt_later * 5.0 < doubt,
+            "{metric:?}: {doubt_later} {doubt}"
+        );
+    }
+}

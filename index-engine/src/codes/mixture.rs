@@ -87,7 +87,8 @@ impl Mixture {
         self.places.ensure(id / BLOCK_VECTORS);
     }
 
-    /// The codes of the node's block, if they are not the index's own.
+    /// The codes of the node's block, if they are not the index's own. For readers that
+    /// have entered, and for the writer.
     #[inline]
     pub(super) fn of(&self, node: u32) -> Option<&BlockCodes> {
         // An index of one width is searched without a look at places.
@@ -103,6 +104,11 @@ impl Mixture {
         unsafe {
             place.as_ref()
         }
+    }
+
+    /// The width of a block's codes if they are not the index's own: for who is no reader.
+    pub(super) fn bits_of(&self, block: u32) -> Option<CodeBits> {
+        self.others.lock().get(&block).map(|codes| codes.bits)
     }
 
     pub(super) fn is_mixed(&self) -> bool {
