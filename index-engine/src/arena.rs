@@ -8,39 +8,47 @@
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, atomic};
 
 use crate::checkpoint::{Array, CheckpointError, Cut, Kind};
 use crate::distance::Lane;
 use crate::memory::{Advice, Backing, Mapping};
 use crate::params::IndexError;
 use crate::region::Region;
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{Accessed, OnceLock};
 use crate::varying::Varying;
 
 /// Rows of the first bucket, as a power of two.
-const FIRST_BUCKET_BITS: u32 = 9;
-/// Enough for every `u32` row number.
-const BUCKETS: usize = (u32::BITS - FIRST_BUCKET_BITS + 1) as usize;
+const FIRST_BUCKET_BITS: u32 = if cfg!(loom) { 1 } else { 9 };
+/// A model has few rows.
+const ROW_BITS: u32 = if cfg!(loom) { 3 } else { u32::BITS };
+/// Enough for every row number.
+const BUCKETS: usize = (ROW_BITS - FIRST_BUCKET_BITS + 1) as usize;
 
 /// Marks types for which all-zero bytes are a valid value.
 ///
 /// # Safety
 /// Implementors must be valid when every byte is zero.
 #[allow(unsafe_code)]
-pub(crate) unsafe trait ZeroIsValid {}
+pub(crate) unsafe trait ZeroIsValid: Sized {
+    /// So many of them. What a model watches is more than its bytes, and made otherwise.
+    fn zeroed(len: usize) -> Region<Self> {
+        Region::zeroed(len)
+    }
+}
 
 // SAFETY: an atomic integer is an integer in memory; zero is one.
 #[allow(unsafe_code)]
-unsafe impl ZeroIsValid for AtomicU32 {}
+unsafe impl ZeroIsValid for atomic::AtomicU32 {}
 
 // SAFETY: as above.
 #[allow(unsafe_code)]
-unsafe impl ZeroIsValid for AtomicU64 {}
+unsafe impl ZeroIsValid for atomic::AtomicU64 {}
 
 // SAFETY: as above.
 #[allow(unsafe_code)]
-unsafe impl ZeroIsValid for AtomicU8 {}
+unsafe impl ZeroIsValid for atomic::AtomicU8 {}
 
 // SAFETY: sixteen floats in a cell; the bit pattern zero is 0.0.
 #[allow(unsafe_code)]
@@ -62,7 +70,7 @@ pub(crate) unsafe trait AsBytes: ZeroIsValid {
 
 // SAFETY: an atomic integer is its bytes.
 #[allow(unsafe_code)]
-unsafe impl AsBytes for AtomicU32 {
+unsafe impl AsBytes for atomic::AtomicU32 {
     unsafe fn copy(&self, into: &mut [u8]) {
         into.copy_from_slice(&self.load(Ordering::Relaxed).to_ne_bytes());
     }
@@ -70,7 +78,7 @@ unsafe impl AsBytes for AtomicU32 {
 
 // SAFETY: as above.
 #[allow(unsafe_code)]
-unsafe impl AsBytes for AtomicU8 {
+unsafe impl AsBytes for atomic::AtomicU8 {
     unsafe fn copy(&self, into: &mut [u8]) {
         into.copy_from_slice(&[self.load(Ordering::Relaxed)]);
     }
@@ -78,7 +86,7 @@ unsafe impl AsBytes for AtomicU8 {
 
 // SAFETY: as above.
 #[allow(unsafe_code)]
-unsafe impl AsBytes for AtomicU64 {
+unsafe impl AsBytes for atomic::AtomicU64 {
     unsafe fn copy(&self, into: &mut [u8]) {
         into.copy_from_slice(&self.load(Ordering::Relaxed).to_ne_bytes());
     }
@@ -129,7 +137,7 @@ impl<T: ZeroIsValid> Segments<T> {
     /// In memory that is handed in, if any.
     pub(crate) fn backed(stride: usize, backing: Option<Arc<dyn Backing>>) -> Self {
         Self {
-            buckets: [const { OnceLock::new() }; BUCKETS],
+            buckets: std::array::from_fn(|_| OnceLock::new()),
             stride,
             backing,
         }
@@ -140,7 +148,7 @@ impl<T: ZeroIsValid> Segments<T> {
     pub(crate) fn ensure(&self, row: u32) {
         assert!(self.backing.is_none(), "memory may be refused");
         let (bucket, _) = place(row);
-        self.buckets[bucket].get_or_init(|| Region::zeroed(self.bucket_elements(bucket)));
+        self.buckets[bucket].get_or_init(|| T::zeroed(self.bucket_elements(bucket)));
     }
 
     /// The same for memory that is handed in, and may be refused.
@@ -354,6 +362,7 @@ pub(crate) struct VectorArena {
     rows: Storage,
     is_backed: bool,
     published: AtomicU32,
+    accessed: Accessed,
 }
 
 // SAFETY: a cell is written by `append` to rows at or above `published`, by one
@@ -373,6 +382,7 @@ impl VectorArena {
                 None => Storage::Varying(Box::new(Varying::new(backing))),
             },
             published: AtomicU32::new(0),
+            accessed: Accessed::new(),
         }
     }
 
@@ -395,7 +405,7 @@ impl VectorArena {
 
     /// Publishes rows that were filled by way of [`Self::arrays`], if they can be.
     pub(crate) fn publish(&mut self, cut: Cut) {
-        *self.published.get_mut() = cut.rows;
+        self.published = AtomicU32::new(cut.rows);
         if let Storage::Varying(rows) = &mut self.rows {
             rows.restore(cut);
         }
@@ -485,6 +495,7 @@ impl VectorArena {
     /// Nobody else reads or writes the row.
     #[allow(unsafe_code)]
     unsafe fn write(&self, row: u32, vector: &[Lane]) {
+        self.accessed.written(row);
         let cells = self.rows.row(row);
         assert_eq!(
             cells.len(),
@@ -502,6 +513,7 @@ impl VectorArena {
     #[inline]
     pub(crate) fn get(&self, row: u32) -> &[Lane] {
         assert!(row < self.len(), "vector {row} is not published");
+        self.accessed.read(row);
         let cells = self.rows.row(row);
         // SAFETY: published rows are written again only while nobody reads them, and
         // UnsafeCell<Lane> has the layout of Lane.

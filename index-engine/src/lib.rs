@@ -29,6 +29,7 @@
 //! - [`checkpoint`]: an index as bytes, and back.
 //! - [`ivf`]: inverted lists instead of a graph.
 //! - `seeded`: numbers from a seed.
+//! - `sync`: the primitives that threads meet by; those of a model checker under `--cfg loom`.
 
 pub mod accesses;
 mod arena;
@@ -53,6 +54,7 @@ mod repair;
 #[cfg(test)]
 mod repair_tests;
 mod seeded;
+mod sync;
 mod tail;
 mod varying;
 pub mod vector;

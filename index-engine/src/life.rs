@@ -4,9 +4,8 @@
 //! Two words a slot, side by side, written in place and read without locks. What a
 //! search sees may change under it in one direction only: a row goes, none comes.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use crate::arena::{Segments, prefetch};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// States of a vector; any other value is the xid that ended it.
 const REMOVED: u64 = 0;
@@ -36,7 +35,7 @@ impl Lives {
     /// Takes up words that were filled by way of [`Self::memory`].
     pub(crate) fn restore(&mut self, slots: u32) {
         let removed = (0..slots).filter(|slot| self.is_removed(*slot)).count();
-        *self.removed.get_mut() = removed as u32;
+        self.removed = AtomicU32::new(removed as u32);
     }
 
     pub(crate) fn set_birth(&mut self, slot: u32, birth: u64) {

@@ -16,8 +16,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
-
 use crate::accesses::{Accesses, BLOCK_VECTORS};
 use crate::cursor::Cursor;
 use crate::distance::Lane;
@@ -30,6 +28,7 @@ use crate::params::{EF_MAX, Effort, IndexError, IndexParams, VECTORS_MAX, in_ran
 use crate::readers::{Moment, Readers};
 use crate::recode::Recoding;
 use crate::repair::Repair;
+use crate::sync::{Mutex, RwLock};
 use crate::tail::Tail;
 use crate::vector::Vector;
 

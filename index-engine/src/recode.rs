@@ -13,8 +13,6 @@
 
 use std::collections::VecDeque;
 
-use parking_lot::Mutex;
-
 use crate::accesses::BLOCK_VECTORS;
 use crate::codes::Held;
 use crate::footprint::Width;
@@ -23,6 +21,7 @@ use crate::memory::Advice;
 use crate::params::{CodeBits, IndexError};
 use crate::partition_index::PartitionIndex;
 use crate::readers::Moment;
+use crate::sync::Mutex;
 
 /// So many rows are encoded under the writer's lock.
 const LAST_ROWS: u32 = 8;

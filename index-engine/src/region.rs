@@ -108,6 +108,21 @@ impl<T: ZeroIsValid> Region<T> {
     }
 }
 
+#[cfg(loom)]
+impl<T: Default> Region<T> {
+    /// Elements that are made one by one.
+    pub(crate) fn of_defaults(len: usize) -> Self {
+        let elements: Box<[T]> = (0..len).map(|_| T::default()).collect();
+        Self {
+            first: NonNull::from(Box::leak(elements)).cast(),
+            len,
+            is_mapped: false,
+            mapping: None,
+            owns: PhantomData,
+        }
+    }
+}
+
 impl<T> Region<T> {
     pub(crate) const PAGE_BYTES: usize = 4096;
 

@@ -16,16 +16,15 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::hnsw::Heirs;
 use crate::partition_index::PartitionIndex;
 use crate::readers::Moment;
+use crate::sync::Mutex;
 
 /// A batch is worth a look at all lists from one removed vector in so many on.
 const REMOVED_ONE_IN: usize = 100;
 /// Slots that a thread takes at a time.
-const SLOTS_TAKEN: u32 = 32;
+const SLOTS_TAKEN: u32 = if cfg!(loom) { 1 } else { 32 };
 
 /// What is being taken out.
 #[derive(Default)]

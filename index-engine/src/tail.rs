@@ -7,19 +7,19 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Births whose slots lie in one piece of memory.
-const CHUNK: u64 = 1_024;
+const CHUNK: u64 = if cfg!(loom) { 2 } else { 1_024 };
 
 /// The slots of `CHUNK` births. An entry is written before its birth is told.
 struct Chunk([AtomicU32; CHUNK as usize]);
 
 impl Chunk {
     fn empty() -> Self {
-        Self([const { AtomicU32::new(0) }; CHUNK as usize])
+        Self(std::array::from_fn(|_| AtomicU32::new(0)))
     }
 }
 

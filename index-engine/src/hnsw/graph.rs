@@ -9,24 +9,30 @@
 //! its copies. A crowd of equal vectors would otherwise fill each other's lists,
 //! and searches would never find the way out of it.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-use parking_lot::{Mutex, MutexGuard};
-
 use crate::arena::{AsBytes, Segments, ZeroIsValid, prefetch};
+#[cfg(loom)]
+use crate::region::Region;
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Four bits beside the list number. With m = 16 level 15 takes 16^15 vectors.
 pub(crate) const LEVEL_MAX: u8 = 15;
 const LIST_BITS: u32 = 28;
 /// Writers of different nodes rarely meet on a stripe.
-pub(super) const STRIPES: usize = 1024;
+pub(super) const STRIPES: usize = if cfg!(loom) { 2 } else { 1024 };
 
 /// Where a vector's lists are: written before it is published, then constant.
+#[derive(Default)]
 pub(super) struct Place(AtomicU32);
 
 // SAFETY: wraps an atomic integer.
 #[allow(unsafe_code)]
-unsafe impl ZeroIsValid for Place {}
+unsafe impl ZeroIsValid for Place {
+    #[cfg(loom)]
+    fn zeroed(len: usize) -> Region<Self> {
+        Region::of_defaults(len)
+    }
+}
 
 // SAFETY: as above, and any bits are a place.
 #[allow(unsafe_code)]

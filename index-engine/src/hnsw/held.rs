@@ -8,13 +8,12 @@
 //! time, while others may hang new nodes, which hold nothing yet.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-
-use parking_lot::Mutex;
 
 use super::{Candidate, Coding, Hnsw};
 use crate::arena::Segments;
 use crate::codes::Link;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// One in so many links of a node may be held, and two at least.
 const HELD_ONE_IN: usize = 4;

@@ -55,6 +55,8 @@ pub(crate) use aim::{Aim, Codes};
 pub(crate) use beam::{Beam, Eligible, Sight};
 pub(crate) use candidate::Candidate;
 pub(crate) use coarse::{CoarseSight, CoarseWalk};
+#[cfg(all(loom, test))]
+pub(crate) use graph::Graph;
 pub(crate) use graph::level_of;
 pub(crate) use hops::Nodes;
 pub(crate) use leave::Heirs;

@@ -1,8 +1,7 @@
 //! What the vector in each slot is to the graph.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-
 use crate::arena::Segments;
+use crate::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// Has lists of its own. Without: in the tail, a node's copy, without a distance to
 /// anything, or nothing at all.

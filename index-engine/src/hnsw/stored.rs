@@ -6,12 +6,12 @@
 //! code is paired with another's id for good.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::Hnsw;
 use super::graph::Graph;
 use crate::accesses::BLOCK_VECTORS;
 use crate::checkpoint::{CheckpointError, Cut, Kind, Linked, Section, Taken, corrupt};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 impl Hnsw {
     /// Upper lists that there are, and the entry.
@@ -182,7 +182,7 @@ impl Hnsw {
 impl Graph {
     /// Lists that no vector has are free, one by one.
     fn restore_upper_free(&mut self, slots: u32) {
-        let mut is_used = vec![false; *self.upper_lists.get_mut() as usize];
+        let mut is_used = vec![false; self.upper_lists.load(Ordering::Relaxed) as usize];
         for (level, first) in (0..slots).map(|id| self.place(id)) {
             is_used[first as usize..][..usize::from(level)].fill(true);
         }
