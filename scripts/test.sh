@@ -28,6 +28,10 @@ style() {
 unit() {
   say "== Unit and golden tests"
   cargo test --release --locked --workspace --exclude integration-tests --quiet
+  say "== The index engine's threads in every order"
+  # Other flags, and so a folder of their own: nothing else is compiled anew for them.
+  CARGO_TARGET_DIR=$CARGO_TARGET_DIR/loom RUSTFLAGS="${RUSTFLAGS:-} --cfg loom" \
+    cargo test --release --locked -p index-engine --lib --quiet interleavings
   PYTHONDONTWRITEBYTECODE=1 python3 -m unittest discover -q -s bench/peers
 }
 

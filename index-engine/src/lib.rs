@@ -42,6 +42,8 @@ pub mod footprint;
 pub mod group;
 pub mod half;
 mod hnsw;
+#[cfg(all(loom, test))]
+mod interleavings;
 pub mod ivf;
 mod life;
 pub mod memory;
