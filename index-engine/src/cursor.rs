@@ -213,7 +213,7 @@ impl Cursor {
             Effort::Exact => 0,
             Effort::Balanced | Effort::Fast => tail.births().start,
         };
-        let (query, walk) = match (&hnsw.coding, &hnsw.compact) {
+        let (query, walk) = match (hnsw.trusted(), &hnsw.compact) {
             (Some(coding), _) if linked > 0 => (
                 Query::Coded(hnsw.lookup(coding, &target)),
                 AnyWalk::Coded(Beam::default()),

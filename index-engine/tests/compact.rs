@@ -219,14 +219,14 @@ fn a_block_that_is_searched_for_is_counted_and_others_hardly() {
         for block in 0..3 {
             for _ in 0..1_024 {
                 let mut vector = world.query();
-                vector.iter_mut().for_each(|x| *x += 100.0 * block as f32);
+                vector.iter_mut().for_each(|x| *x += 10.0 * block as f32);
                 world.add(vector);
             }
         }
         world.index.fold(usize::MAX);
         let before = [0, 1, 2].map(|block| world.index.accesses(block));
         assert_eq!(before, [Accesses::default(); 3], "linking is no search");
-        let query: Vec<f32> = world.query().iter().map(|x| x + 200.0).collect();
+        let query: Vec<f32> = world.query().iter().map(|x| x + 20.0).collect();
         let mut cursor = world.index.cursor(&query, 50, u64::MAX, false).unwrap();
         let page = cursor.next_page(&world.index, 10);
         let [first, _, third] = [0, 1, 2].map(|block| world.index.accesses(block));

@@ -3,8 +3,8 @@
 //! Their steps are as fine as vectors are long, so of vectors that lie far from zero they
 //! would tell little. They count from a point in the midst of the vectors instead: the
 //! median, dimension by dimension, of those that are there when the first is linked. It
-//! stays, for everything that is encoded refers to it; one that the data drifts away from
-//! costs what zero would.
+//! stays, for everything that is encoded refers to it; whether the data has drifted away from
+//! it, `hnsw::trust` sees.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -114,8 +114,9 @@ impl Aim<'_> {
 }
 
 impl Hnsw {
+    /// A node's neighbours on level 0, wherever its links lie.
     #[inline]
-    fn links(&self, node: u32, mut each: impl FnMut(u32)) {
+    pub(super) fn links(&self, node: u32, mut each: impl FnMut(u32)) {
         match &self.coding {
             Some(coding) => coding.blocks.neighbours(node, each),
             None => self.graph.neighbours(node, 0).for_each(&mut each),

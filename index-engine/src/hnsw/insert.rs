@@ -36,7 +36,7 @@ impl Hnsw {
         let mut distances = 0;
         let lookup = coded.map(|(origin, rotated)| Lookup::from(origin, &rotated));
         let start = match (&self.coding, &lookup, level) {
-            (Some(coding), Some(lookup), 0) => {
+            (Some(coding), Some(lookup), 0) if coding.trust.holds() => {
                 self.descend_by_sketches(coding, lookup, START_LEVEL, &mut distances)
             }
             _ => self.descend(target, level.min(top), &mut distances),
@@ -50,7 +50,7 @@ impl Hnsw {
         for level in (0..=level.min(top)).rev() {
             starts = match (&self.coding, &lookup, level) {
                 (Some(coding), Some(lookup), 0) => {
-                    self.nearest_by_codes(coding, target, lookup, &starts)
+                    self.nearest_on_base(coding, target, lookup, &starts)
                 }
                 _ => self.nearest_on(target, level, &starts, self.ef_construction),
             };

@@ -89,10 +89,14 @@ impl Hnsw {
         mut each: impl FnMut(Candidate),
     ) {
         fresh.clear();
-        for neighbour in self.graph.neighbours(node, level) {
+        let mut meet = |neighbour| {
             if visited.insert(neighbour) {
                 fresh.push(neighbour);
             }
+        };
+        match level {
+            0 => self.links(node, meet),
+            _ => self.graph.neighbours(node, level).for_each(&mut meet),
         }
         const AHEAD: usize = 3;
         for id in fresh.iter().take(AHEAD) {
