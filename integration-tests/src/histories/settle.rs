@@ -87,6 +87,10 @@ fn repairs(session: &mut Session, script: &Script) -> Result<Vec<String>> {
         );
         if table.is_partitioned && session.value(&detached)? == "t" {
             repairs.push(format!("DELETE FROM {name}_rest WHERE part = 1"));
+            // A column that came or went meanwhile did so on one side only.
+            for side in [name.clone(), format!("{name}_1")] {
+                repairs.push(format!("ALTER TABLE {side} DROP COLUMN IF EXISTS extra"));
+            }
             repairs.push(format!(
                 "ALTER TABLE {name} ATTACH PARTITION {name}_1 FOR VALUES IN (1)"
             ));
