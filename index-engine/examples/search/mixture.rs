@@ -52,11 +52,11 @@ impl Cold {
         );
         for width in index.widths() {
             println!(
-                "{} bits: {} blocks, {} rows, {:.1} bytes of codes a row",
+                "{} bits: {} blocks, {} rows, {} bytes of codes",
                 width.bits.count(),
                 width.blocks,
                 width.rows,
-                width.bytes as f64 / width.rows as f64
+                width.bytes
             );
         }
         let footprint = index.footprint();

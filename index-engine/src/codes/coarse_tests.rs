@@ -56,7 +56,8 @@ proptest! {
         let spread = dimensions as f32 * if metric == Metric::L2 { 2.0 } else { 1.0 };
         let length = (1.0 + offset * offset).sqrt();
         let most = match bits {
-            CodeBits::One => 4.0,
+            // Longer centres than most, and so more doubt, come up now and then.
+            CodeBits::One => 5.0,
             CodeBits::Two => 2.2,
             CodeBits::Four => 0.7,
             CodeBits::Eight => 0.1,
