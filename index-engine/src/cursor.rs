@@ -63,6 +63,8 @@ pub struct Cursor {
     /// Exactly scanned rows, of the tail and of the sweep.
     scanned: BinaryHeap<Reverse<Candidate>>,
     started: bool,
+    /// The walk has gone on, and what sketches told it has been judged.
+    judged: bool,
     swept: bool,
     bound: f64,
     _reader: Reader,
@@ -172,6 +174,15 @@ impl AnyWalk {
         }
     }
 
+    /// Whether sketches told the nearest rows from others, where they were gone by.
+    fn is_told(&self) -> bool {
+        match self {
+            Self::Coded(beam) => beam.is_told(),
+            Self::Filtered(rounds) => rounds.is_told(),
+            Self::Exact(_) | Self::Coarse(_) => true,
+        }
+    }
+
     /// Vectors read so far to rank what codes had found.
     fn originals(&self) -> usize {
         match self {
@@ -213,7 +224,7 @@ impl Cursor {
             Effort::Exact => 0,
             Effort::Balanced | Effort::Fast => tail.births().start,
         };
-        let (query, walk) = match (hnsw.trusted(), &hnsw.compact) {
+        let (query, walk) = match (&hnsw.coding, &hnsw.compact) {
             (Some(coding), _) if linked > 0 => (
                 Query::Coded(hnsw.lookup(coding, &target)),
                 AnyWalk::Coded(Beam::default()),
@@ -240,6 +251,7 @@ impl Cursor {
             filter: None,
             scanned: BinaryHeap::new(),
             started: false,
+            judged: false,
             swept: linked == 0,
             bound: f64::NEG_INFINITY,
             _reader: reader,
@@ -353,6 +365,17 @@ impl Cursor {
             + self.scanned.capacity() * size_of::<Candidate>()
     }
 
+    /// Sketches were of no use: the walk begins again, by exact distances.
+    fn begin_again_by_distance(&mut self, index: &PartitionIndex) {
+        self.query = Query::Plain;
+        self.walk = match &self.walk {
+            AnyWalk::Filtered(rounds) => AnyWalk::Filtered(rounds.afresh()),
+            _ => AnyWalk::Exact(Walk::default()),
+        };
+        let hnsw = &index.hnsw;
+        self.visited = hnsw.visited.take(hnsw.vectors.len());
+    }
+
     /// Brings the nearest rows within reach: walks on, and sweeps once the walk has
     /// met all that it can. False if there is no more to meet.
     fn advance(&mut self, index: &PartitionIndex, rows: usize, distances: &mut usize) -> bool {
@@ -413,6 +436,11 @@ impl Cursor {
                 walk.advance(hnsw, &self.target, width, visited, eligible, distances)
             }
         };
+        // Before anything of the walk is given out.
+        if !std::mem::replace(&mut self.judged, true) && !self.walk.is_told() {
+            self.begin_again_by_distance(index);
+            return self.advance(index, rows, distances);
+        }
         if !more && !self.swept {
             self.swept = true;
             *distances += self.sweep(index);

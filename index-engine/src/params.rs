@@ -58,7 +58,7 @@ impl std::fmt::Display for Metric {
 
 /// From so many dimensions on a search by one-bit codes was faster at equal recall on all that
 /// was measured: noise, and word vectors and pictures projected to so many. Of fewer it was on
-/// noise, but codes take twice the memory of vector and links then.
+/// noise, but codes add twice the memory of vector and links then.
 const CODED_DIMENSIONS_MIN: usize = 32;
 
 /// How vectors are held for searching.

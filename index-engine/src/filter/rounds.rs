@@ -74,6 +74,14 @@ impl Rounds {
         }
     }
 
+    /// As it was before the first round.
+    pub(crate) fn afresh(&self) -> Self {
+        Self {
+            matching: self.matching,
+            ..Self::new(0)
+        }
+    }
+
     /// The first round is the last.
     pub(crate) fn list_at_once(&mut self) {
         self.matching = 0.0;
@@ -224,6 +232,11 @@ impl Rounds {
             }
         }
         self.rows.extend_rough(rough);
+    }
+
+    /// Whether sketches told the nearest rows from others.
+    pub(crate) fn is_told(&self) -> bool {
+        self.rows.is_told()
     }
 
     pub(crate) fn peek(&self) -> Option<Candidate> {

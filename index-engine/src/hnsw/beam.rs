@@ -255,6 +255,11 @@ impl Beam {
         blocks.scan(of, node.id(), sight.lookup, 0.0, f32::INFINITY, meet);
     }
 
+    /// Whether sketches told the nearest rows from others.
+    pub(crate) fn is_told(&self) -> bool {
+        self.rows.is_told()
+    }
+
     /// The nearest row at hand.
     pub(crate) fn peek(&self) -> Option<Candidate> {
         self.rows.peek()

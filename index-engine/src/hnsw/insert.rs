@@ -36,7 +36,7 @@ impl Hnsw {
         let mut distances = 0;
         let lookup = coded.map(|(origin, rotated)| Lookup::from(origin, &rotated));
         let start = match (&self.coding, &lookup, level) {
-            (Some(coding), Some(lookup), 0) if coding.trust.holds() => {
+            (Some(coding), Some(lookup), 0) => {
                 self.descend_by_sketches(coding, lookup, START_LEVEL, &mut distances)
             }
             _ => self.descend(target, level.min(top), &mut distances),

@@ -9,16 +9,15 @@
 //! neighbour that can *holds* its link to a new node: the link is never given up.
 //! Held links make a tree that reaches every node ([`super::held`]).
 
+use super::told::Told;
 use super::{Candidate, Coding, Hnsw};
 use crate::codes::{Link, Lookup};
 use crate::distance::Lane;
 
-/// Of the nodes near a new one, how many are ranked exactly: those that may equal it.
-const EXACT_OF_NEAREST: usize = 8;
-
 impl Hnsw {
-    /// All nodes that a search of width `ef_construction` expands, in order.
-    pub(super) fn nearest_by_codes(
+    /// Those near a new node on level 0, in order: all that a search of width
+    /// `ef_construction` expands.
+    pub(super) fn nearest_on_base(
         &self,
         coding: &Coding,
         lanes: &[Lane],
@@ -34,8 +33,17 @@ impl Hnsw {
         });
         nearest.sort_unstable();
         // Sketches order the others well enough; among these is one that is equal.
-        for node in nearest.iter_mut().take(EXACT_OF_NEAREST) {
-            *node = self.candidate(lanes, node.id());
+        let mut told = Told::default();
+        for node in nearest.iter_mut().take(Told::COMPARED) {
+            let exact = self.candidate(lanes, node.id());
+            let distance = coding.sketches.distance(node.id(), lookup, exact.rank());
+            told.compare(node.rank(), exact.rank(), distance);
+            *node = exact;
+        }
+        if !told.is_good() {
+            let exact = |start: &Candidate| self.candidate(lanes, start.id());
+            let starts: Vec<Candidate> = starts.iter().map(exact).collect();
+            return self.nearest_on(lanes, 0, &starts, width);
         }
         nearest.sort_unstable();
         nearest

@@ -10,7 +10,7 @@
 //! - `walk`: the resumable best-first search on level 0, by exact distances.
 //! - `rotated`: what codes see of a vector.
 //! - `pool`, `beam`: the same over one-bit codes, from 32 dimensions on.
-//! - `trust`: whether codes tell near from far.
+//! - `told`: whether sketches tell near from far.
 //! - `ranked`: rows met, ranked roughly and then exactly.
 //! - `hops`: a search among some of the nodes, through the others.
 //! - `aim`: what is searched for, and steps that keep no state.
@@ -38,7 +38,7 @@ mod roles;
 mod rotated;
 mod search;
 mod stored;
-mod trust;
+mod told;
 mod visited;
 mod walk;
 
@@ -77,7 +77,6 @@ pub(crate) struct Coding {
     pub(crate) blocks: Blocks,
     pub(crate) sketches: Sketches,
     holders: held::Holders,
-    trust: trust::Trust,
 }
 
 /// Codes to go by where vectors lie elsewhere.
@@ -122,7 +121,6 @@ impl Hnsw {
                 blocks,
                 sketches,
                 holders: held::Holders::new(),
-                trust: trust::Trust::default(),
             }
         });
         let compact = match params.chosen() {

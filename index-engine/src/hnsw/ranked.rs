@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::told::Told;
 use super::{Aim, Candidate, Codes};
 
 /// So many rows are ranked exactly at a time beyond those of the page: enough for a disk to
@@ -25,6 +26,8 @@ pub(crate) struct Ranked {
     rough: BinaryHeap<Reverse<Candidate>>,
     /// Ranked exactly so far.
     originals: usize,
+    /// Of the first of them.
+    told: Told,
 }
 
 impl Ranked {
@@ -76,18 +79,21 @@ impl Ranked {
             Codes::OfVectors(..) => usize::MAX,
             Codes::OfNeighbours(..) | Codes::None => beyond,
         };
-        let missing = rows.saturating_sub(self.ready.len());
+        let mut missing = rows.saturating_sub(self.ready.len());
+        if matches!(aim.codes, Codes::OfNeighbours(..)) && self.told.is_asked() {
+            missing = missing.max(Told::COMPARED);
+        }
         let nearest = std::iter::from_fn(|| self.rough.pop()).take(missing);
-        let mut read: Vec<u32> = nearest.map(|row| row.0.id()).collect();
+        let mut read: Vec<Candidate> = nearest.map(|row| row.0).collect();
         self.rank_exactly(aim, &read, distances);
         loop {
             read.clear();
             let last = self.rank_of_ready(rows);
             while read.len() < READ_AT_A_TIME.min(beyond)
-                && let Some(Reverse(row)) = self.rough.peek()
-                && least_in_turn(aim, *row) < last
+                && let Some(Reverse(row)) = self.rough.peek().copied()
+                && least_in_turn(aim, row) < last
             {
-                read.push(row.id());
+                read.push(row);
                 self.rough.pop();
             }
             if read.is_empty() {
@@ -119,15 +125,27 @@ impl Ranked {
         self.originals
     }
 
-    fn rank_exactly(&mut self, aim: Aim<'_>, rows: &[u32], distances: &mut usize) {
-        aim.hnsw.vectors.expect_reads(rows);
+    fn rank_exactly(&mut self, aim: Aim<'_>, rows: &[Candidate], distances: &mut usize) {
+        let ids: Vec<u32> = rows.iter().map(|row| row.id()).collect();
+        aim.hnsw.vectors.expect_reads(&ids);
         *distances += rows.len();
         self.originals += rows.len();
-        let exact = |id: &u32| {
-            aim.hnsw.accesses.read(*id);
-            Reverse(aim.exact(*id))
-        };
-        self.ready.extend(rows.iter().map(exact));
+        for row in rows {
+            aim.hnsw.accesses.read(row.id());
+            let exact = aim.exact(row.id());
+            if let Codes::OfNeighbours(coding, lookup) = aim.codes
+                && self.told.is_asked()
+            {
+                let distance = coding.sketches.distance(row.id(), lookup, exact.rank());
+                self.told.compare(row.rank(), exact.rank(), distance);
+            }
+            self.ready.push(Reverse(exact));
+        }
+    }
+
+    /// Whether sketches told the nearest rows from others, as far as they were compared.
+    pub(crate) fn is_told(&self) -> bool {
+        self.told.is_good()
     }
 
     /// The nearest row at hand.

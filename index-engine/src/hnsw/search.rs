@@ -46,7 +46,7 @@ impl Hnsw {
         self.descend_by(rank, prefetch, level, distances)
     }
 
-    /// The same by what else ranks nodes, all neighbours asked for at once.
+    /// The same by any rank; `prefetch` asks for a node's neighbours before the first is ranked.
     #[inline]
     pub(super) fn descend_by(
         &self,

@@ -113,7 +113,6 @@ impl Hnsw {
             self.restore_holders(coding, cut.rows);
         }
         self.restore_roles(cut.rows);
-        self.weigh_sketches();
     }
 
     /// Nodes have links, but for one that is alone, which is the entry.
