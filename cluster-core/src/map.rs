@@ -28,7 +28,9 @@ impl HashRange {
     /// So many ranges as large as this one fill the whole hash space.
     pub fn fit_into_whole(self) -> u64 {
         let width = u128::from(self.hi - self.lo) + 1;
-        ((1u128 << 64) / width).min(u128::from(u64::MAX)) as u64
+        // Rounded, for tiles of three are not all as large.
+        let fit = ((1u128 << 64) + width / 2) / width;
+        u64::try_from(fit).unwrap_or(u64::MAX)
     }
 
     /// Cuts the whole hash space into `count` ranges of equal size.
@@ -345,8 +347,17 @@ mod tests {
     fn as_many_ranges_fit_into_the_whole_as_it_was_cut_into() {
         for count in [1, 2, 3, 7, 64, 1000] {
             for range in HashRange::tile(count) {
-                let fit = range.fit_into_whole();
-                assert!(fit.abs_diff(u64::from(count)) <= 1, "{fit} of {count}");
+                assert_eq!(range.fit_into_whole(), u64::from(count));
+                let half = range.lo + (range.hi - range.lo) / 2;
+                let halves = [
+                    HashRange { hi: half, ..range },
+                    HashRange {
+                        lo: half + 1,
+                        ..range
+                    },
+                ];
+                let fit = halves.map(HashRange::fit_into_whole);
+                assert_eq!(fit, [2 * u64::from(count); 2]);
             }
         }
         assert_eq!(HashRange { lo: 5, hi: 5 }.fit_into_whole(), u64::MAX);

@@ -61,7 +61,7 @@ impl Node {
         let at = match digest.min_lsn {
             None => None,
             Some(lsn) => {
-                let reached = self.reach((&replica, false), lsn, Standing::Held, deadline);
+                let reached = self.reach(&replica, false, lsn, Standing::Held, deadline);
                 Some(reached.await?)
             }
         };

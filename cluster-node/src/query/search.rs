@@ -170,14 +170,14 @@ impl Node {
         let served = self.served_soon(search, of, deadline).await?;
         let asked_at = Instant::now();
         if let Some(lsn) = search.min_lsn {
-            self.reach((&served.replica, served.is_stale), lsn, standing, deadline)
+            self.reach(&served.replica, served.is_stale, lsn, standing, deadline)
                 .await?;
         }
         let waited_ms = asked_at.elapsed().as_millis() as u64;
         let Served {
             replica,
             is_stale,
-            like_it,
+            partitions,
         } = served;
         let open = match of.token {
             0 => None,
@@ -190,7 +190,7 @@ impl Node {
             }
         };
         let (of_search, at) = (search.clone(), replica.clone());
-        let compute = move || compute(&of_search, &at, like_it, open);
+        let compute = move || compute(&of_search, &at, partitions, open);
         let computed = timeout_at(deadline, self.queries.pool.run(search.source, compute)).await;
         let (mut page, open) = match computed {
             Ok(Ok(page)) => page?,
@@ -313,7 +313,7 @@ impl Node {
         let Some(partition) = map.partitions.get(&of.partition) else {
             return Err(PageError::Stale("the partition is not in force yet").into());
         };
-        let like_it = usize::try_from(partition.range.fit_into_whole()).unwrap_or(usize::MAX);
+        let partitions = usize::try_from(partition.range.fit_into_whole()).unwrap_or(usize::MAX);
         // Whatever became of its data: a replica of a complete collection that
         // was told of nothing yet must not answer that there is nothing.
         let is_complete = map
@@ -328,7 +328,7 @@ impl Node {
             None => Ok(Served {
                 replica,
                 is_stale,
-                like_it,
+                partitions,
             }),
         }
     }
@@ -352,12 +352,13 @@ impl Node {
         }
     }
 
-    /// Waits until the replica (and whether it is stale) has applied the position, and
-    /// answers where that stands. Without a lease, or by a stale replica, nothing is applied, so that only what is
+    /// Waits until the replica has applied the position, and answers where that stands.
+    /// Without a lease, or by a stale replica, nothing is applied, so that only what is
     /// reached already is answered.
     pub(super) async fn reach(
         &self,
-        (replica, is_stale): (&Replica, bool),
+        replica: &Replica,
+        is_stale: bool,
         lsn: Lsn,
         standing: Standing,
         deadline: Instant,
@@ -403,8 +404,8 @@ struct Served {
     replica: Arc<Replica>,
     /// It answers what it has, and gets no further.
     is_stale: bool,
-    /// So many partitions as large as this one make up the collection.
-    like_it: usize,
+    /// How many partitions as large as this one make up the collection.
+    partitions: usize,
 }
 
 /// What spoils one page, or the whole request.
@@ -424,7 +425,7 @@ impl From<PageError> for PagingError {
 fn compute(
     search: &Search,
     replica: &Replica,
-    like_it: usize,
+    partitions: usize,
     open: Option<OpenCursor>,
 ) -> Result<(Page, OpenCursor), PageError> {
     let mut open = match open {
@@ -432,7 +433,7 @@ fn compute(
         None => {
             // The watermark first: the index is never behind it.
             let applied = replica.progress.applied();
-            let cursor = first(search, replica, like_it)?;
+            let cursor = first(search, replica, partitions)?;
             OpenCursor {
                 partition: replica.id.partition,
                 generation: replica.id.generation,
@@ -461,12 +462,12 @@ fn compute(
     Ok((page, open))
 }
 
-fn first(search: &Search, replica: &Replica, like_it: usize) -> Result<LiveCursor, PageError> {
+fn first(search: &Search, replica: &Replica, partitions: usize) -> Result<LiveCursor, PageError> {
     replica
         .live()
         .cursor(
             &search.vector,
-            ef_of_each(search.ef, like_it),
+            ef_of_each(search.ef, partitions),
             search.snapshot_xmin,
             search.exact,
         )
