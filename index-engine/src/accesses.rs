@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::arena::Segments;
 
-/// Vectors with ids next to each other that are counted together.
+/// Vectors with ids next to each other that are counted together, and have codes of one width.
 pub const BLOCK_VECTORS: u32 = 1_024;
 
 /// Since the index was made.

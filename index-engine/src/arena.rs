@@ -196,7 +196,7 @@ impl<T: ZeroIsValid> Segments<T> {
     }
 
     /// The pieces of rows in memory, as bytes of a bucket.
-    fn pieces(&self, rows: Range<u32>) -> impl Iterator<Item = (&Region<T>, Range<usize>)> {
+    fn pieces(&self, rows: Range<u32>) -> impl Iterator<Item = (Option<&Region<T>>, Range<usize>)> {
         let row_bytes = self.stride * size_of::<T>();
         let mut next = rows.start;
         let pieces = std::iter::from_fn(move || {
@@ -209,7 +209,7 @@ impl<T: ZeroIsValid> Segments<T> {
             next = next.saturating_add(count as u32);
             Some((bucket, offset * row_bytes..(offset + count) * row_bytes))
         });
-        pieces.filter_map(|(bucket, bytes)| Some((self.buckets[bucket].get()?, bytes)))
+        pieces.map(|(bucket, bytes)| (self.buckets[bucket].get(), bytes))
     }
 
     /// Gives the memory of rows back to the system, but for pages that others share. Their
@@ -221,6 +221,7 @@ impl<T: ZeroIsValid> Segments<T> {
     #[allow(unsafe_code)]
     pub(crate) unsafe fn give_back(&self, rows: Range<u32>) {
         for (region, bytes) in self.pieces(rows) {
+            let Some(region) = region else { continue };
             // SAFETY: by this function's contract; elements may be zero.
             unsafe { region.give_back(bytes) };
         }
@@ -229,16 +230,18 @@ impl<T: ZeroIsValid> Segments<T> {
     /// Rows that were given back are going to be written again.
     pub(crate) fn take_again(&self, rows: Range<u32>) {
         for (region, bytes) in self.pieces(rows) {
+            let Some(region) = region else { continue };
             region.take_again(bytes);
         }
     }
 
-    /// Bytes that giving rows back frees.
+    /// Bytes that giving rows back frees. What was never made is as free.
     pub(crate) fn pages_of(&self, rows: Range<u32>) -> usize {
-        let pieces = self.pieces(rows);
-        pieces
-            .map(|(region, bytes)| region.pages_in(bytes).len())
-            .sum()
+        let pieces = self.pieces(rows).map(|(region, bytes)| match region {
+            Some(region) => region.pages_in(bytes).len(),
+            None => bytes.len(),
+        });
+        pieces.sum()
     }
 
     /// Bytes in memory of the first `rows`, if all of them have been touched.

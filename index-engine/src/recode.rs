@@ -40,7 +40,8 @@ pub enum Recoded {
 #[derive(Default)]
 pub(crate) struct Recoding {
     turn: Mutex<()>,
-    /// The block whose codes are being made; changed under the writer's lock.
+    /// The block whose codes are being made. Set under the writer's lock; unset without it,
+    /// for a slot that is kept too long does no harm.
     block: Mutex<Option<u32>>,
     /// What readers are not led to any more, of each block once at most.
     left: Mutex<VecDeque<Left>>,
@@ -78,8 +79,8 @@ impl Drop for KeptSlots<'_> {
 }
 
 impl PartitionIndex {
-    /// Gives the vectors `BLOCK_VECTORS * block` and those behind codes of so many bits, those
-    /// that come there later too, and the memory of their former codes back once no cursor
+    /// Gives the [`BLOCK_VECTORS`](crate::accesses::BLOCK_VECTORS) vectors from
+    /// `BLOCK_VECTORS * block` on codes of so many bits, and those that come there later; and the memory of their former codes back once no cursor
     /// is left that was open: at a later call of this or of `repair`. Reads the block's
     /// vectors; searches, inserts, folding and repair go on meanwhile.
     ///

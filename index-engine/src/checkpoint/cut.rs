@@ -52,7 +52,9 @@ impl PartitionIndex {
         let compact = self.hnsw.compact.as_ref();
         Cut {
             rows,
-            rows_by_width: compact.map_or([0; 4], |compact| compact.codes.rows_by_width(rows)),
+            rows_by_width: compact.map_or_else(Default::default, |compact| {
+                compact.codes.rows_by_width(rows)
+            }),
             upper_lists,
             lanes: self.hnsw.vectors.lanes_used(),
             entry,

@@ -4,7 +4,7 @@
 //! They are read into arrays of their own, for where they belong is known only once widths
 //! are. Then each block's are copied there.
 
-use std::cell::UnsafeCell;
+use std::cell::{OnceCell, UnsafeCell};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -41,11 +41,7 @@ impl Coarse {
                 count[self.bits_of(block) as usize] += rows_of(block, rows).len() as u32;
             }
         }
-        // The rows of blocks that differ may all have come later.
-        match count[self.bits as usize] == rows {
-            true => [0; CodeBits::ALL.len()],
-            false => count,
-        }
+        count
     }
 
     /// Of rows whose codes do not change while sections are read.
@@ -68,9 +64,12 @@ impl Coarse {
             width,
         )];
         for bits in CodeBits::ALL {
-            let of_width: Vec<u32> = (0..blocks).filter(|b| self.bits_of(*b) == bits).collect();
+            // Listed by the first who reads: whoever loads does not.
+            let of_width = OnceCell::new();
+            let list = move || (0..blocks).filter(|b| self.bits_of(*b) == bits).collect();
             // Blocks are full but for the last of all.
             let read = move |row: u32, into: &mut [u8]| {
+                let of_width: &Vec<u32> = of_width.get_or_init(list);
                 let block = of_width[(row / BLOCK_VECTORS) as usize];
                 let (_, words) = self.row(block * BLOCK_VECTORS + row % BLOCK_VECTORS);
                 // SAFETY: nobody writes to a published node's code.
