@@ -14,6 +14,11 @@ cd "$ROOT"
 
 in_extension() { (cd "$ROOT/pg-bridge-ext" && CARGO_TARGET_DIR=$EXTENSION_TARGET_DIR "$@"); }
 
+# Other flags, and so a folder of their own: nothing else is compiled anew for them.
+under_loom() {
+  CARGO_TARGET_DIR=$CARGO_TARGET_DIR/loom RUSTFLAGS="${RUSTFLAGS:-} --cfg loom" "$@"
+}
+
 style() {
   say "== Format and lints"
   if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
@@ -22,16 +27,15 @@ style() {
   cargo fmt --all --check
   in_extension cargo fmt --all --check
   cargo clippy --release --locked --workspace --all-targets --quiet -- -D warnings
+  under_loom cargo clippy --profile test --locked -p index-engine --lib --quiet -- -D warnings
   in_extension cargo clippy --release --locked --all-targets --quiet -- -D warnings
 }
 
 unit() {
   say "== Unit and golden tests"
   cargo test --release --locked --workspace --exclude integration-tests --quiet
-  say "== The index engine's threads in every order"
-  # Other flags, and so a folder of their own: nothing else is compiled anew for them.
-  CARGO_TARGET_DIR=$CARGO_TARGET_DIR/loom RUSTFLAGS="${RUSTFLAGS:-} --cfg loom" \
-    cargo test --release --locked -p index-engine --lib --quiet interleavings
+  say "== The index engine's threads in many orders"
+  under_loom cargo test --release --locked -p index-engine --lib --quiet interleavings
   PYTHONDONTWRITEBYTECODE=1 python3 -m unittest discover -q -s bench/peers
 }
 

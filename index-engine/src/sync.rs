@@ -1,8 +1,8 @@
 //! The primitives that threads meet by, so that a model checker can take their place.
 //!
 //! Normally these are the standard library's and parking_lot's. Under `--cfg loom` they
-//! are loom's, and `interleavings` runs the same code through every order of steps and
-//! every value that a weak memory may show. What is not of here is not seen by it; see
+//! are loom's, and `interleavings` runs the same code through the orders of its steps, up to
+//! some preemptions, and the stale values that loom can show. What is not of here is not seen by it; see
 //! there for what that is.
 
 #[cfg(not(loom))]
