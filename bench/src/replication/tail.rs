@@ -72,6 +72,8 @@ pub fn run(cluster: &Cluster, scale: Scale) -> Result<Value> {
         "goal_per_s": GOAL_PER_S,
         "pushed_back_s": pushed_back_s,
         "tail_rows": tail,
+        "searches": asked,
+        "found_row_asked_for": found,
         "search_p50_ms": p50,
         "search_p99_ms": p99,
         "folded_rows_per_s": folded_per_s.round(),

@@ -2,7 +2,7 @@
 //! beside a fresh build of the same rows, memory, and what a removed row costs. And what
 //! searches notice of repair.
 //!
-//! `cargo run --release -p index-engine --example churn -- FOLDER|noise:ROWSxDIMENSIONS [m=16] [ef_construction=100] [rounds=2] [batch=0.01] [queries=1000] [latency_rounds=0]`
+//! `cargo run --release -p index-engine --example churn -- FOLDER|noise:ROWSxDIMENSIONS [m=16] [ef_construction=100] [representation=default|plain|coded] [rounds=2] [batch=0.01] [queries=1000] [latency_rounds=0]`
 //! FOLDER holds `base.npy`, `query.npy` (f32, C order) and `meta.json` with its metric, "l2"
 //! or another for cosine. Of its rows a part of `rounds + 1` is in the index at a time; each
 //! round replaces all of them, in random order, by those of the next part: a batch is
@@ -23,7 +23,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use index_engine::{IndexParams, Metric, PartitionIndex, VectorId};
+use index_engine::{IndexParams, Metric, PartitionIndex, Representation, VectorId};
 
 const EFFORTS: [usize; 3] = [20, 40, 100];
 const ROWS: usize = 10;
@@ -270,6 +270,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         dimensions: data.base[0].len(),
         m: value("m", "16").parse()?,
         ef_construction: value("ef_construction", "100").parse()?,
+        representation: match value("representation", "default").as_str() {
+            "default" => Representation::default(),
+            "plain" => Representation::Plain,
+            "coded" => Representation::Coded,
+            other => return Err(format!("no representation is called {other}").into()),
+        },
         ..IndexParams::default()
     };
     let rounds: usize = value("rounds", "2").parse()?;
