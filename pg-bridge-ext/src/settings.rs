@@ -179,7 +179,7 @@ pub fn register() {
     );
     GucRegistry::define_int_guc(
         c"ruvector.ef_search",
-        c"Candidates that each partition keeps while it searches.",
+        c"Candidates that a search keeps; each partition keeps its part of them.",
         c"More finds more true neighbours, and takes longer.",
         &EF_SEARCH,
         1,
