@@ -9,7 +9,8 @@
 //! - [`params`]: what an index is made of, its limits, and what it refuses.
 //! - [`vector`]: a vector as a caller hands it in; [`half`]: numbers of sixteen bits.
 //! - `distance`: kernels, and the metrics as a rank and as SQL shows them.
-//! - `arena`: append-only storage that readers use without locks; `varying`: for sparse vectors.
+//! - `arena`: growing storage that readers use without locks; `vectors`: the prepared vectors in
+//!   it; `varying`: sparse ones.
 //! - `region`: one reservation of zeroed memory, so that an array grows without being copied.
 //! - [`memory`]: what a caller may hand in for the vectors to lie in.
 //! - [`accesses`]: how often searches come by vectors, by block.
@@ -60,6 +61,7 @@ mod sync;
 mod tail;
 mod varying;
 pub mod vector;
+mod vectors;
 
 pub use cursor::{Cursor, Page};
 pub use filter::{ColumnType, Comparison, Filter, Strategy, Value};

@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 
 use crate::accesses::BLOCK_VECTORS;
-use crate::codes::Held;
+use crate::codes::CodesOf;
 use crate::footprint::Width;
 use crate::hnsw::Compact;
 use crate::memory::Advice;
@@ -49,7 +49,7 @@ pub(crate) struct Recoding {
 
 struct Left {
     block: u32,
-    codes: Held,
+    codes: CodesOf,
     cursors: Moment,
     linkers: Moment,
 }

@@ -36,7 +36,7 @@ unsafe impl Sync for Coarse {}
 
 /// All codes of a block.
 #[derive(Clone)]
-pub(crate) enum Held {
+pub(crate) enum CodesOf {
     /// In the index's own array.
     Own,
     Other(Arc<BlockCodes>),
@@ -169,14 +169,14 @@ impl Coarse {
     }
 
     /// Room for codes of another width of a block, which nobody is led to.
-    pub(crate) fn make_room(&self, block: u32, bits: CodeBits) -> Held {
+    pub(crate) fn make_room(&self, block: u32, bits: CodeBits) -> CodesOf {
         if bits != self.bits {
             let row_words = row_words(self.dimensions, bits);
-            return Held::Other(Arc::new(BlockCodes::new(bits, row_words)));
+            return CodesOf::Other(Arc::new(BlockCodes::new(bits, row_words)));
         }
         self.mixture.note_taken_again(block);
         self.words.take_again(rows_of(block, u32::MAX));
-        Held::Own
+        CodesOf::Own
     }
 
     /// Encodes a node's rotated vector as one of `codes`.
@@ -184,35 +184,35 @@ impl Coarse {
     /// # Safety
     /// Nobody else reads or writes the node's row of them.
     #[allow(unsafe_code)]
-    pub(crate) unsafe fn encode(&self, node: u32, vector: &[Lane], codes: &Held) {
+    pub(crate) unsafe fn encode(&self, node: u32, vector: &[Lane], codes: &CodesOf) {
         let bits = match codes {
-            Held::Own => self.bits,
-            Held::Other(codes) => codes.bits,
+            CodesOf::Own => self.bits,
+            CodesOf::Other(codes) => codes.bits,
         };
         // SAFETY: by this function's contract.
         unsafe { code::write(bits, vector, self.row_of(node, codes)) };
     }
 
     /// A node's row of `codes`, made if it is not there.
-    pub(super) fn row_of<'a>(&'a self, node: u32, codes: &'a Held) -> &'a [UnsafeCell<Word>] {
+    pub(super) fn row_of<'a>(&'a self, node: u32, codes: &'a CodesOf) -> &'a [UnsafeCell<Word>] {
         match codes {
-            Held::Own => {
+            CodesOf::Own => {
                 self.words.ensure(node);
                 self.words.row(node)
             }
-            Held::Other(codes) => codes.row(node),
+            CodesOf::Other(codes) => codes.row(node),
         }
     }
 
     /// Leads readers to these codes of all rows of a block, and returns those that they were
     /// led to.
-    pub(crate) fn lead(&self, block: u32, codes: Held) -> Held {
+    pub(crate) fn lead(&self, block: u32, codes: CodesOf) -> CodesOf {
         let new = match codes {
-            Held::Own => None,
-            Held::Other(codes) => Some(codes),
+            CodesOf::Own => None,
+            CodesOf::Other(codes) => Some(codes),
         };
         let old = self.mixture.lead(block, new);
-        old.map_or(Held::Own, Held::Other)
+        old.map_or(CodesOf::Own, CodesOf::Other)
     }
 
     /// Gives memory back to the system.
@@ -220,14 +220,14 @@ impl Coarse {
     /// # Safety
     /// No reader is led to these codes of the block, or left that was.
     #[allow(unsafe_code)]
-    pub(crate) unsafe fn give_back(&self, block: u32, codes: Held) {
+    pub(crate) unsafe fn give_back(&self, block: u32, codes: CodesOf) {
         match codes {
             // SAFETY: by this function's contract.
-            Held::Own => unsafe {
+            CodesOf::Own => unsafe {
                 self.words.give_back(rows_of(block, u32::MAX));
                 self.mixture.note_given_back(block);
             },
-            Held::Other(codes) => drop(codes),
+            CodesOf::Other(codes) => drop(codes),
         }
     }
 
@@ -243,7 +243,7 @@ impl Coarse {
     }
 }
 
-impl Held {
+impl CodesOf {
     /// Bytes of memory apart from the index's own array, and of which width.
     pub(crate) fn bytes(&self, block: u32, rows: u32) -> Option<(CodeBits, usize)> {
         match self {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::coarse::{Coarse, Held};
+use super::coarse::{Coarse, CodesOf};
 use super::code::{Word, row_words};
 use super::mixture::{BlockCodes, rows_of};
 use crate::accesses::BLOCK_VECTORS;
@@ -127,8 +127,8 @@ impl Coarse {
             let read = *first..*first + rows.len() as u32;
             *first = read.end;
             let codes = match bits == self.bits {
-                true => Held::Own,
-                false => Held::Other(Arc::new(BlockCodes::new(
+                true => CodesOf::Own,
+                false => CodesOf::Other(Arc::new(BlockCodes::new(
                     bits,
                     row_words(self.dimensions, bits),
                 ))),
@@ -144,7 +144,7 @@ impl Coarse {
     }
 
     /// Copies rows that were read to a block's codes, which nobody is led to.
-    fn take_up(&self, bits: CodeBits, codes: &Held, rows: Range<u32>, read: Range<u32>) {
+    fn take_up(&self, bits: CodeBits, codes: &CodesOf, rows: Range<u32>, read: Range<u32>) {
         for (node, read) in rows.zip(read) {
             let row = self.row_of(node, codes);
             let from = self.loaded.codes[bits as usize].row(read);

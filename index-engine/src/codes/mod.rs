@@ -36,7 +36,7 @@ use std::cell::UnsafeCell;
 use crate::arena::{AsBytes, ZeroIsValid, copy_cell};
 
 pub(crate) use block::{Blocks, Link};
-pub(crate) use coarse::{Coarse, Held};
+pub(crate) use coarse::{Coarse, CodesOf};
 pub(crate) use coarse_query::CoarseQuery;
 pub(crate) use lookup::Lookup;
 pub(crate) use origin::{ASKED_MAX as ORIGIN_ASKED_MAX, Origin};

@@ -45,13 +45,13 @@ mod walk;
 use std::sync::Arc;
 
 use crate::accesses::Counters;
-use crate::arena::VectorArena;
 use crate::codes::{Blocks, Coarse, Origin, Rotation, Sketches};
 use crate::distance::{Lane, Scorer, lanes_of};
 use crate::footprint::Footprint;
 use crate::memory::Backing;
 use crate::params::{CodeBits, Element, IndexParams, Representation};
 use crate::vector::Vector;
+use crate::vectors::VectorArena;
 
 pub(crate) use aim::{Aim, Codes};
 pub(crate) use beam::{Beam, Eligible, Sight};
