@@ -483,8 +483,14 @@ fn undump(text: &str) -> Vec<u8> {
 /// version, and so is a change of what an index derives from a vector.
 #[test]
 fn the_format_is_pinned_by_golden_bytes() {
-    for (name, dimensions) in [("plain", 3), ("coded", 128)] {
-        let mut world = World::new(Metric::L2, dimensions, 2, 8);
+    let eight = Representation::Compact(CodeBits::Eight);
+    for (name, dimensions, form) in [
+        ("plain", 3, Representation::default()),
+        ("coded", 128, Representation::default()),
+        // Version 2: its one block has codes of another width.
+        ("mixed", 16, eight),
+    ] {
+        let mut world = World::of(Metric::L2, dimensions, 2, 8, form);
         for row in 0..6 {
             let vector = (0..dimensions).map(|i| ((i * 7 + row * 13) % 11) as f32 - 5.0);
             let vector: Vec<f32> = vector.collect();
@@ -495,6 +501,10 @@ fn the_format_is_pinned_by_golden_bytes() {
         world.index.fold(6);
         world.index.remove(VectorId(2));
         world.index.end(VectorId(3), 77);
+        if form == eight {
+            let recoded = world.index.recode(0, CodeBits::One).unwrap();
+            assert_eq!(recoded, Recoded::Done);
+        }
         let bytes = written(&world.index);
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
         let file = format!("{folder}/checkpoint-{name}.txt");
@@ -505,6 +515,14 @@ fn the_format_is_pinned_by_golden_bytes() {
         let golden = std::fs::read_to_string(&file).unwrap();
         assert_eq!(dump(&bytes), golden, "{file}");
         let index = loaded(&undump(&golden), 1).unwrap();
-        assert_same(&world.index, &index, &mut Random(3));
+        assert!(
+            written(&index) == bytes,
+            "{file}: written again as it was read"
+        );
+        // Rows of another width never had the memory that the recoded block's share of a page
+        // still holds.
+        if form != eight {
+            assert_same(&world.index, &index, &mut Random(3));
+        }
     }
 }
