@@ -213,7 +213,7 @@ impl<T> Region<T> {
 }
 
 /// Refused advice changes nothing.
-fn advise_huge_pages(at: *mut libc::c_void, bytes: usize, is_wanted: bool) {
+fn advise_huge_pages(at: *mut std::ffi::c_void, bytes: usize, is_wanted: bool) {
     #[cfg(target_os = "linux")]
     // SAFETY: changes no content, whatever lies there.
     #[allow(unsafe_code)]
