@@ -9,6 +9,8 @@
 
 #![allow(clippy::print_stdout)]
 
+#[path = "search/arguments.rs"]
+mod arguments;
 #[allow(dead_code)]
 #[path = "search/npy.rs"]
 mod npy;
@@ -16,6 +18,7 @@ mod npy;
 use std::error::Error;
 use std::path::Path;
 
+use arguments::Arguments;
 use index_engine::group::GroupCursor;
 use index_engine::{Effort, IndexParams, Metric, PartitionIndex};
 
@@ -168,13 +171,8 @@ fn measure(
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |name: &str, default: &str| {
-        let given = arguments
-            .iter()
-            .find_map(|a| a.strip_prefix(name)?.strip_prefix('='));
-        given.unwrap_or(default).to_owned()
-    };
+    let arguments = Arguments::given();
+    let value = |name: &str, default: &str| arguments.value(name, default);
     let numbers = |name: &str, default: &str| -> Result<Vec<usize>, std::num::ParseIntError> {
         value(name, default).split(',').map(str::parse).collect()
     };

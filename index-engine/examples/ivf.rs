@@ -6,6 +6,8 @@
 
 #![allow(clippy::print_stdout)]
 
+#[path = "search/arguments.rs"]
+mod arguments;
 #[path = "search/npy.rs"]
 mod npy;
 
@@ -13,6 +15,7 @@ use std::error::Error;
 use std::path::Path;
 use std::time::Instant;
 
+use arguments::Arguments;
 use index_engine::Metric;
 use index_engine::ivf::{IvfIndex, IvfParams};
 
@@ -144,13 +147,8 @@ fn report(
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |name: &str, default: &str| {
-        let given = arguments
-            .iter()
-            .find_map(|a| a.strip_prefix(name)?.strip_prefix('='));
-        given.unwrap_or(default).to_owned()
-    };
+    let arguments = Arguments::given();
+    let value = |name: &str, default: &str| arguments.value(name, default);
     let folder = arguments.first().ok_or("want a data set")?;
     let data = Data::open(Path::new(folder), value("queries", "1000").parse()?)?;
     let index = build(

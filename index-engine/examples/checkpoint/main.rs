@@ -10,6 +10,8 @@
 
 #![allow(clippy::print_stdout)]
 
+#[path = "../search/arguments.rs"]
+mod arguments;
 #[path = "../search/npy.rs"]
 #[allow(dead_code)]
 mod npy;
@@ -22,6 +24,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use arguments::Arguments;
 use index_engine::checkpoint::{Loading, Source};
 use index_engine::{IndexParams, Metric, PartitionIndex, Representation};
 
@@ -239,13 +242,8 @@ fn load(
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |name: &str, default: &str| {
-        let given = arguments
-            .iter()
-            .find_map(|a| a.strip_prefix(name)?.strip_prefix('='));
-        given.unwrap_or(default).to_owned()
-    };
+    let arguments = Arguments::given();
+    let value = |name: &str, default: &str| arguments.value(name, default);
     let name = arguments.first().ok_or("want a data set")?;
     let (rows, queries) = data(name, value("queries", "1000").parse()?)?;
     let params = IndexParams {

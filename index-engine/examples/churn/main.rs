@@ -14,6 +14,8 @@
 
 #![allow(clippy::print_stdout)]
 
+#[path = "../search/arguments.rs"]
+mod arguments;
 #[path = "../search/npy.rs"]
 #[allow(dead_code)]
 mod npy;
@@ -23,6 +25,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use arguments::Arguments;
 use index_engine::{IndexParams, Metric, PartitionIndex, Representation, VectorId};
 
 const EFFORTS: [usize; 3] = [20, 40, 100];
@@ -256,13 +259,8 @@ fn measure_latency(
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |name: &str, default: &str| {
-        let given = arguments
-            .iter()
-            .find_map(|a| a.strip_prefix(name)?.strip_prefix('='));
-        given.unwrap_or(default).to_owned()
-    };
+    let arguments = Arguments::given();
+    let value = |name: &str, default: &str| arguments.value(name, default);
     let queries = value("queries", "1000").parse()?;
     let data = Data::open(arguments.first().ok_or("want a data set")?, queries)?;
     let params = IndexParams {

@@ -19,6 +19,8 @@
 
 #![allow(clippy::print_stdout)]
 
+#[path = "../search/arguments.rs"]
+mod arguments;
 #[allow(dead_code)]
 #[path = "../search/npy.rs"]
 mod npy;
@@ -27,6 +29,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 
+use arguments::Arguments;
 use index_engine::{
     ColumnType, Comparison, Cursor, Filter, IndexParams, Metric, PartitionIndex, Value,
 };
@@ -232,13 +235,8 @@ fn measure<'a>(
 }
 
 fn main() -> Outcome<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |name: &str, default: &str| {
-        let given = arguments
-            .iter()
-            .find_map(|a| a.strip_prefix(name)?.strip_prefix('='));
-        given.unwrap_or(default).to_owned()
-    };
+    let arguments = Arguments::given();
+    let value = |name: &str, default: &str| arguments.value(name, default);
     let folder = Path::new(arguments.first().ok_or("want a data set")?);
     let meta = std::fs::read_to_string(folder.join("meta.json"))?;
     let metric = match meta.contains("\"l2\"") {

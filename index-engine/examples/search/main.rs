@@ -20,6 +20,7 @@
 
 #![allow(clippy::print_stdout)]
 
+mod arguments;
 mod mapped;
 mod mixture;
 mod npy;
@@ -34,6 +35,7 @@ use mapped::Files;
 use mixture::Cold;
 use row::Row;
 
+use arguments::Arguments;
 use index_engine::{
     CodeBits, Effort, Element, IndexParams, Metric, PartitionIndex, Representation, Vector,
 };
@@ -289,13 +291,8 @@ fn measure(
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |name: &str, default: &str| {
-        let given = arguments
-            .iter()
-            .find_map(|a| a.strip_prefix(name)?.strip_prefix('='));
-        given.unwrap_or(default).to_owned()
-    };
+    let arguments = Arguments::given();
+    let value = |name: &str, default: &str| arguments.value(name, default);
     let queries = value("queries", "2000").parse()?;
     let rows = value("rows", "4294967295").parse()?;
     let element = match value("element", "f32").as_str() {
