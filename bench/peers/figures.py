@@ -1,5 +1,6 @@
 """Recall, percentiles, and ratios at equal recall. Plain Python: nothing to install."""
 
+import json
 import math
 
 RECALLS = {"r095": 0.95, "r099": 0.99}
@@ -93,3 +94,23 @@ def verdicts(values, takes_writes):
 def peer_of(figure):
     """`hnswlib` of `qps_ratio_hnswlib_r095`."""
     return figure.removeprefix("qps_ratio_").rsplit("_", 1)[0]
+
+
+def filtered(text):
+    """What the example `filtered` wrote: the searches without a filter, and the rows of each
+    kind of filter, the widest first."""
+    whole, *rows = [json.loads(line) for line in text.splitlines()]
+    kinds = {}
+    for row in sorted(rows, key=lambda row: -row["percent"]):
+        kinds.setdefault(row["filter"], []).append(row)
+    return whole, kinds
+
+
+def ranking_all(kinds):
+    """Queries a second by the share that matches, where all that match are ranked: the median of
+    all kinds, for what is ranked is as much whatever it is near to."""
+    by_percent = {}
+    for rows in kinds.values():
+        for row in rows:
+            by_percent.setdefault(row["percent"], []).append(row["qps_cpu_ranking_all"])
+    return [(percent, median(by_percent[percent])) for percent in sorted(by_percent, reverse=True)]

@@ -1,8 +1,9 @@
 """`python3 -m unittest discover -s bench/peers`: what needs no peer and no data."""
 
+import json
 import unittest
 
-from figures import at_recall, median, percentile, ratios, recall, verdicts
+from figures import at_recall, filtered, median, percentile, ranking_all, ratios, recall, verdicts
 
 
 class Figures(unittest.TestCase):
@@ -53,6 +54,18 @@ class Figures(unittest.TestCase):
         said = verdicts(values, {"hnswlib", "usearch"})
         self.assertEqual([line.split()[-1] for line in said], ["met", "missed", "met"])
         self.assertFalse(any("faiss" in line for line in said))
+
+    def test_filtered_rows_are_kept_by_kind_from_the_widest_on(self):
+        rows = [("near", 50, 3.0), ("near", 0.5, 90.0), ("near", 5, 20.0), ("far", 5, 30.0)]
+        of_rows = [
+            json.dumps({"filter": kind, "percent": percent, "qps_cpu_ranking_all": qps})
+            for kind, percent, qps in [*rows, ("side", 5, 22.0)]
+        ]
+        whole, kinds = filtered("\n".join(['{"recall": 0.97}', *of_rows]) + "\n")
+        self.assertEqual(whole, {"recall": 0.97})
+        self.assertEqual([row["percent"] for row in kinds["near"]], [50, 5, 0.5])
+        self.assertEqual(len(kinds["far"]), 1)
+        self.assertEqual(ranking_all(kinds), [(50, 3.0), (5, 22.0), (0.5, 90.0)])
 
 
 if __name__ == "__main__":

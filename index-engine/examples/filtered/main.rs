@@ -2,7 +2,7 @@
 //! selectivity, for filters that have nothing to do with the query, that ask for what is
 //! near it, and that ask for what is far from it.
 //!
-//! `cargo run --release -p index-engine --example filtered -- FOLDER [m=16] [ef_construction=100] [threads=1] [ef=40] [queries=12] [rounds=3] [rows=ALL] [percent=90,75,…] [modes=random,ball near,…]`
+//! `cargo run --release -p index-engine --example filtered -- FOLDER [m=16] [ef_construction=100] [threads=1] [ef=40] [queries=12] [rounds=3] [rows=ALL] [percent=90,75,…] [modes=random,ball near,…] [json=FILE]`
 //! FOLDER holds `base.npy`, `query.npy` (f32, C order) and `meta.json` with its metric,
 //! "l2" or another for cosine.
 //!
@@ -16,6 +16,9 @@
 //! the ratios compare with the same searches without a filter, and with ranking all rows
 //! that match. Recall is compared with an exact search; where fewer than ten match, with
 //! those.
+//!
+//! `json=FILE` writes the same to a file that `bench/peers/plot_filtered.py` draws: of one
+//! JSON object a line, first the searches without a filter, then each row of the table.
 
 #![allow(clippy::print_stdout)]
 
@@ -24,6 +27,7 @@ mod arguments;
 #[allow(dead_code)]
 #[path = "../search/npy.rs"]
 mod npy;
+mod report;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -33,6 +37,7 @@ use arguments::Arguments;
 use index_engine::{
     ColumnType, Comparison, Cursor, Filter, IndexParams, Metric, PartitionIndex, Value,
 };
+use report::{Filtered, Report, Whole};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -295,17 +300,16 @@ fn main() -> Outcome<()> {
     let ef = value("ef", "40").parse()?;
     let rounds: usize = value("rounds", "3").parse()?;
     let open = |query: &Query| Ok(index.cursor(&query.vector, ef, u64::MAX, false)?);
-    let unfiltered = measure(&index, 3 * rounds, &queries, open, |_, _| true)?;
-    let per_second = |measured: &Measured| queries.len() as f64 / measured.seconds;
-    println!(
-        "without a filter: recall@10 {:.4}, {:.0} queries a CPU second",
-        unfiltered.recall,
-        per_second(&unfiltered)
-    );
-    println!(
-        "| filter | matching | recall@10 | queries a CPU s | to no filter | to ranking all | rows looked at | found by |"
-    );
-    println!("|---|---|---|---|---|---|---|---|");
+    let whole = Whole {
+        data: &folder.file_name().unwrap_or_default().to_string_lossy(),
+        rows,
+        dimensions: query.columns,
+        queries: queries.len(),
+        ef,
+        unfiltered: measure(&index, 3 * rounds, &queries, open, |_, _| true)?,
+    };
+    let file = Some(value("json", "")).filter(|path| !path.is_empty());
+    let mut report = Report::begin(whole, file.as_ref().map(Path::new))?;
     let percents = value("percent", "90,75,50,25,10,5,2,1,0.5,0.1,0.05,0.01");
     let modes = value("modes", "random,ball near,ball far,side near,side far");
     for mode in MODES {
@@ -313,7 +317,8 @@ fn main() -> Outcome<()> {
             continue;
         }
         for percent in percents.split(',') {
-            let matching = (rows as f64 * percent.parse::<f64>()? / 100.0).round() as usize;
+            let percent: f64 = percent.parse()?;
+            let matching = (rows as f64 * percent / 100.0).round() as usize;
             let is_wanted = |query: &Query, id: u32| {
                 mode.matches(attributes[mode.column(query)][id as usize], rows, matching)
             };
@@ -328,21 +333,13 @@ fn main() -> Outcome<()> {
                 Ok(cursor)
             };
             let all = measure(&index, 1, &queries, open, is_wanted)?;
-            let ways: Vec<String> = ours
-                .ways
-                .iter()
-                .map(|(way, n)| format!("{way} {n}"))
-                .collect();
-            println!(
-                "| {} | {percent} % | {:.3} | {:.0} | {:.3} | {:.2} | {} | {} |",
-                mode.name,
-                ours.recall,
-                per_second(&ours),
-                unfiltered.seconds / ours.seconds,
-                all.seconds / ours.seconds,
-                ours.considered,
-                ways.join(", ")
-            );
+            report.add(&Filtered {
+                filter: mode.name,
+                percent,
+                matching,
+                ours,
+                all,
+            })?;
         }
     }
     Ok(())
