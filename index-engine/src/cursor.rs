@@ -34,7 +34,8 @@ pub struct Page<Hit = (VectorId, f64)> {
     pub exhausted: bool,
     /// Rows of the tail scanned for this page (the first one scans them all).
     pub tail_rows: usize,
-    /// Distances computed for this page.
+    /// Distances computed for this page: of vectors, and of their sketches or own codes; not
+    /// what codes of neighbours estimate.
     pub distances: usize,
     /// Hits may bear the distance that their codes say, and be ordered by it: that of
     /// [`Effort::Fast`] over [`Compact`](crate::Representation::Compact). `bound` is then

@@ -206,6 +206,30 @@ fn rows_are_found_through_rows_that_do_not_match() {
     }
 }
 
+/// Most that is ranked on the way is not looked at: a nearer row took its place.
+#[test]
+fn a_search_around_the_query_counts_all_that_it_ranks() {
+    for dimensions in [24, COMPACT_DIMENSIONS, 128] {
+        let mut field = Field::new(3_000, dimensions);
+        field.index.fold(usize::MAX);
+        let (query, filter) = (field.query(0), at_least(0, 300));
+        let mut cursor = field
+            .index
+            .cursor_where(&query, 12, u64::MAX, false, &filter)
+            .unwrap();
+        let page = cursor.next_page(&field.index, 10);
+        let found_by = cursor.strategy();
+        assert_eq!(found_by, Some(Strategy::PostFilter), "{dimensions}");
+        let (ranked, looked_at) = (page.distances, cursor.considered());
+        // By codes of the vectors all that is ranked is looked at.
+        let least = match dimensions {
+            COMPACT_DIMENSIONS => looked_at + 10,
+            _ => 2 * looked_at,
+        };
+        assert!(ranked >= least, "{dimensions}: {ranked} for {looked_at}");
+    }
+}
+
 #[test]
 fn a_filter_of_few_rows_costs_as_much_as_they_are() {
     for dimensions in [24, COMPACT_DIMENSIONS, 128] {

@@ -264,6 +264,26 @@ fn zero_vectors_under_cosine_come_last_but_come() {
     }
 }
 
+/// Of noise most that is ranked falls out of sight and is never expanded.
+#[test]
+fn a_page_counts_what_was_ranked_and_not_what_was_expanded() {
+    let mut world = World::of(Metric::L2, 64, 8, 40, Representation::Coded);
+    world.add_clustered(2_000, 1);
+    world.index.fold(usize::MAX);
+    let counts = || (0..2).map(|block| world.index.accesses(block));
+    let expansions = || counts().map(|of| of.expansions).sum::<u32>() as usize;
+    let originals = || counts().map(|of| of.originals).sum::<u32>() as usize;
+    let query = vec![0.5; 64];
+    let before = (expansions(), originals());
+    let mut cursor = world.index.cursor(&query, 20, u64::MAX, false).unwrap();
+    let page = cursor.next_page(&world.index, 10);
+    let (expanded, exactly) = (expansions() - before.0, originals() - before.1);
+    assert!(expanded >= 20, "{expanded} nodes expanded");
+    assert!((10..=30).contains(&exactly), "{exactly} ranked exactly");
+    let by_sketch = page.distances - exactly;
+    assert!(by_sketch > 2 * expanded, "{by_sketch} for {expanded} nodes");
+}
+
 #[test]
 fn the_tail_is_merged_exactly_and_bounds_hold() {
     for (walk, form) in WALKS {

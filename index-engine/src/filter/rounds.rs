@@ -136,7 +136,6 @@ impl Rounds {
     fn look_around(&mut self, scene: &mut Scene<'_, impl Eligible>, choice: Choice) {
         let starts = std::mem::take(&mut self.nearest);
         let nearest = scene.aim.nearest(&starts, choice.width, scene.distances);
-        *scene.distances += nearest.len();
         self.considered += nearest.len();
         self.looked_at = nearest.len().max(choice.width);
         self.matched = self.offer(scene, &nearest);

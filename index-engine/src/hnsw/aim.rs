@@ -110,13 +110,14 @@ impl Aim<'_> {
         let met = |node| nearest.push(node);
         match self.codes {
             Codes::OfNeighbours(coding, lookup) => {
-                hnsw.beam(coding, lookup, starts, width, &mut visited, met);
+                *distances += hnsw.beam(coding, lookup, starts, width, &mut visited, met);
             }
             Codes::OfVectors(compact, query) => {
                 let of = (compact, query);
                 hnsw.search_coarse(of, (0, width), starts, &mut visited, |_| {}, met);
+                *distances += nearest.len();
             }
-            Codes::None => return hnsw.nearest_on(self.lanes, 0, starts, width),
+            Codes::None => return hnsw.nearest_on(self.lanes, 0, starts, width, distances),
         }
         nearest
     }

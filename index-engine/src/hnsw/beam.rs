@@ -45,7 +45,7 @@ pub(crate) trait Eligible {
 
 impl Hnsw {
     /// Expands nodes from `starts` on until the `width` nearest are all expanded, and
-    /// passes each to `met` with its rank by sketch.
+    /// passes each to `met` with its rank by sketch. Answers how many it ranked by sketch.
     pub(super) fn beam(
         &self,
         coding: &Coding,
@@ -54,7 +54,7 @@ impl Hnsw {
         width: usize,
         visited: &mut Visited,
         mut met: impl FnMut(Candidate),
-    ) {
+    ) -> usize {
         let (blocks, sketches) = (&coding.blocks, &coding.sketches);
         let mut pool = Pool::new(width);
         for start in starts {
@@ -64,6 +64,7 @@ impl Hnsw {
         }
         let mut near = Vec::with_capacity(2 * BATCH);
         let mut chosen = Vec::with_capacity(LOOKED_AT_MAX);
+        let mut ranked = 0;
         let mut next = pool.pop_placed();
         while let Some((node, nearer)) = next {
             let looked_at = match nearer {
@@ -92,11 +93,13 @@ impl Hnsw {
                 chosen.push(node.id());
             }
             sketches.prefetch(&chosen);
+            ranked += chosen.len();
             for id in chosen.drain(..) {
                 pool.insert(Candidate::new(sketches.rank(id, lookup), id));
             }
             next = next.or_else(|| pool.pop_placed());
         }
+        ranked
     }
 }
 
@@ -189,8 +192,7 @@ impl Beam {
             hnsw.graph.prefetch_copies(node.id());
             expanded.push(node);
         };
-        hnsw.beam(coding, sight.lookup, &[start], width, sight.visited, met);
-        *sight.distances += self.expanded.len();
+        *sight.distances += hnsw.beam(coding, sight.lookup, &[start], width, sight.visited, met);
         let mut rough = Vec::with_capacity(self.expanded.len());
         for node in &self.expanded {
             sight.offer(*node, &mut self.copies, |row| rough.push(Reverse(row)));

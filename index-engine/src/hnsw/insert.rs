@@ -52,7 +52,7 @@ impl Hnsw {
                 (Some(coding), Some(lookup), 0) => {
                     self.nearest_on_base(coding, target, lookup, &starts)
                 }
-                _ => self.nearest_on(target, level, &starts, self.ef_construction),
+                _ => self.nearest_on(target, level, &starts, self.ef_construction, &mut 0),
             };
             let near = self.staying(&starts, level, |id| self.candidate(target, id));
             if let Some(node) = self.equal_among(&near, target) {
@@ -99,6 +99,7 @@ impl Hnsw {
         level: u8,
         starts: &[Candidate],
         width: usize,
+        distances: &mut usize,
     ) -> Vec<Candidate> {
         let mut visited = self.visited.take(self.vectors.len());
         let mut frontier = BinaryHeap::with_capacity(2 * width);
@@ -121,6 +122,7 @@ impl Hnsw {
                 &mut visited,
                 &mut fresh,
                 |found| {
+                    *distances += 1;
                     if nearest.len() < width || nearest.peek().is_some_and(|worst| found < *worst) {
                         frontier.push(Reverse(found));
                         nearest.push(found);
