@@ -71,7 +71,7 @@ bench-backfill: ## the consumer's memory while it fills tables of 100,000 and 3,
 bench-replication: ## COPY and single rows until searchable, consumer memory, pgbench: ARGS='full' (or 'quick copy single')
 	@scripts/bench-replication.sh $(ARGS)
 
-bench-engine: ## the engine beside hnswlib, faiss, usearch, Qdrant, VSAG, SymphonyQG…: QUICK=1, or ARGS='long' ('inserts', 'growth', 'memory')
+bench-engine: ## the engine beside hnswlib, faiss, usearch, Qdrant, VSAG, SymphonyQG…: QUICK=1, or ARGS='long' ('inserts', 'growth', 'memory', 'kernels')
 	@QUICK='$(QUICK)' scripts/bench-engine.sh $(ARGS)
 
 bench-failover: ## leader kill, node kill and a move under load, in a cluster of its own

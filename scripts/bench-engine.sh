@@ -5,7 +5,8 @@
 #   inserts        search p99 beside 1,000 inserts and 100 deletions a second, with repair, against idle
 #   growth         distances, build time and memory from 10,000 to 1,000,000 rows
 #   memory         memory of a row by part
-# Options of inserts, growth and memory follow: inserts repair=0. The last line printed is one JSON object.
+#   kernels        what part of a search its kernels are
+# Options of inserts, growth, memory and kernels follow: inserts repair=0. The last line printed is one JSON object.
 #
 #   QUICK          1: Fashion-MNIST and 100,000 word vectors, few queries and rounds
 #   DATASETS, PEERS  names, in place of the run's own
@@ -64,7 +65,8 @@ case $part in
   '') names="fashion wink synth200000 synth200000x1536" ;;
   long | growth) names=synth1000000 ;;
   inserts | memory) names=fashion ;;
-  *) die "no part '$part'; there are long, inserts, growth, memory, or nothing for the full run" ;;
+  kernels) names="fashion wink100000" ;;
+  *) die "no part '$part'; there are long, inserts, growth, memory, kernels, or nothing for the full run" ;;
 esac
 [ -z "${QUICK:-}" ] || names="fashion wink100000"
 NAMES=${DATASETS:-$names}
@@ -73,7 +75,7 @@ build
 # shellcheck disable=SC2086 # several names
 "$DIR/setup.sh" $NAMES
 case $part in
-  inserts | growth | memory)
+  inserts | growth | memory | kernels)
     for name in $NAMES; do engine_bench "$part" "$PEERS_ROOT/data/$name" "${@:2}"; done
     ;;
   long) side_by_side "$ROOT/bench/plots" --together 1 --rounds 3 ;;

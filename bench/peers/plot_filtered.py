@@ -73,7 +73,8 @@ def draw(whole, kinds):
     recall.set_ylim(min(RECALL_MIN, least - 0.01), 1.003)
     recall.set_ylabel("recall@10")
     title = TITLES.get(whole["data"], whole["data"])
-    recall.set_title(f"Filtered search: {title}; ef = {whole['ef']}, one search thread", fontsize=11)
+    title = f"Filtered search: {title}; ef = {whole['ef']}, one search thread"
+    recall.set_title(title, fontsize=11)
 
     speed.axhline(whole["qps_cpu"], label="no filter", **without)
     speed.plot(
@@ -101,7 +102,11 @@ def draw(whole, kinds):
         tidy(axes)
     figure.align_ylabels()
     speed.legend(
-        fontsize=8.5, frameon=False, loc="center left", bbox_to_anchor=(1.01, 1.04), labelspacing=0.9
+        fontsize=8.5,
+        frameon=False,
+        loc="center left",
+        bbox_to_anchor=(1.01, 1.04),
+        labelspacing=0.9,
     )
     return figure
 

@@ -8,9 +8,10 @@
 //! `engine-bench growth FOLDER [OPTION=VALUE…]`: build time, distances a search and
 //! memory as rows grow tenfold, and what follows for ten million.
 //! `engine-bench memory FOLDER [OPTION=VALUE…]`: memory of a row by part.
+//! `engine-bench kernels FOLDER [OPTION=VALUE…]`: what part of a search its kernels are.
 //!
 //! The options stand where each command is described: [`serve`], [`inserts`], [`growth`],
-//! [`memory`].
+//! [`memory`], [`kernels`].
 
 #![allow(clippy::print_stdout)]
 
@@ -19,6 +20,7 @@ mod data;
 mod growth;
 mod index;
 mod inserts;
+mod kernels;
 mod memory;
 mod npy;
 mod options;
@@ -32,7 +34,7 @@ use options::Options;
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [command, folder, options @ ..] = arguments.as_slice() else {
-        bail!("usage: engine-bench serve|inserts|growth|memory FOLDER [OPTION=VALUE…]");
+        bail!("usage: engine-bench serve|inserts|growth|memory|kernels FOLDER [OPTION=VALUE…]");
     };
     let mut options = Options::parse(options.iter().map(String::as_str))?;
     match command.as_str() {
@@ -40,6 +42,7 @@ fn main() -> Result<()> {
         "inserts" => inserts::run(folder.as_ref(), &mut options),
         "growth" => growth::run(folder.as_ref(), &mut options),
         "memory" => memory::run(folder.as_ref(), &mut options),
-        _ => bail!("no command '{command}'; there are serve, inserts, growth, memory"),
+        "kernels" => kernels::run(folder.as_ref(), &mut options),
+        _ => bail!("no command '{command}'; there are serve, inserts, growth, memory, kernels"),
     }
 }
