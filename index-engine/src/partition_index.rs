@@ -247,10 +247,10 @@ impl PartitionIndex {
     /// No page returns the vector any more, open cursors included. The id is to be
     /// forgotten: it will be another vector's.
     pub fn remove(&self, id: VectorId) {
-        // In this order: once it is removed, its slot may be another's.
-        self.columns.forget(self.known(id));
-        if self.lives.remove(self.known(id)) {
-            self.repair.remove(id.0);
+        let slot = self.known(id);
+        let was_there = self.columns.forget(slot, || self.lives.remove(slot));
+        if was_there {
+            self.repair.remove(slot);
         }
     }
 

@@ -403,7 +403,7 @@ fn every_kind_comes_back_from_a_checkpoint() {
         world.add(Owned::zero(kind.0, 90));
         world.index.fold(250);
         let mut bytes = Vec::new();
-        let checkpoint = world.index.checkpoint().unwrap();
+        let checkpoint = world.index.checkpoint();
         checkpoint.write(&world.index, &mut bytes).unwrap();
         let loading = Loading::open(&bytes[..], None).unwrap();
         loading.read(&bytes[..]).unwrap();

@@ -124,7 +124,7 @@ fn rows_far_from_zero_are_found_as_well_by_codes_as_by_distances() {
 
 fn written_and_loaded(index: &PartitionIndex) -> PartitionIndex {
     let mut bytes = Vec::new();
-    let checkpoint = index.checkpoint().unwrap();
+    let checkpoint = index.checkpoint();
     checkpoint.write(index, &mut bytes).unwrap();
     let loading = Loading::open(&bytes[..], None).unwrap();
     loading.read(&bytes[..]).unwrap();

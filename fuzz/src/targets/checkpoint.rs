@@ -66,7 +66,7 @@ fn written(
         index.end(VectorId(row * 7 + 1), 9);
     }
     let mut bytes = Vec::new();
-    let checkpoint = index.checkpoint().expect("no columns");
+    let checkpoint = index.checkpoint();
     checkpoint
         .write(&index, &mut bytes)
         .expect("memory takes it");
@@ -133,7 +133,7 @@ fn check(input: &[u8]) -> Result<String> {
     index.fold(rows);
     search_all(&index)?;
     let mut again = Vec::new();
-    index.checkpoint()?.write(&index, &mut again)?;
+    index.checkpoint().write(&index, &mut again)?;
     index.fold(usize::MAX);
     search_all(&index)?;
     ensure!(load(&again)?.total_len() == rows + 5, "rows are lost");

@@ -1,6 +1,7 @@
 //! What of a living index is of the checkpoint, and which arrays that makes.
 
 use super::{Kind, Section, Taken};
+use crate::filter::{StoredColumn, Unchanged};
 use crate::life::Lives;
 use crate::params::CodeBits;
 use crate::partition_index::PartitionIndex;
@@ -44,13 +45,15 @@ impl Linked<'_> {
 }
 
 impl PartitionIndex {
-    /// Where a checkpoint that begins now cuts. The caller sees to it that nobody links.
-    pub(super) fn cut(&self) -> Cut {
+    /// Where a checkpoint that begins now cuts, and the columns as they are there while
+    /// that is held. The caller sees to it that nobody links.
+    pub(super) fn cut(&self) -> (Cut, Unchanged<'_>) {
         let _writer = self.writer.lock();
+        let columns = self.columns.unchanged();
         let (upper_lists, entry) = self.hnsw.roots();
         let rows = self.hnsw.vectors.len();
         let compact = self.hnsw.compact.as_ref();
-        Cut {
+        let cut = Cut {
             rows,
             rows_by_width: compact.map_or_else(Default::default, |compact| {
                 compact.codes.rows_by_width(rows)
@@ -59,7 +62,8 @@ impl PartitionIndex {
             lanes: self.hnsw.vectors.lanes_used(),
             entry,
             linked: self.tail.linked(),
-        }
+        };
+        (cut, columns)
     }
 
     pub(super) fn linked(&self, cut: Cut) -> Linked<'_> {
@@ -68,13 +72,18 @@ impl PartitionIndex {
     }
 
     /// The arrays of the rows that the cut has, in the order of a checkpoint.
-    pub(super) fn sections(&self, cut: Cut) -> Vec<Section<'_>> {
+    pub(super) fn sections<'a>(
+        &'a self,
+        cut: Cut,
+        columns: &'a [StoredColumn],
+    ) -> Vec<Section<'a>> {
         let mut sections = self.hnsw.sections(self.linked(cut));
         let lives = self.lives.memory();
         // SAFETY: states and births are atomics.
         #[allow(unsafe_code)]
         let lives = unsafe { Section::new(Kind::Lives, cut.rows, Taken::AtStart, lives) };
         sections.push(lives);
+        sections.extend(self.columns.sections(cut.rows, columns));
         sections
     }
 

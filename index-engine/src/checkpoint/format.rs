@@ -9,6 +9,7 @@ use std::ops::Range;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{CheckpointError, Cut, Section, corrupt};
+use crate::filter::{COLUMNS_MAX, ColumnType, StoredColumn};
 use crate::params::{CodeBits, Element, IndexParams, Metric, Representation, VECTORS_MAX};
 
 /// Grows with every change of the format, and of what an index derives from a vector:
@@ -16,6 +17,8 @@ use crate::params::{CodeBits, Element, IndexParams, Metric, Representation, VECT
 const VERSION: u32 = 1;
 /// The same with codes of several widths.
 const VERSION_MIXED: u32 = 2;
+/// The same with columns, whatever the widths.
+const VERSION_COLUMNS: u32 = 3;
 const MAGIC: [u8; 8] = *b"RuVecIdx";
 const END: [u8; 8] = *b"IdxEnds.";
 /// As the machine that wrote it has it in memory.
@@ -32,10 +35,10 @@ const BIRTHS_MAX: u64 = 1 << 56;
 const HEADER: &str = "header";
 
 /// What the header says.
-#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Header {
     pub(super) params: IndexParams,
     pub(super) cut: Cut,
+    pub(super) columns: Vec<StoredColumn>,
 }
 
 /// Where a section is.
@@ -195,35 +198,51 @@ fn digest(header: &[u8], table: &[u8]) -> u64 {
 }
 
 impl Header {
-    pub(super) fn encode(&self, layout: &Layout) -> Vec<u8> {
+    /// The page of such an index.
+    pub(super) fn encode(
+        params: &IndexParams,
+        cut: Cut,
+        columns: &[StoredColumn],
+        layout: &Layout,
+    ) -> Vec<u8> {
+        let version = match columns.is_empty() {
+            false => VERSION_COLUMNS,
+            true if cut.is_mixed() => VERSION_MIXED,
+            true => VERSION,
+        };
         let mut page = Vec::with_capacity(PAGE_BYTES);
         page.extend_from_slice(&MAGIC);
         let mut word = |word: u32| page.extend_from_slice(&word.to_le_bytes());
-        word(match self.cut.is_mixed() {
-            true => VERSION_MIXED,
-            false => VERSION,
-        });
+        word(version);
         word(u32::from_le_bytes(BYTE_ORDER.to_ne_bytes()));
         for number in [
-            number_of(&METRICS, self.params.metric),
-            number_of(&REPRESENTATIONS, self.params.representation),
-            self.params.dimensions as u32,
-            self.params.m as u32,
-            self.params.ef_construction as u32,
-            self.cut.rows,
-            self.cut.upper_lists,
+            number_of(&METRICS, params.metric),
+            number_of(&REPRESENTATIONS, params.representation),
+            params.dimensions as u32,
+            params.m as u32,
+            params.ef_construction as u32,
+            cut.rows,
+            cut.upper_lists,
             layout.spans.len() as u32,
         ] {
             word(number);
         }
-        page.extend_from_slice(&self.cut.entry.to_le_bytes());
-        page.extend_from_slice(&self.cut.linked.to_le_bytes());
+        page.extend_from_slice(&cut.entry.to_le_bytes());
+        page.extend_from_slice(&cut.linked.to_le_bytes());
         page.extend_from_slice(&layout.bytes.to_le_bytes());
-        page.extend_from_slice(&number_of(&ELEMENTS, self.params.element).to_le_bytes());
-        page.extend_from_slice(&self.cut.lanes.to_le_bytes());
-        if self.cut.is_mixed() {
-            for rows in self.cut.rows_by_width {
-                page.extend_from_slice(&rows.to_le_bytes());
+        page.extend_from_slice(&number_of(&ELEMENTS, params.element).to_le_bytes());
+        page.extend_from_slice(&cut.lanes.to_le_bytes());
+        let mut word = |word: u32| page.extend_from_slice(&word.to_le_bytes());
+        if version >= VERSION_MIXED {
+            cut.rows_by_width.into_iter().for_each(&mut word);
+        }
+        if version == VERSION_COLUMNS {
+            word(columns.len() as u32);
+            for column in columns {
+                let kind = number_of(&COLUMN_TYPES, column.kind);
+                [kind, column.strings, column.lines]
+                    .into_iter()
+                    .for_each(&mut word);
             }
         }
         for span in &layout.spans {
@@ -247,8 +266,8 @@ impl Header {
             return Err(CheckpointError::NotACheckpoint);
         }
         let found = fields.word()?;
-        if ![VERSION, VERSION_MIXED].contains(&found) {
-            let known = VERSION_MIXED;
+        if ![VERSION, VERSION_MIXED, VERSION_COLUMNS].contains(&found) {
+            let known = VERSION_COLUMNS;
             return Err(CheckpointError::Version { found, known });
         }
         let (content, sum) = page
@@ -284,14 +303,24 @@ impl Header {
         if cut.lanes > 0 && params.element != Element::Sparse {
             return Err(corrupt(HEADER, format!("{} lanes of no row", cut.lanes)));
         }
-        if found == VERSION_MIXED {
-            cut.rows_by_width = fields.rows_by_width(&params, rows)?;
+        if found >= VERSION_MIXED {
+            let may_be_none = found == VERSION_COLUMNS;
+            cut.rows_by_width = fields.rows_by_width(&params, rows, may_be_none)?;
         }
+        let columns = match found {
+            VERSION_COLUMNS => fields.columns()?,
+            _ => Vec::new(),
+        };
         if rows > VECTORS_MAX || upper_lists > VECTORS_MAX || cut.linked > BIRTHS_MAX {
             let what = format!("{rows} rows, {upper_lists} upper lists");
             return Err(corrupt(HEADER, what));
         }
-        Ok((Self { params, cut }, bytes))
+        let header = Self {
+            params,
+            cut,
+            columns,
+        };
+        Ok((header, bytes))
     }
 }
 
@@ -303,6 +332,12 @@ const METRICS: [Metric; 6] = [
     Metric::L1,
     Metric::Hamming,
     Metric::Jaccard,
+];
+const COLUMN_TYPES: [ColumnType; 4] = [
+    ColumnType::Int,
+    ColumnType::Float,
+    ColumnType::Bool,
+    ColumnType::Bytes,
 ];
 const ELEMENTS: [Element; 4] = [Element::F32, Element::F16, Element::Sparse, Element::Bit];
 const REPRESENTATIONS: [Representation; 7] = [
@@ -338,15 +373,19 @@ impl Fields<'_> {
         Ok(*field)
     }
 
-    /// Of an index that is mixed indeed.
+    /// Of an index that is mixed indeed, or may be of one width.
     fn rows_by_width(
         &mut self,
         params: &IndexParams,
         rows: u32,
+        may_be_none: bool,
     ) -> Result<[u32; CodeBits::ALL.len()], CheckpointError> {
         let mut count = [0; CodeBits::ALL.len()];
         for count in &mut count {
             *count = self.word()?;
+        }
+        if may_be_none && count == [0; CodeBits::ALL.len()] {
+            return Ok(count);
         }
         let sum: u64 = count.iter().map(|rows| u64::from(*rows)).sum();
         match params.representation {
@@ -360,6 +399,23 @@ impl Fields<'_> {
                 format!("{count:?} rows by width of {rows}"),
             )),
         }
+    }
+
+    fn columns(&mut self) -> Result<Vec<StoredColumn>, CheckpointError> {
+        let count = self.word()?;
+        if count == 0 || count as usize > COLUMNS_MAX {
+            return Err(corrupt(HEADER, format!("{count} columns")));
+        }
+        let column = |number| {
+            let kind = numbered(&COLUMN_TYPES, self.word()?)?;
+            let (strings, lines) = (self.word()?, self.word()?);
+            if kind != ColumnType::Bytes && (strings, lines) != (0, 0) {
+                let what = format!("column {number} has {strings} strings and is of type {kind}");
+                return Err(corrupt(HEADER, what));
+            }
+            Ok(StoredColumn::told(kind, strings, lines))
+        };
+        (0..count).map(column).collect()
     }
 
     fn word(&mut self) -> Result<u32, CheckpointError> {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::format::{Checksum, Header, Layout, PAGE_BYTES};
 use super::{CheckpointError, corrupt};
+use crate::filter::ColumnType;
 use crate::memory::Backing;
 use crate::params::IndexParams;
 use crate::partition_index::PartitionIndex;
@@ -67,10 +68,12 @@ impl Loading {
         if expected != found {
             return Err(CheckpointError::Truncated { expected, found });
         }
-        let index = PartitionIndex::made(header.params.clone(), backing, &[])
+        let types: Vec<ColumnType> = header.columns.iter().map(|column| column.kind).collect();
+        let index = PartitionIndex::made(header.params.clone(), backing, &types)
             .map_err(|error| corrupt("header", error.to_string()))?;
-        let layout = Layout::of(&index.sections(header.cut));
-        if layout.bytes != found || header.encode(&layout) != page {
+        let layout = Layout::of(&index.sections(header.cut, &header.columns));
+        let expected = Header::encode(&header.params, header.cut, &header.columns, &layout);
+        if layout.bytes != found || expected != page {
             return Err(corrupt(
                 "header",
                 "its sections are not those of such an index",
@@ -80,7 +83,7 @@ impl Loading {
         let mut table = vec![0; (range.end - range.start) as usize];
         source.read_at(range.start, &mut table)?;
         let sums = layout.decode_table(&table, &page)?;
-        for section in index.sections(header.cut) {
+        for section in index.sections(header.cut, &header.columns) {
             section.make_room()?;
         }
         Ok(Self {
@@ -96,6 +99,11 @@ impl Loading {
 
     pub fn params(&self) -> &IndexParams {
         self.index.params()
+    }
+
+    /// The types of the attributes.
+    pub fn columns(&self) -> &[ColumnType] {
+        self.index.columns()
     }
 
     /// Vectors in it.
@@ -127,7 +135,7 @@ impl Loading {
         source: &(impl Source + ?Sized),
     ) -> Result<(), CheckpointError> {
         let chunk = self.layout.chunk(number);
-        let sections = self.index.sections(self.header.cut);
+        let sections = self.index.sections(self.header.cut, &self.header.columns);
         let section = &sections[chunk.section];
         let mut sum = Checksum::default();
         let mut at = chunk.content.start;
@@ -159,14 +167,23 @@ impl Loading {
     }
 
     /// The index, once every chunk is read: if what it says can be.
-    pub fn finish(mut self) -> Result<PartitionIndex, CheckpointError> {
+    pub fn finish(self) -> Result<PartitionIndex, CheckpointError> {
         let unread = self.layout.chunks - self.read.load(Ordering::Acquire);
         if unread > 0 {
             return Err(CheckpointError::Unread { unread });
         }
         // Checksums say that bytes are as they were written, not who wrote them.
-        self.index.hnsw.check(self.index.linked(self.header.cut))?;
-        self.index.restore(self.header.cut);
-        Ok(self.index)
+        let Self {
+            mut index, header, ..
+        } = self;
+        let cut = header.cut;
+        index.hnsw.check(index.linked(cut))?;
+        let lives = &index.lives;
+        let is_removed = |row| lives.is_removed(row);
+        index
+            .columns
+            .restore(cut.rows, &header.columns, is_removed)?;
+        index.restore(cut);
+        Ok(index)
     }
 }

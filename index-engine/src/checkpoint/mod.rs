@@ -35,10 +35,10 @@ use thiserror::Error;
 
 use crate::params::IndexError;
 
-/// Why bytes are not loaded, or not written. What the bytes are at fault for (`NotACheckpoint`,
+/// Why bytes are not loaded. What the bytes are at fault for (`NotACheckpoint`,
 /// `Version`, `ByteOrder`, `Truncated`, `Corrupt`) asks for a rebuild from the rows, and `Version`
-/// says that another release might read them. `Attributes` refuses to write; `Unread` is the
-/// caller's, who has to read on; after `Io` and `Memory` the same bytes may be read once more.
+/// says that another release might read them. `Unread` is the caller's, who has to read on;
+/// after `Io` and `Memory` the same bytes may be read once more.
 #[derive(Debug, Error)]
 pub enum CheckpointError {
     #[error("reading a checkpoint: {0}")]
@@ -62,8 +62,6 @@ pub enum CheckpointError {
         "the checkpoint is corrupt in its {section}: {what}; build the index anew from its rows"
     )]
     Corrupt { section: &'static str, what: String },
-    #[error("an index with attributes is not written: it is built anew from its rows")]
-    Attributes,
     /// Memory that was handed in is at its end.
     #[error(transparent)]
     Memory(#[from] IndexError),
@@ -76,5 +74,7 @@ pub(crate) fn corrupt(section: &'static str, what: impl Into<String>) -> Checkpo
     CheckpointError::Corrupt { section, what }
 }
 
+#[cfg(test)]
+mod columns_tests;
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,9 @@ pub(crate) enum Kind {
     CodesOfTwo = 14,
     CodesOfFour = 15,
     CodesOfEight = 16,
+    Cells = 17,
+    StringEnds = 18,
+    Strings = 19,
 }
 
 impl Kind {
@@ -46,6 +49,9 @@ impl Kind {
             Self::CodesOfTwo => "codes of two bits",
             Self::CodesOfFour => "codes of four bits",
             Self::CodesOfEight => "codes of eight bits",
+            Self::Cells => "cells",
+            Self::StringEnds => "string ends",
+            Self::Strings => "strings",
         }
     }
 }

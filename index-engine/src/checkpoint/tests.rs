@@ -32,16 +32,16 @@ fn index(representation: Representation) -> PartitionIndex {
     index
 }
 
-struct Bytes {
+pub(super) struct Bytes {
     bytes: Vec<u8>,
     layout: Layout,
 }
 
 impl Bytes {
-    fn of(index: &PartitionIndex) -> Self {
+    pub(super) fn of(index: &PartitionIndex) -> Self {
         let mut bytes = Vec::new();
-        let checkpoint = index.checkpoint().expect("no columns");
-        let layout = Layout::of(&index.sections(checkpoint.cut()));
+        let checkpoint = index.checkpoint();
+        let layout = Layout::of(&checkpoint.sections(index));
         checkpoint
             .write(index, &mut bytes)
             .expect("memory takes it");
@@ -49,7 +49,7 @@ impl Bytes {
     }
 
     /// Where a word of a section is.
-    fn at(&self, section: &str, word: usize) -> usize {
+    pub(super) fn at(&self, section: &str, word: usize) -> usize {
         let mut at = PAGE_BYTES;
         for span in &self.layout.spans {
             if span.name == section {
@@ -61,17 +61,17 @@ impl Bytes {
         panic!("no section {section}");
     }
 
-    fn word(&self, at: usize) -> u32 {
+    pub(super) fn word(&self, at: usize) -> u32 {
         let bytes = self.bytes[at..].first_chunk().expect("a word");
         u32::from_ne_bytes(*bytes)
     }
 
-    fn set(&mut self, at: usize, word: u32) {
+    pub(super) fn set(&mut self, at: usize, word: u32) {
         self.bytes[at..at + 4].copy_from_slice(&word.to_ne_bytes());
     }
 
     /// Makes the checksums right, and loads.
-    fn load(mut self) -> Result<PartitionIndex, CheckpointError> {
+    pub(super) fn load(mut self) -> Result<PartitionIndex, CheckpointError> {
         let sum = |bytes: &[u8]| {
             let mut sum = Checksum::default();
             sum.add(bytes);

@@ -4,13 +4,15 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use super::format::{CHUNK_BYTES, Checksum, Header, Layout, PAGE_BYTES};
-use super::{CheckpointError, Cut, Section, Taken};
+use super::{Cut, Section, Taken};
+use crate::filter::StoredColumn;
 use crate::partition_index::PartitionIndex;
 
 /// A checkpoint that has begun: what it has to have of one moment. The rest is read from
 /// the index while it is written. Belongs to the index that began it.
 pub struct Checkpoint {
     cut: Cut,
+    columns: Vec<StoredColumn>,
     /// The sections that are taken at the start; the others' are empty.
     taken: Vec<Vec<u8>>,
     of: Arc<()>,
@@ -19,18 +21,16 @@ pub struct Checkpoint {
 impl PartitionIndex {
     /// Begins a checkpoint of the index as it is now, states of vectors included. Waits
     /// for the rows that are being linked, some milliseconds, and copies some twenty
-    /// bytes a row; searches wait for nothing.
-    ///
-    /// # Errors
-    /// [`CheckpointError::Attributes`] if the index has columns: no section holds them.
-    pub fn checkpoint(&self) -> Result<Checkpoint, CheckpointError> {
-        if !self.columns().is_empty() {
-            return Err(CheckpointError::Attributes);
-        }
+    /// bytes a row, and 32 for each byte string that columns hold; nothing is inserted
+    /// meanwhile where there are columns. Searches wait for nothing, but that filtered ones
+    /// may open as much later.
+    pub fn checkpoint(&self) -> Checkpoint {
         let _nobody_links = self.linking.write();
         // Before the cut: no slot of its rows is used again.
         let of = Arc::clone(&self.checkpoints);
-        let cut = self.cut();
+        // Until lives are copied no row goes, and with it its strings.
+        let (cut, unchanged) = self.cut();
+        let columns = unchanged.columns();
         let bytes = |section: Section<'_>| match section.taken {
             Taken::Beside => Vec::new(),
             Taken::AtStart => {
@@ -42,11 +42,14 @@ impl PartitionIndex {
                 bytes
             }
         };
-        Ok(Checkpoint {
+        let sections = self.sections(cut, &columns).into_iter();
+        let taken = sections.map(bytes).collect();
+        Checkpoint {
             cut,
-            taken: self.sections(cut).into_iter().map(bytes).collect(),
+            columns,
+            taken,
             of,
-        })
+        }
     }
 }
 
@@ -56,9 +59,8 @@ impl Checkpoint {
         self.cut.rows as usize
     }
 
-    #[cfg(test)]
-    pub(super) fn cut(&self) -> Cut {
-        self.cut
+    pub(super) fn sections<'a>(&'a self, index: &'a PartitionIndex) -> Vec<Section<'a>> {
+        index.sections(self.cut, &self.columns)
     }
 
     /// Writes it, beside searches, inserts and folding; returns its bytes. What was
@@ -71,13 +73,9 @@ impl Checkpoint {
             Arc::ptr_eq(&self.of, &index.checkpoints),
             "a checkpoint is written of the index that began it"
         );
-        let sections = index.sections(self.cut);
+        let sections = self.sections(index);
         let layout = Layout::of(&sections);
-        let header = Header {
-            params: index.params().clone(),
-            cut: self.cut,
-        };
-        let header = header.encode(&layout);
+        let header = Header::encode(index.params(), self.cut, &self.columns, &layout);
         sink.write_all(&header)?;
         let mut chunks = Chunks {
             sink,

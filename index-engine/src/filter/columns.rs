@@ -18,34 +18,37 @@ use super::dictionary::Dictionary;
 use super::keys::KeySet;
 use super::listing::{Listing, Part};
 use super::predicate::{Predicate, Vocabulary};
+use super::stored::Loaded;
 use super::value::{ColumnType, Value, float_of_key, int_of_key, key_of_float, key_of_int};
 use super::{COLUMNS_MAX, VALUE_BYTES_MAX};
 use crate::arena::{Segments, prefetch};
 use crate::params::{IndexError, in_range};
 
 /// Beside the bits of the columns that are NULL: the row is in the listings.
-const LISTED: u64 = 1 << 63;
+pub(super) const LISTED: u64 = 1 << 63;
 /// Rows looked at to tell how many match.
 const SAMPLE: u64 = 64;
 /// Bitmaps of a condition that are put together to narrow the rows of another.
 const NARROWING_PARTS_MAX: usize = 8;
 
 pub(crate) struct Columns {
-    types: Box<[ColumnType]>,
+    pub(super) types: Box<[ColumnType]>,
     /// A word of bits, then a key a column.
-    cells: Segments<AtomicU64>,
-    listed: RwLock<Listed>,
+    pub(super) cells: Segments<AtomicU64>,
+    pub(super) listed: RwLock<Listed>,
+    /// What dictionaries are read into; empty but for then.
+    pub(super) loaded: Box<[Loaded]>,
 }
 
 #[derive(Default)]
-struct Listed {
-    rows: u64,
-    columns: Vec<(Listing, Dictionary)>,
+pub(super) struct Listed {
+    pub(super) rows: u64,
+    pub(super) columns: Vec<(Listing, Dictionary)>,
 }
 
 /// The values of a vector.
 #[derive(Clone, Copy)]
-pub(super) struct Row<'a>(&'a [AtomicU64]);
+pub(super) struct Row<'a>(pub(super) &'a [AtomicU64]);
 
 impl Row<'_> {
     /// `None` is NULL.
@@ -70,6 +73,7 @@ impl Columns {
                 rows: 0,
                 columns: types.iter().map(|_| Default::default()).collect(),
             }),
+            loaded: Loaded::of(types.len()),
         })
     }
 
@@ -121,10 +125,11 @@ impl Columns {
         row.0[0].store(bits, Ordering::Relaxed);
     }
 
-    /// The vector is about to be removed: nobody has to find it any more.
-    pub(crate) fn forget(&self, id: u32) {
+    /// The vector is removed by `remove`: nobody has to find it any more. A checkpoint has
+    /// both its values and it, or neither.
+    pub(crate) fn forget<T>(&self, id: u32, remove: impl FnOnce() -> T) -> T {
         if self.types.is_empty() {
-            return;
+            return remove();
         }
         let mut listed = self.listed.write();
         let row = self.row(id);
@@ -132,6 +137,8 @@ impl Columns {
             listed.remove(id, row);
             row.0[0].fetch_and(!LISTED, Ordering::Relaxed);
         }
+        // In this order: once it is removed, its slot may be another's.
+        remove()
     }
 
     /// A vector's values, one a column. Byte strings that only forgotten vectors have are
@@ -234,7 +241,7 @@ impl Columns {
     }
 
     #[inline]
-    fn row(&self, id: u32) -> Row<'_> {
+    pub(super) fn row(&self, id: u32) -> Row<'_> {
         Row(self.cells.row(id))
     }
 }

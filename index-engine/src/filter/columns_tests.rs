@@ -133,8 +133,8 @@ proptest! {
             there.push(Some(row.clone()));
         }
         for id in (0..rows.len()).filter(|id| id % 5 == 2) {
-            columns.forget(id as u32);
-            columns.forget(id as u32);
+            columns.forget(id as u32, || ());
+            columns.forget(id as u32, || ());
             there[id] = None;
         }
         // In place of a forgotten row, and of one that nobody forgot.
@@ -216,7 +216,7 @@ fn a_string_that_no_row_has_is_forgotten() {
         }
     }
     assert!(columns.memory_bytes(0) < 2 * full, "{full} bytes before");
-    (0..1_000).for_each(|id| columns.forget(id));
+    (0..1_000).for_each(|id| columns.forget(id, || ()));
     assert!(
         columns.memory_bytes(0) < full / 10,
         "{}",

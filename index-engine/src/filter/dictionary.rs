@@ -24,7 +24,37 @@ struct Entry {
     rows: u32,
 }
 
+/// A string of a dictionary that is read.
+pub(super) struct Known {
+    pub(super) bytes: Arc<[u8]>,
+    pub(super) key: u64,
+    pub(super) rows: u32,
+}
+
 impl Dictionary {
+    /// Of distinct strings in their order, with a key each; without those that no row has.
+    /// Keys are given out from `next` on.
+    pub(super) fn of(mut known: Vec<Known>, next: u64) -> Self {
+        known.retain(|string| string.rows > 0);
+        let keys = known
+            .iter()
+            .map(|string| (Arc::clone(&string.bytes), string.key));
+        let keys = keys.collect();
+        let bytes = known.iter().map(|string| string.bytes.len()).sum();
+        let entry = |Known { bytes, key, rows }| (key, Entry { bytes, rows });
+        Self {
+            keys,
+            entries: known.into_iter().map(entry).collect(),
+            next,
+            bytes,
+        }
+    }
+
+    /// All strings in their order, and their keys.
+    pub(super) fn strings(&self) -> impl Iterator<Item = (&Arc<[u8]>, u64)> {
+        self.keys.iter().map(|(bytes, key)| (bytes, *key))
+    }
+
     /// The string's key, for one more row.
     pub(super) fn take(&mut self, bytes: &[u8]) -> u64 {
         if let Some(key) = self.keys.get(bytes)

@@ -14,6 +14,8 @@ use super::keys::KeySet;
 /// A bitmap of several values is divided beyond so many rows: few enough to be looked at
 /// one by one, enough to make a bitmap worth its overhead.
 const ROWS_MAX: u64 = 512;
+/// Of one that is made at once: some more may come.
+const ROWS_FILLED: usize = ROWS_MAX as usize / 4 * 3;
 
 #[derive(Default)]
 pub(super) struct Listing {
@@ -37,6 +39,26 @@ pub(super) struct Part<'a> {
 }
 
 impl Listing {
+    /// Of these keys and rows, and those that are NULL.
+    pub(super) fn of(mut rows: Vec<(u64, u32)>, nulls: RoaringBitmap) -> Self {
+        rows.sort_unstable();
+        let mut buckets = BTreeMap::new();
+        let mut add = |rows| {
+            let bucket = Bucket::of_sorted(rows);
+            buckets.extend(bucket.map(|bucket| (bucket.least, bucket)));
+        };
+        let (mut from, mut upto) = (0, 0);
+        for value in rows.chunk_by(|one, other| one.0 == other.0) {
+            if upto - from + value.len() > ROWS_FILLED {
+                add(&rows[from..upto]);
+                from = upto;
+            }
+            upto += value.len();
+        }
+        add(&rows[from..upto]);
+        Self { nulls, buckets }
+    }
+
     /// `key_of` answers the keys of rows listed before.
     pub(super) fn insert(&mut self, id: u32, key: Option<u64>, key_of: impl Fn(u32) -> u64) {
         let Some(key) = key else {
@@ -197,6 +219,7 @@ mod tests {
             distinct in prop::sample::select(vec![1u64, 2, 3, 40, 900, 1 << 40]),
             rows in prop::sample::select(vec![3u32, 1_500, 6_000]),
             ascending in any::<bool>(),
+            at_once in prop::sample::select(vec![0u32, 900, 6_000]),
         ) {
             let mut state = seed | 1;
             let mut next = || {
@@ -209,9 +232,10 @@ mod tests {
             if ascending {
                 keys.sort_unstable();
             }
-            let mut listing = Listing::default();
+            let first = keys.iter().copied().zip(0..at_once.min(rows)).collect();
+            let mut listing = Listing::of(first, RoaringBitmap::new());
             let mut there = vec![true; rows as usize];
-            for (id, key) in (0u32..).zip(&keys) {
+            for (id, key) in (0u32..).zip(&keys).skip(at_once as usize) {
                 listing.insert(id, Some(*key), |id| keys[id as usize]);
             }
             listing.insert(rows, None, |_| 0);

@@ -12,6 +12,7 @@
 //! - `columns`: the values, read without locks, and the listings over them.
 //! - [`plan`]: which way a search takes.
 //! - `rounds`: a filtered search.
+//! - `stored`: the values and dictionaries as a checkpoint holds them.
 //!
 //! A vector's attributes never change while it lives: a changed row is another vector.
 
@@ -23,6 +24,7 @@ mod listing;
 pub mod plan;
 mod predicate;
 mod rounds;
+mod stored;
 pub mod value;
 
 pub(crate) use columns::Columns;
@@ -30,6 +32,7 @@ pub use condition::{Comparison, Filter};
 pub use plan::Strategy;
 pub(crate) use predicate::Predicate;
 pub(crate) use rounds::{Rounds, Scene};
+pub(crate) use stored::{StoredColumn, Unchanged};
 pub use value::{ColumnType, Value};
 
 /// As many columns as an index of PostgreSQL has, less the vector.

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use index_engine::checkpoint::{CheckpointError, Loading};
 use index_engine::{Cursor, IndexParams, Metric, PartitionIndex, Representation, VectorId};
 
 /// SplitMix64: a test run repeats itself.
@@ -22,6 +23,29 @@ impl Random {
         let unit = |x: u64| (x >> 40) as f32 / (1u64 << 24) as f32;
         (0..12).map(|_| unit(self.next())).sum::<f32>() - 6.0
     }
+}
+
+/// A checkpoint of the index.
+pub fn written(index: &PartitionIndex) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let length = index.checkpoint().write(index, &mut bytes).unwrap();
+    assert_eq!(length, bytes.len() as u64);
+    bytes
+}
+
+/// What a checkpoint holds, read by so many threads.
+pub fn loaded(bytes: &[u8], threads: usize) -> Result<PartitionIndex, CheckpointError> {
+    let loading = Loading::open(bytes, None)?;
+    if threads == 1 {
+        loading.read(bytes)?;
+        return loading.finish();
+    }
+    std::thread::scope(|scope| {
+        let read = || scope.spawn(|| loading.read(bytes));
+        let running: Vec<_> = (0..threads).map(|_| read()).collect();
+        running.into_iter().try_for_each(|t| t.join().unwrap())
+    })?;
+    loading.finish()
 }
 
 pub struct World {

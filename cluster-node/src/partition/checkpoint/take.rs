@@ -101,15 +101,7 @@ pub fn begin_if_due(writer: &mut Writer) -> Result<(), Fatal> {
         return Ok(());
     }
     let checkpoints = writer.context.checkpoints.clone();
-    let checkpoint = match live.index().checkpoint() {
-        Ok(checkpoint) => checkpoint,
-        Err(error) => {
-            checkpoints.end();
-            writer.taking.since = Instant::now();
-            tracing::warn!(partition = %replica.id.partition, %error, "no checkpoint");
-            return Ok(());
-        }
-    };
+    let checkpoint = live.index().checkpoint();
     let number = writer.taking.last + 1;
     writer.taking.last = number;
     writer.taking.noted_since = Some(number);

@@ -1,0 +1,74 @@
+//! Strings as lines, and back.
+
+use super::*;
+use crate::filter::Value;
+
+#[test]
+fn strings_of_all_lengths_come_back_from_their_lines() {
+    let lengths = [0, 1, 1_023, 1_024, 1_025, 8_192, 3, 2_048, 1];
+    let columns = Columns::new(&[ColumnType::Bytes]).expect("few columns");
+    for (row, length) in (0..).zip(lengths) {
+        let bytes = vec![200 - row as u8; length];
+        columns.write(row, &[Value::Bytes(bytes.into())]);
+    }
+    let stored = columns.unchanged().columns();
+    let total: usize = lengths.iter().sum();
+    let counts = (stored[0].strings, stored[0].lines as usize);
+    assert_eq!(counts, (9, total.div_ceil(LINE_BYTES)));
+    let mut again = Columns::new(&[ColumnType::Bytes]).expect("few columns");
+    let rows = lengths.len() as u32;
+    for section in again.sections(rows, &stored) {
+        section.make_room().expect("there is memory");
+        for row in 0..section.rows {
+            let mut bytes = vec![0xEE; section.row_bytes()];
+            match section.kind {
+                Kind::Cells => columns.row(row).copy(&mut bytes),
+                _ => section.read(row, &mut bytes),
+            }
+            let (memory, behind) = section.memory_at(row as usize * bytes.len());
+            assert!(behind >= bytes.len());
+            // SAFETY: memory of the section, which is this test's alone.
+            #[allow(unsafe_code)]
+            unsafe {
+                memory.copy_from_nonoverlapping(NonNull::from(&bytes[..]).cast(), bytes.len());
+            }
+        }
+    }
+    let removed = 5;
+    again
+        .restore(rows, &stored, |row| row == removed)
+        .expect("as it was written");
+    for row in 0..rows {
+        let expected = match row == removed {
+            true => vec![Value::Null],
+            false => columns.values(row),
+        };
+        assert_eq!(again.values(row), expected);
+    }
+    assert!(
+        again
+            .loaded
+            .iter()
+            .all(|loaded| loaded.lines.elements().is_empty())
+    );
+    // No string comes under the key of another, be it a removed row's.
+    again.write(rows, &[Value::Bytes([7].into())]);
+    assert_eq!(
+        again.row(rows).key(0),
+        columns.row(rows - 1).key(0).map(|last| last + 1)
+    );
+}
+
+#[test]
+fn a_vector_goes_together_with_its_values() {
+    let columns = Columns::new(&[ColumnType::Bytes]).expect("few columns");
+    columns.write(0, &[Value::Bytes([1].into())]);
+    let can_begin = || columns.listed.try_read().is_some();
+    assert!(can_begin());
+    assert!(
+        !columns.forget(0, can_begin),
+        "a checkpoint between the two"
+    );
+    let _unchanged = columns.unchanged();
+    assert!(columns.listed.try_write().is_none());
+}
