@@ -54,13 +54,17 @@ fn attributes(random: &mut Random) -> Vec<Value> {
         text(format!("{}", (pick >> 12) % 9).repeat((pick >> 12) as usize % 9)),
         text(
             pick.to_be_bytes()
-                .repeat(1 + (pick % 50 == 0) as usize * 1_000),
+                .repeat(1 + pick.is_multiple_of(50) as usize * 1_000),
         ),
     ];
     let mut nulls = random.next();
     let values = values.into_iter().map(|value| {
         nulls >>= 4;
-        if nulls % 16 == 0 { Value::Null } else { value }
+        if nulls.is_multiple_of(16) {
+            Value::Null
+        } else {
+            value
+        }
     });
     values.collect()
 }

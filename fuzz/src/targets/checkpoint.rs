@@ -7,7 +7,10 @@
 use super::Target;
 use anyhow::{Result, ensure};
 use index_engine::checkpoint::{CheckpointError, Loading};
-use index_engine::{IndexParams, Metric, PartitionIndex, Representation, VectorId};
+use index_engine::{
+    ColumnType, Comparison, Filter, IndexParams, Metric, PartitionIndex, Representation, Value,
+    VectorId,
+};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use xxhash_rust::xxh3::xxh3_64;
@@ -21,7 +24,6 @@ pub const TARGET: Target = Target {
 
 const PAGE: usize = 4096;
 const CHUNK: usize = 256 << 10;
-const DIRECTORY: usize = 80;
 const ENTRY: usize = 24;
 
 fn corpus() -> Vec<Vec<u8>> {
@@ -32,7 +34,34 @@ fn corpus() -> Vec<Vec<u8>> {
         (Metric::L2, Representation::Coded, 20, 33),
         (Metric::L2, Representation::Plain, 0, 2),
     ];
-    kinds.map(|(m, r, rows, d)| written(m, r, rows, d)).to_vec()
+    let without = kinds.map(|(m, r, rows, d)| written(m, r, rows, d, &[]));
+    let columns: [(u32, &[ColumnType]); 4] = [
+        (40, &TYPES),
+        (25, &[ColumnType::Bytes, ColumnType::Bytes]),
+        (30, &[ColumnType::Float]),
+        (0, &TYPES),
+    ];
+    let with = columns.map(|(rows, c)| written(Metric::L2, Representation::Plain, rows, 2, c));
+    without.into_iter().chain(with).collect()
+}
+
+const TYPES: [ColumnType; 4] = [
+    ColumnType::Int,
+    ColumnType::Float,
+    ColumnType::Bool,
+    ColumnType::Bytes,
+];
+
+/// Every seventh is NULL, and strings have two rows each.
+fn value(kind: ColumnType, row: u32) -> Value {
+    let floats = [0.0, -1.5, f64::NAN, f64::INFINITY];
+    match kind {
+        _ if row % 7 == 6 => Value::Null,
+        ColumnType::Int => Value::Int(i64::from(row) - 10),
+        ColumnType::Float => Value::Float(floats[row as usize % 4]),
+        ColumnType::Bool => Value::Bool(row % 2 == 0),
+        ColumnType::Bytes => Value::Bytes(format!("{}", row / 2).into_bytes().into()),
+    }
 }
 
 fn written(
@@ -40,6 +69,7 @@ fn written(
     representation: Representation,
     rows: u32,
     dimensions: usize,
+    columns: &[ColumnType],
 ) -> Vec<u8> {
     let params = IndexParams {
         metric,
@@ -49,16 +79,17 @@ fn written(
         representation,
         ..IndexParams::default()
     };
-    let index = PartitionIndex::new(params).expect("good parameters");
+    let index = PartitionIndex::with_columns(params, columns, None).expect("good parameters");
     for row in 0..rows {
         // Every fifth is a copy of one before.
         let seed = if row % 5 == 4 { row / 8 } else { row } as usize;
         let vector: Vec<f32> = (0..dimensions)
             .map(|i| ((seed * 37 + i * i) % 101) as f32)
             .collect();
+        let attributes: Vec<Value> = columns.iter().map(|kind| value(*kind, row)).collect();
         index
-            .insert(&vector, u64::from(row))
-            .expect("a good vector");
+            .insert_with(&vector, u64::from(row), &attributes, |_| {})
+            .expect("a good row");
     }
     index.fold(rows as usize - rows as usize / 6);
     for row in 0..rows / 10 {
@@ -90,10 +121,15 @@ fn mend(rng: &mut SmallRng, input: &mut [u8]) {
     }
     let of_header = xxh3_64(&input[..PAGE - 8]);
     put(input, PAGE - 8, of_header);
-    let sections = u32_at(input, 44).unwrap_or(0).min(32);
+    let sections = u32_at(input, 44).unwrap_or(0).min(80);
+    let directory = match u32_at(input, 8) {
+        Some(3) => 100 + 12 * u32_at(input, 96).unwrap_or(0).min(31),
+        Some(2) => 96,
+        _ => 80,
+    };
     let (mut sums, mut at) = (Vec::new(), PAGE);
     for section in 0..sections {
-        let field = |n: usize| u32_at(input, DIRECTORY + section * ENTRY + n * 4).unwrap_or(0);
+        let field = |n: usize| u32_at(input, directory + section * ENTRY + n * 4).unwrap_or(0);
         let bytes = (field(1).saturating_mul(field(2))).min(input.len());
         let end = (at + bytes.next_multiple_of(PAGE)).min(input.len());
         sums.extend(input[at..end].chunks(CHUNK).map(xxh3_64));
@@ -125,7 +161,9 @@ fn check(input: &[u8]) -> Result<String> {
     search_all(&index)?;
     let vector = vec![0.5; index.params().dimensions];
     for row in 0..5 {
-        index.insert(&vector, row)?;
+        let kinds = index.columns().iter();
+        let attributes: Vec<Value> = kinds.map(|kind| value(*kind, row)).collect();
+        index.insert_with(&vector, u64::from(row), &attributes, |_| {})?;
     }
     if rows > 0 {
         index.remove(VectorId(rows as u32 / 2));
@@ -137,14 +175,34 @@ fn check(input: &[u8]) -> Result<String> {
     index.fold(usize::MAX);
     search_all(&index)?;
     ensure!(load(&again)?.total_len() == rows + 5, "rows are lost");
-    Ok(format!("good, {}", index.params().dimensions))
+    let columns = index.columns().len();
+    Ok(format!("good, {}, {columns}", index.params().dimensions))
 }
 
-/// Every row that is there comes once.
+/// Every row that is there comes once, and has a value or none in every column.
 fn search_all(index: &PartitionIndex) -> Result<()> {
+    let all = found(index, &Filter::All(Vec::new()))?;
+    for (column, kind) in index.columns().iter().enumerate() {
+        let given = value(*kind, 3);
+        let is = |is| Filter::compare(column, is, given.clone());
+        let parts = [
+            is(Comparison::Less),
+            is(Comparison::Equal),
+            is(Comparison::Greater),
+            Filter::IsNull { column },
+        ];
+        let parts = parts.iter().map(|part| found(index, part));
+        let sum: usize = parts.sum::<Result<usize>>()?;
+        ensure!(sum == all, "{sum} rows by column {column}, {all} are there");
+    }
+    Ok(())
+}
+
+/// Rows that match.
+fn found(index: &PartitionIndex, filter: &Filter) -> Result<usize> {
     let query = vec![1.0; index.params().dimensions];
     let count = |exact: bool| -> Result<usize> {
-        let mut cursor = index.cursor(&query, 8, u64::MAX, exact)?;
+        let mut cursor = index.cursor_where(&query, 8, u64::MAX, exact, filter)?;
         let mut hits = 0;
         loop {
             let page = cursor.next_page(index, 16);
@@ -160,5 +218,5 @@ fn search_all(index: &PartitionIndex) -> Result<()> {
         walked == scanned,
         "{walked} rows found, {scanned} are there"
     );
-    Ok(())
+    Ok(scanned)
 }

@@ -1,8 +1,9 @@
 //! What a checkpoint of an index takes to write and to load, and what searches it gives.
 //!
-//! `cargo run --release -p index-engine --example checkpoint -- FOLDER|noise:ROWSxDIMENSIONS [file=checkpoint.bin] [m=16] [ef_construction=100] [threads=2] [ef=50] [queries=1000] [rounds=5]`
+//! `cargo run --release -p index-engine --example checkpoint -- FOLDER|noise:ROWSxDIMENSIONS [file=checkpoint.bin] [m=16] [ef_construction=100] [threads=2] [ef=50] [queries=1000] [rounds=5] [columns=0]`
 //! FOLDER holds `base.npy` and `query.npy` (f32, C order), as `--example search` takes them;
-//! distances are L2. The file is removed in the end.
+//! distances are L2. Of columns, the first holds integers, the second floats, the third byte
+//! strings, and so on; every row has a string of its own. The file is removed in the end.
 //!
 //! "Cold" is with the file's pages given up by the system beforehand, as far as the machine
 //! itself has no cache below. Queries a second are of the thread's CPU time, the median over
@@ -26,7 +27,7 @@ use std::time::Instant;
 
 use arguments::Arguments;
 use index_engine::checkpoint::{Loading, Source};
-use index_engine::{IndexParams, Metric, PartitionIndex, Representation};
+use index_engine::{ColumnType, IndexParams, Metric, PartitionIndex, Representation, Value};
 
 type Vectors = Vec<Vec<f32>>;
 type Found = Vec<Vec<u32>>;
@@ -150,15 +151,30 @@ fn measure(
     Ok((rates[rates.len() / 2], found))
 }
 
+/// A value of a row that has the hash: of integers and floats there are a thousand.
+fn value(kind: ColumnType, hash: u64) -> Value {
+    match kind {
+        ColumnType::Int => Value::Int((hash >> 40) as i64 % 1_000),
+        ColumnType::Float => Value::Float((hash >> 20) as f64 % 1_000.0),
+        ColumnType::Bool => Value::Bool(hash >> 63 == 1),
+        ColumnType::Bytes => Value::Bytes(format!("row {hash:x}").into_bytes().into()),
+    }
+}
+
 fn build(
     rows: Vectors,
     params: IndexParams,
+    columns: usize,
     threads: usize,
 ) -> Result<PartitionIndex, Box<dyn Error>> {
-    let index = PartitionIndex::new(params)?;
+    let types = [ColumnType::Int, ColumnType::Float, ColumnType::Bytes];
+    let types: Vec<ColumnType> = types.into_iter().cycle().take(columns).collect();
+    let index = PartitionIndex::with_columns(params, &types, None)?;
     let began = Instant::now();
     for (row, vector) in rows.into_iter().enumerate() {
-        index.insert(&vector, (row as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15))?;
+        let hash = (row as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let attributes: Vec<Value> = types.iter().map(|kind| value(*kind, hash)).collect();
+        index.insert_with(&vector, hash, &attributes, |_| {})?;
     }
     on_threads(threads, || {
         index.fold(usize::MAX);
@@ -243,21 +259,22 @@ fn load(
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::given();
-    let value = |name: &str, default: &str| arguments.value(name, default);
+    let given = |name: &str, default: &str| arguments.value(name, default);
     let name = arguments.first().ok_or("want a data set")?;
-    let (rows, queries) = data(name, value("queries", "1000").parse()?)?;
+    let (rows, queries) = data(name, given("queries", "1000").parse()?)?;
     let params = IndexParams {
         metric: Metric::L2,
         dimensions: rows[0].len(),
-        m: value("m", "16").parse()?,
-        ef_construction: value("ef_construction", "100").parse()?,
+        m: given("m", "16").parse()?,
+        ef_construction: given("ef_construction", "100").parse()?,
         representation: Representation::default(),
         ..IndexParams::default()
     };
-    let threads = value("threads", "2").parse()?;
-    let effort = (value("ef", "50").parse()?, value("rounds", "5").parse()?);
-    let path = PathBuf::from(value("file", "checkpoint.bin"));
-    let index = build(rows, params, threads)?;
+    let threads = given("threads", "2").parse()?;
+    let effort = (given("ef", "50").parse()?, given("rounds", "5").parse()?);
+    let path = PathBuf::from(given("file", "checkpoint.bin"));
+    let columns = given("columns", "0").parse()?;
+    let index = build(rows, params, columns, threads)?;
     let (before, found) = measure(&index, &queries, effort)?;
     write(&index, &path)?;
     drop(index);
