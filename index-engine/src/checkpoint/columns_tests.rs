@@ -196,9 +196,11 @@ fn a_string_is_no_longer_than_an_attribute_may_be() {
             .expect("as long as it may be");
     }
     assert!(Bytes::of(&index).load().is_ok());
-    for end in [8_191, 8_193] {
+    // Of the first, so that the second is too long, or it; of the second, so that lines are
+    // left over.
+    for (string, end) in [(0, 8_191), (0, 8_193), (1, 8_202)] {
         let mut bytes = Bytes::of(&index);
-        for (word, value) in long(2, end) {
+        for (word, value) in long(4 * string + 2, end) {
             let at = bytes.at("string ends", word);
             bytes.set(at, value);
         }

@@ -34,7 +34,7 @@ fn strings_of_all_lengths_come_back_from_their_lines() {
             }
         }
     }
-    let removed = 5;
+    let removed = rows - 1;
     again
         .restore(rows, &stored, |row| row == removed)
         .expect("as it was written");
@@ -57,6 +57,17 @@ fn strings_of_all_lengths_come_back_from_their_lines() {
         again.row(rows).key(0),
         columns.row(rows - 1).key(0).map(|last| last + 1)
     );
+}
+
+#[test]
+fn what_was_in_a_slot_before_null_is_not_told() {
+    let columns = Columns::new(&[ColumnType::Int]).expect("few columns");
+    columns.write(0, &[Value::Int(77)]);
+    columns.forget(0, || ());
+    columns.write(0, &[Value::Null]);
+    let mut bytes = [0xEE; 2 * WORD_BYTES];
+    columns.row(0).copy(&mut bytes);
+    assert_eq!(bytes[WORD_BYTES..], [0; WORD_BYTES]);
 }
 
 #[test]
