@@ -59,7 +59,7 @@ fn value(kind: ColumnType, row: u32) -> Value {
         _ if row % 7 == 6 => Value::Null,
         ColumnType::Int => Value::Int(i64::from(row) - 10),
         ColumnType::Float => Value::Float(floats[row as usize % 4]),
-        ColumnType::Bool => Value::Bool(row % 2 == 0),
+        ColumnType::Bool => Value::Bool(row.is_multiple_of(2)),
         ColumnType::Bytes => Value::Bytes(format!("{}", row / 2).into_bytes().into()),
     }
 }
