@@ -6,7 +6,8 @@
 #   growth         distances, build time and memory from 10,000 to 1,000,000 rows
 #   memory         memory of a row by part
 #   kernels        what part of a search its kernels are
-# Options of inserts, growth, memory and kernels follow: inserts repair=0. The last line printed is one JSON object.
+# Options of inserts, growth, memory and kernels follow: inserts repair=0. The last line printed is
+# one JSON object (of kernels: one a data set, the last line of each).
 #
 #   QUICK          1: Fashion-MNIST and 100,000 word vectors, few queries and rounds
 #   DATASETS, PEERS  names, in place of the run's own

@@ -2,7 +2,6 @@
 of the engine wrote with `json=`. Above recall against how many rows match, below queries a
 second; one line a kind of filter."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -54,6 +53,13 @@ def tidy(axes):
         axes.spines[side].set_visible(False)
 
 
+def of_data(whole):
+    """Its title, of the rows that were searched: maybe not all that it has."""
+    name, *rest = TITLES.get(whole["data"], whole["data"]).split(", ")
+    size = f"{whole['rows']:,} × {whole['dimensions']}"
+    return ", ".join([name, size, *rest[-1:]])
+
+
 def draw(whole, kinds):
     figure, (recall, speed) = plt.subplots(2, 1, figsize=(8, 8), sharex=True)
     figure.subplots_adjust(hspace=0.08)
@@ -72,8 +78,7 @@ def draw(whole, kinds):
     least = min(row["recall"] for rows in kinds.values() for row in rows)
     recall.set_ylim(min(RECALL_MIN, least - 0.01), 1.003)
     recall.set_ylabel("recall@10")
-    title = TITLES.get(whole["data"], whole["data"])
-    title = f"Filtered search: {title}; ef = {whole['ef']}, one search thread"
+    title = f"Filtered search: {of_data(whole)}; ef = {whole['ef']}, one search thread"
     recall.set_title(title, fontsize=11)
 
     speed.axhline(whole["qps_cpu"], label="no filter", **without)

@@ -1,10 +1,11 @@
 //! The kernels of a search by themselves, to measure what part of its time they are.
 //!
 //! Not for searching, and no promise: whoever measures names the rows. How often a search
-//! calls each kernel is counted elsewhere. Over codes of neighbours it scans the codes of as
-//! many nodes as [`Accesses`](crate::accesses::Accesses) count `expansions`, ranks as many
-//! vectors as they count `originals`, and the other `distances` of its [`Page`](crate::Page)
-//! are ranks by sketch. Without codes all `distances` are ranks of vectors.
+//! calls each kernel is counted elsewhere. The first page over codes of neighbours, unless it
+//! begins again by exact distances, scans the codes of as many nodes as
+//! [`Accesses`](crate::accesses::Accesses) count `expansions`, ranks as many vectors as they
+//! count `originals`, and the other `distances` of that [`Page`](crate::Page) are ranks by
+//! sketch. Without codes all `distances` are ranks of vectors.
 
 use crate::codes::Lookup;
 use crate::distance::Lane;

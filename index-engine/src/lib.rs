@@ -24,7 +24,7 @@
 //! - `repair`: removed vectors leave the graph, and their slots are used again.
 //! - [`recode`]: blocks of rows whose codes have a width of their own.
 //! - [`partition_index`]: rows, their life, the tail, folding.
-//! - [`kernels`]: the kernels of a search by themselves, for measuring.
+//! - `kernels`: the kernels of a search by themselves, for measuring.
 //! - [`footprint`]: what it takes of memory, by part.
 //! - [`cursor`]: one search, page by page, until nothing is left.
 //! - [`group`]: one search over several partitions.

@@ -13,7 +13,8 @@
 //! distances alone (`representation=plain`) have one kernel.
 //!
 //! Processor time, one thread, a page of ten; medians over the rounds after the first, which
-//! warms up, of a ratio too: a round's kernels by the same round's searches. One JSON line for each `ef`, in microseconds and calls a search; then the ratios.
+//! warms up, of a ratio too: a round's kernels by the same round's searches. One JSON line
+//! for each `ef`, in microseconds and calls a search; then the ratios. Each names its data.
 //!
 //! Options: `ef=10,20,50,100`, `rows=ALL`, `queries=1000`, `rounds=7`, `ahead=8`,
 //! `threads=2` (of the build), `m`, `ef_construction`, `representation`.
@@ -76,21 +77,27 @@ pub fn run(folder: &Path, options: &mut Options) -> Result<()> {
     options.finish()?;
     ensure!(
         wanted.rounds > 0 && wanted.ahead > 0,
-        "none of them is none"
+        "rounds and ahead are 1 at least"
     );
     let base = data.base(rows_max)?;
     let (index, _) = index::build(params, &base, threads)?;
     drop(base);
     let nearest = search::exact(&index, &data.queries, ROWS, threads)?;
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let mut ratios = serde_json::Map::new();
     for ef in efs {
-        let line = one_ef(&index, &data.queries, &nearest, ef, &wanted)?;
+        let mut line = one_ef(&index, &data.queries, &nearest, ef, &wanted)?;
+        line["data"] = json!(name);
         println!("{line}");
         ratios.insert(ef.to_string(), line["ratio"].clone());
     }
     println!(
         "{}",
-        json!({ "rows": index.total_len(), "kernels_over_search_by_ef": ratios })
+        json!({
+            "data": name,
+            "rows": index.total_len(),
+            "kernels_over_search_by_ef": ratios,
+        })
     );
     Ok(())
 }

@@ -122,6 +122,7 @@ fn mend(rng: &mut SmallRng, input: &mut [u8]) {
     let of_header = xxh3_64(&input[..PAGE - 8]);
     put(input, PAGE - 8, of_header);
     let sections = u32_at(input, 44).unwrap_or(0).min(80);
+    // Where the directory begins: docs/formats/index-checkpoint.md, by version.
     let directory = match u32_at(input, 8) {
         Some(3) => 100 + 12 * u32_at(input, 96).unwrap_or(0).min(31),
         Some(2) => 96,

@@ -1,4 +1,5 @@
 //! What was measured, as a table on stdout and as a file of one JSON object a line.
+//! Names of data, filters and ways are plain ASCII, which is written as JSON as it stands.
 
 use std::fs::File;
 use std::io::Write;

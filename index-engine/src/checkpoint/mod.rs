@@ -10,7 +10,7 @@
 //! - `section`: one array of the index, as a checkpoint holds it.
 //! - [`write`]: the way to a sink.
 //! - [`load`]: sections into memory, on as many threads as call it, and what must hold
-//!   of them (`hnsw::stored` asks) before anything is searched.
+//!   of them (`hnsw::stored` and `filter::stored` ask) before anything is searched.
 //!
 //! A checkpoint is of one moment: rows that were there, links among those of them that
 //! were linked. The rest of them is the tail again. What changed since is the caller's

@@ -20,10 +20,10 @@ pub struct Checkpoint {
 
 impl PartitionIndex {
     /// Begins a checkpoint of the index as it is now, states of vectors included. Waits
-    /// for the rows that are being linked, some milliseconds, and copies some twenty
-    /// bytes a row, and 32 for each byte string that columns hold; nothing is inserted
-    /// meanwhile where there are columns. Searches wait for nothing, but that filtered ones
-    /// may open as much later.
+    /// for the rows that are being linked, some milliseconds, and copies some 24 bytes
+    /// a row, and 32 for each byte string that columns hold, which takes about 0.3 us a
+    /// string. Where there are columns, nothing is inserted or removed meanwhile. Searches
+    /// wait for nothing, but that filtered ones may open as much later.
     pub fn checkpoint(&self) -> Checkpoint {
         let _nobody_links = self.linking.write();
         // Before the cut: no slot of its rows is used again.
