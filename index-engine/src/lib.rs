@@ -24,7 +24,7 @@
 //! - `repair`: removed vectors leave the graph, and their slots are used again.
 //! - [`recode`]: blocks of rows whose codes have a width of their own.
 //! - [`partition_index`]: rows, their life, the tail, folding.
-//! - `kernels`: the kernels of a search by themselves, for measuring.
+//! - `measuring`: the kernels of a search by themselves, for measuring.
 //! - [`footprint`]: what it takes of memory, by part.
 //! - [`cursor`]: one search, page by page, until nothing is left.
 //! - [`group`]: one search over several partitions.
@@ -47,9 +47,9 @@ mod hnsw;
 #[cfg(all(loom, test))]
 mod interleavings;
 pub mod ivf;
-#[doc(hidden)]
-pub mod kernels;
 mod life;
+#[doc(hidden)]
+pub mod measuring;
 pub mod memory;
 pub mod params;
 pub mod partition_index;

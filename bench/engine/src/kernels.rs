@@ -10,7 +10,7 @@
 //! part may exceed one. The tables are those of one query and stay in the first cache, as
 //! in a search. What a query is prepared by (rotation, tables) is a kernel too, measured
 //! over the queries themselves; the ratio is given without it as well. Searches by exact
-//! distances alone (`representation=plain`) have one kernel.
+//! distances alone (`representation=plain`) have one kernel; the compact representation lends none.
 //!
 //! Processor time, one thread, a page of ten; medians over the rounds after the first, which
 //! warms up, of a ratio too: a round's kernels by the same round's searches. One JSON line
@@ -22,10 +22,10 @@
 use std::hint::black_box;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use index_engine::PartitionIndex;
+use anyhow::{Error, Result, ensure};
 use index_engine::accesses::BLOCK_VECTORS;
-use index_engine::kernels::{ByCodes, Kernels, Prepared};
+use index_engine::measuring::{ByCodes, Kernels, Prepared};
+use index_engine::{PartitionIndex, Representation};
 use serde_json::{Value, json};
 
 use crate::clock::Clock;
@@ -79,14 +79,19 @@ pub fn run(folder: &Path, options: &mut Options) -> Result<()> {
         wanted.rounds > 0 && wanted.ahead > 0,
         "rounds and ahead are 1 at least"
     );
+    ensure!(
+        !matches!(params.representation, Representation::Compact(_)),
+        "the compact representation lends no kernels"
+    );
     let base = data.base(rows_max)?;
     let (index, _) = index::build(params, &base, threads)?;
     drop(base);
     let nearest = search::exact(&index, &data.queries, ROWS, threads)?;
+    let kernels = Kernels::open(&index).map_err(Error::msg)?;
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let mut ratios = serde_json::Map::new();
     for ef in efs {
-        let mut line = one_ef(&index, &data.queries, &nearest, ef, &wanted)?;
+        let mut line = one_ef(&index, &kernels, &data.queries, &nearest, ef, &wanted)?;
         line["data"] = json!(name);
         println!("{line}");
         ratios.insert(ef.to_string(), line["ratio"].clone());
@@ -104,13 +109,13 @@ pub fn run(folder: &Path, options: &mut Options) -> Result<()> {
 
 fn one_ef(
     index: &PartitionIndex,
+    kernels: &Kernels<'_>,
     queries: &Matrix<f32>,
     nearest: &[Vec<u32>],
     ef: usize,
     wanted: &Wanted,
 ) -> Result<Value> {
     let asked = Asked { ef, rows: ROWS };
-    let kernels = Kernels::open(index).context("kernels of this representation are not lent")?;
     let (calls, found) = counted(index, queries, asked)?;
     let found = found.iter().map(Vec::as_slice);
     let reached = recall(found, nearest.iter().map(Vec::as_slice), ROWS).mean;
@@ -118,7 +123,7 @@ fn one_ef(
         .map(|number| {
             round(
                 index,
-                &kernels,
+                kernels,
                 queries,
                 asked,
                 calls,
@@ -254,7 +259,8 @@ fn seconds(work: impl FnOnce() -> Result<()>) -> Result<f64> {
 fn scan(codes: &ByCodes<'_>, nodes: &[u32]) {
     let ahead = nodes.iter().skip(1).chain(nodes.last());
     for (node, ahead) in nodes.iter().zip(ahead) {
-        black_box(codes.scan(*node, *ahead));
+        // Nothing is as near, so what a search does with those that are is left out.
+        black_box(codes.scan(*node, *ahead, f32::NEG_INFINITY));
     }
 }
 
@@ -306,7 +312,7 @@ fn at_random(end: u32, count: usize, seed: u64) -> Vec<u32> {
 mod tests {
     use super::*;
     use crate::index::tests::{scattered, small};
-    use index_engine::{CodeBits, IndexParams, Representation};
+    use index_engine::{CodeBits, IndexParams};
     use std::cell::RefCell;
 
     fn measured(representation: Representation) -> Result<Value> {
@@ -321,7 +327,8 @@ mod tests {
             rounds: 2,
             ahead: 8,
         };
-        one_ef(&index, &queries, &nearest, 40, &wanted)
+        let kernels = Kernels::open(&index).map_err(Error::msg)?;
+        one_ef(&index, &kernels, &queries, &nearest, 40, &wanted)
     }
 
     #[test]

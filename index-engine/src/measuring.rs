@@ -23,16 +23,24 @@ pub struct Kernels<'a> {
 }
 
 impl<'a> Kernels<'a> {
-    /// `None` unless every slot holds a current row that is linked, and the index goes by
-    /// exact distances or by codes of neighbours.
-    pub fn open(index: &'a PartitionIndex) -> Option<Self> {
+    /// Refused, with the reason, unless every slot holds a current row that is linked, and
+    /// the index goes by exact distances or by codes of neighbours.
+    pub fn open(index: &'a PartitionIndex) -> Result<Self, &'static str> {
         // Entered first: no slot that is looked at below is written to while it is open.
         let reader = index.searches.enter();
         let linked = index.tail.part().births().start;
         let rows = index.hnsw.vectors.len();
         let is_at_rest = |id| index.lives.is_visible_before(id, linked, u64::MAX);
-        let is_ready = index.hnsw.compact.is_none() && rows > 0 && (0..rows).all(is_at_rest);
-        is_ready.then_some(Self {
+        if index.hnsw.compact.is_some() {
+            return Err("an index of the compact representation lends no kernels");
+        }
+        if rows == 0 {
+            return Err("an index without rows lends no kernels");
+        }
+        if !(0..rows).all(is_at_rest) {
+            return Err("an index lends no kernels while a row is not linked, or not current");
+        }
+        Ok(Self {
             index,
             rows,
             _reader: reader,
@@ -100,17 +108,16 @@ pub struct ByCodes<'a> {
 
 impl ByCodes<'_> {
     /// Estimates all neighbours of a node, and asks for what is stored for the node `ahead`
-    /// meanwhile. How many are nearer than anything can be: none, unless a number is none.
+    /// meanwhile. How many may have a rank `below`: of minus infinity, none.
     #[inline]
-    pub fn scan(&self, node: u32, ahead: u32) -> usize {
-        assert!(node < self.rows && ahead < self.rows, "no row {node}");
+    pub fn scan(&self, node: u32, ahead: u32, below: f32) -> usize {
+        assert!(node < self.rows, "no row {node}");
+        assert!(ahead < self.rows, "no row {ahead}");
         let mut nearer = 0;
         let of = (node, 0.0);
         self.coding
             .blocks
-            .scan(of, ahead, self.lookup, 0.0, f32::NEG_INFINITY, |_, _| {
-                nearer += 1;
-            });
+            .scan(of, ahead, self.lookup, 0.0, below, |_, _| nearer += 1);
         nearer
     }
 
@@ -187,22 +194,37 @@ mod tests {
                 if let Some(codes) = &codes {
                     let rough = codes.rank(row);
                     assert!((rough - truth).abs() < 0.02 * truth, "{rough} for {truth}");
-                    assert_eq!(codes.scan(row, 0), 0);
                 }
+            }
+            let Some(codes) = codes else { continue };
+            for row in 0..kernels.rows() {
+                let links = codes.coding.blocks.links(row).count();
+                assert_eq!(codes.scan(row, 0, f32::INFINITY), links, "row {row}");
+                assert_eq!(codes.scan(row, 0, f32::NEG_INFINITY), 0, "row {row}");
             }
         }
     }
 
     #[test]
     fn rows_that_may_be_written_to_are_not_lent() {
+        let refused = |index: &PartitionIndex, why| {
+            let said = Kernels::open(index).err().expect(why);
+            assert!(said.contains(why), "{said}");
+        };
         let coded = index(Representation::Coded);
-        assert!(Kernels::open(&coded).is_none(), "they are in the tail");
+        refused(&coded, "not linked");
         coded.fold(usize::MAX);
-        assert!(Kernels::open(&coded).is_some());
+        assert!(Kernels::open(&coded).is_ok());
         coded.remove(VectorId(5));
-        assert!(Kernels::open(&coded).is_none(), "one is removed");
+        refused(&coded, "not current");
         let compact = index(Representation::Compact(CodeBits::Four));
         compact.fold(usize::MAX);
-        assert!(Kernels::open(&compact).is_none(), "codes of another kind");
+        refused(&compact, "compact");
+        let params = IndexParams {
+            dimensions: DIMENSIONS,
+            ..IndexParams::default()
+        };
+        let empty = PartitionIndex::new(params).unwrap();
+        refused(&empty, "without rows");
     }
 }
