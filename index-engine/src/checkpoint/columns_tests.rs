@@ -150,34 +150,30 @@ fn a_string_that_no_row_has_is_not_kept() {
 
 #[test]
 fn strings_that_are_not_apart_in_order_and_within_their_bytes_are_refused() {
-    // Key and end of each: nine strings of two bytes.
-    for (word, value) in [
-        (0, 1),        // A key twice,
-        (0, 1 << 56),  // one that leaves none,
-        (0, u64::MAX), // or would turn over.
-        (2, 5),        // The second is "1s",
-        (2, 100),      // another ends before it begins,
-        (34, 1_024),   // the last is of zeros,
-        (34, 1_025),   // or beyond the bytes,
-        (34, u64::MAX),
-        (34, 1 << 40),
+    // Key and end of each: nine strings of two bytes, which fill a line.
+    for (word, value, section) in [
+        (0, 1, "string ends"),        // A key twice,
+        (0, 1 << 56, "string ends"),  // one that leaves none,
+        (0, u64::MAX, "string ends"), // or would turn over.
+        (2, 3, "strings"),            // The second is "1",
+        (2, 100, "string ends"),      // or ends before it begins,
+        (34, 1_025, "string ends"),   // or the last beyond the bytes.
+        (34, u64::MAX, "string ends"),
+        (34, 1 << 40, "string ends"),
     ] {
         let refused = said("string ends", &long(word, value));
-        let sections = match value {
-            // Zeros are above nothing; here they are a longer string.
-            1_024 => [None, None],
-            _ => [Some("string ends"), Some("strings")],
-        };
-        assert!(
-            sections.contains(&refused),
-            "{value} at {word}: {refused:?}"
-        );
+        assert_eq!(refused, Some(section), "{value} at {word}");
     }
     // "s0s1" as "s1s0" and as "s1s1".
     for bytes in [*b"s1s0", *b"s1s1"] {
         let word = u32::from_ne_bytes(bytes);
         assert_eq!(said("strings", &[(0, word)]), Some("strings"));
     }
+}
+
+#[test]
+fn zeros_to_the_end_of_the_line_may_be_of_the_last_string() {
+    assert_eq!(said("string ends", &long(34, 1_024)), None);
 }
 
 #[test]
