@@ -119,6 +119,12 @@ pub fn read(
             loading.params()
         ));
     }
+    if !loading.columns().is_empty() {
+        return foreign(format!(
+            "it is of {} columns of attributes, and a node's indexes have none",
+            loading.columns().len()
+        ));
+    }
     let rows = loading.rows();
     if contents
         .rows
