@@ -117,7 +117,11 @@ impl Aim<'_> {
                 hnsw.search_coarse(of, (0, width), starts, &mut visited, |_| {}, met);
                 *distances += nearest.len();
             }
-            Codes::None => return hnsw.nearest_on(self.lanes, 0, starts, width, distances),
+            Codes::None => {
+                let (found, ranked) = hnsw.nearest_on(self.lanes, 0, starts, width);
+                *distances += ranked;
+                nearest = found;
+            }
         }
         nearest
     }

@@ -44,6 +44,7 @@ impl Hnsw {
         let Some(start) = start else {
             unreachable!("the entry is set and never unset");
         };
+        let width = self.ef_construction;
         let mut starts = vec![start];
         let mut chosen = Vec::with_capacity(usize::from(level) + 1);
         let mut staying = Vec::new();
@@ -52,7 +53,7 @@ impl Hnsw {
                 (Some(coding), Some(lookup), 0) => {
                     self.nearest_on_base(coding, target, lookup, &starts)
                 }
-                _ => self.nearest_on(target, level, &starts, self.ef_construction, &mut 0),
+                _ => self.nearest_on(target, level, &starts, width).0,
             };
             let near = self.staying(&starts, level, |id| self.candidate(target, id));
             if let Some(node) = self.equal_among(&near, target) {
@@ -92,19 +93,19 @@ impl Hnsw {
         self.graph.raise(level, id)
     }
 
-    /// The `width` nearest on a level, in order.
+    /// The `width` nearest on a level, in order, and how many it ranked.
     pub(super) fn nearest_on(
         &self,
         target: &[Lane],
         level: u8,
         starts: &[Candidate],
         width: usize,
-        distances: &mut usize,
-    ) -> Vec<Candidate> {
+    ) -> (Vec<Candidate>, usize) {
         let mut visited = self.visited.take(self.vectors.len());
         let mut frontier = BinaryHeap::with_capacity(2 * width);
         let mut nearest = BinaryHeap::with_capacity(width + 1);
         let mut fresh = Vec::with_capacity(self.graph.capacity(level));
+        let mut ranked = 0;
         for start in starts {
             if visited.insert(start.id()) {
                 frontier.push(Reverse(*start));
@@ -122,7 +123,7 @@ impl Hnsw {
                 &mut visited,
                 &mut fresh,
                 |found| {
-                    *distances += 1;
+                    ranked += 1;
                     if nearest.len() < width || nearest.peek().is_some_and(|worst| found < *worst) {
                         frontier.push(Reverse(found));
                         nearest.push(found);
@@ -133,7 +134,7 @@ impl Hnsw {
                 },
             );
         }
-        nearest.into_sorted_vec()
+        (nearest.into_sorted_vec(), ranked)
     }
 
     /// Those of `near` that a new node may link to. Where others are on their way out,

@@ -43,7 +43,7 @@ impl Hnsw {
         if !told.is_good() {
             let exact = |start: &Candidate| self.candidate(lanes, start.id());
             let starts: Vec<Candidate> = starts.iter().map(exact).collect();
-            return self.nearest_on(lanes, 0, &starts, width, &mut 0);
+            return self.nearest_on(lanes, 0, &starts, width).0;
         }
         nearest.sort_unstable();
         nearest
