@@ -106,13 +106,18 @@ def draw(report, threads, folder):
     print(f"  {path}")
 
 
-def main():
-    folder = Path(sys.argv[1])
+def begin(folder):
+    """Pictures are drawn into that folder from now on."""
     folder.mkdir(parents=True, exist_ok=True)
     matplotlib.use("svg")
     # The same picture is the same file; text stays text.
     matplotlib.rcParams["svg.hashsalt"] = "ruvector"
     matplotlib.rcParams["svg.fonttype"] = "none"
+
+
+def main():
+    folder = Path(sys.argv[1])
+    begin(folder)
     for name in sys.argv[2:]:
         report = json.loads(Path(name).read_text())
         for threads in report["curves"]:

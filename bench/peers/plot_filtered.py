@@ -5,12 +5,11 @@ second; one line a kind of filter."""
 import sys
 from pathlib import Path
 
-import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from figures import filtered, ranking_all
-from plot import TITLES
+from plot import TITLES, begin
 
 # Label, colour, marker. Colours that are told apart with any kind of eyes (Okabe and Ito).
 STYLES = {
@@ -118,11 +117,7 @@ def draw(whole, kinds):
 
 def main():
     folder, result = Path(sys.argv[1]), Path(sys.argv[2])
-    folder.mkdir(parents=True, exist_ok=True)
-    matplotlib.use("svg")
-    # The same picture is the same file; text stays text.
-    matplotlib.rcParams["svg.hashsalt"] = "ruvector"
-    matplotlib.rcParams["svg.fonttype"] = "none"
+    begin(folder)
     path = folder / "filtered.svg"
     draw(*filtered(result.read_text())).savefig(path, bbox_inches="tight", metadata={"Date": None})
     print(f"  {path}")
