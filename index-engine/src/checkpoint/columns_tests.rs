@@ -152,16 +152,16 @@ fn a_string_that_no_row_has_is_not_kept() {
 fn strings_that_are_not_apart_in_order_and_within_their_bytes_are_refused() {
     // Key and end of each: nine strings of two bytes, which fill a line.
     for (word, value, section) in [
-        (0, 1, "string ends"),        // A key twice,
-        (0, 1 << 56, "string ends"),  // one that leaves none,
-        (0, u64::MAX, "string ends"), // or would turn over.
-        (2, 3, "strings"),            // The second is "1",
-        (2, 100, "string ends"),      // or ends before it begins,
-        (34, 1_025, "string ends"),   // or the last beyond the bytes.
-        (34, u64::MAX, "string ends"),
-        (34, 1 << 40, "string ends"),
+        (0, 1, "dictionary"),        // A key twice,
+        (0, 1 << 56, "dictionary"),  // one that leaves none,
+        (0, u64::MAX, "dictionary"), // or would turn over.
+        (2, 3, "strings"),           // The second is "1",
+        (2, 100, "dictionary"),      // or ends before it begins,
+        (34, 1_025, "dictionary"),   // or the last beyond the bytes.
+        (34, u64::MAX, "dictionary"),
+        (34, 1 << 40, "dictionary"),
     ] {
-        let refused = said("string ends", &long(word, value));
+        let refused = said("dictionary", &long(word, value));
         assert_eq!(refused, Some(section), "{value} at {word}");
     }
     // "s0s1" as "s1s0" and as "s1s1".
@@ -173,7 +173,7 @@ fn strings_that_are_not_apart_in_order_and_within_their_bytes_are_refused() {
 
 #[test]
 fn zeros_to_the_end_of_the_line_may_be_of_the_last_string() {
-    assert_eq!(said("string ends", &long(34, 1_024)), None);
+    assert_eq!(said("dictionary", &long(34, 1_024)), None);
 }
 
 #[test]
@@ -197,13 +197,13 @@ fn a_string_is_no_longer_than_an_attribute_may_be() {
     for (string, end) in [(0, 8_191), (0, 8_193), (1, 8_202)] {
         let mut bytes = Bytes::of(&index);
         for (word, value) in long(4 * string + 2, end) {
-            let at = bytes.at("string ends", word);
+            let at = bytes.at("dictionary", word);
             bytes.set(at, value);
         }
         let refused = bytes.load().err();
         let Some(CheckpointError::Corrupt { section, .. }) = refused else {
             panic!("{refused:?}");
         };
-        assert_eq!(section, "string ends");
+        assert_eq!(section, "dictionary");
     }
 }

@@ -413,7 +413,7 @@ impl Fields<'_> {
                 let what = format!("column {number} has {strings} strings and is of type {kind}");
                 return Err(corrupt(HEADER, what));
             }
-            Ok(StoredColumn::told(kind, strings, lines))
+            Ok(StoredColumn::announced(kind, strings, lines))
         };
         (0..count).map(column).collect()
     }

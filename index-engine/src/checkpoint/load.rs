@@ -182,7 +182,7 @@ impl Loading {
         let is_removed = |row| lives.is_removed(row);
         index
             .columns
-            .restore(cut.rows, &header.columns, is_removed)?;
+            .restore(cut.rows, header.columns, is_removed)?;
         index.restore(cut);
         Ok(index)
     }

@@ -8,6 +8,7 @@
 //! - `format`: header, directory of sections, checksums, the mark at the end.
 //! - `cut`: what of a living index is of the checkpoint.
 //! - `section`: one array of the index, as a checkpoint holds it.
+//! - `staged`: memory of an array that is read, and then taken apart.
 //! - [`write`]: the way to a sink.
 //! - [`load`]: sections into memory, on as many threads as call it, and what must hold
 //!   of them (`hnsw::stored` and `filter::stored` ask) before anything is searched.
@@ -23,6 +24,7 @@ mod cut;
 mod format;
 pub mod load;
 mod section;
+mod staged;
 pub mod write;
 
 pub use load::{Loading, Source};
@@ -30,6 +32,7 @@ pub use write::Checkpoint;
 
 pub(crate) use cut::{Cut, Linked};
 pub(crate) use section::{Array, Kind, Section, Taken};
+pub(crate) use staged::Staged;
 
 use thiserror::Error;
 

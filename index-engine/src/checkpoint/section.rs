@@ -26,7 +26,7 @@ pub(crate) enum Kind {
     CodesOfFour = 15,
     CodesOfEight = 16,
     Cells = 17,
-    StringEnds = 18,
+    Dictionary = 18,
     Strings = 19,
 }
 
@@ -50,7 +50,7 @@ impl Kind {
             Self::CodesOfFour => "codes of four bits",
             Self::CodesOfEight => "codes of eight bits",
             Self::Cells => "cells",
-            Self::StringEnds => "string ends",
+            Self::Dictionary => "dictionary",
             Self::Strings => "strings",
         }
     }

@@ -18,7 +18,6 @@ use super::dictionary::Dictionary;
 use super::keys::KeySet;
 use super::listing::{Listing, Part};
 use super::predicate::{Predicate, Vocabulary};
-use super::stored::Loaded;
 use super::value::{ColumnType, Value, float_of_key, int_of_key, key_of_float, key_of_int};
 use super::{COLUMNS_MAX, VALUE_BYTES_MAX};
 use crate::arena::{Segments, prefetch};
@@ -36,8 +35,6 @@ pub(crate) struct Columns {
     /// A word of bits, then a key a column.
     pub(super) cells: Segments<AtomicU64>,
     pub(super) listed: RwLock<Listed>,
-    /// What dictionaries are read into; empty but for then.
-    pub(super) loaded: Box<[Loaded]>,
 }
 
 #[derive(Default)]
@@ -73,7 +70,6 @@ impl Columns {
                 rows: 0,
                 columns: types.iter().map(|_| Default::default()).collect(),
             }),
-            loaded: Loaded::of(types.len()),
         })
     }
 

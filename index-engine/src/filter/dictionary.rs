@@ -25,7 +25,7 @@ struct Entry {
 }
 
 /// A string of a dictionary that is read.
-pub(super) struct Known {
+pub(super) struct StringRead {
     pub(super) bytes: Arc<[u8]>,
     pub(super) key: u64,
     pub(super) rows: u32,
@@ -34,17 +34,17 @@ pub(super) struct Known {
 impl Dictionary {
     /// Of distinct strings in their order, with a key each; without those that no row has.
     /// Keys are given out from `next` on.
-    pub(super) fn of(mut known: Vec<Known>, next: u64) -> Self {
-        known.retain(|string| string.rows > 0);
-        let keys = known
+    pub(super) fn of(mut strings: Vec<StringRead>, next: u64) -> Self {
+        strings.retain(|string| string.rows > 0);
+        let keys = strings
             .iter()
             .map(|string| (Arc::clone(&string.bytes), string.key));
         let keys = keys.collect();
-        let bytes = known.iter().map(|string| string.bytes.len()).sum();
-        let entry = |Known { bytes, key, rows }| (key, Entry { bytes, rows });
+        let bytes = strings.iter().map(|string| string.bytes.len()).sum();
+        let entry = |StringRead { bytes, key, rows }| (key, Entry { bytes, rows });
         Self {
             keys,
-            entries: known.into_iter().map(entry).collect(),
+            entries: strings.into_iter().map(entry).collect(),
             next,
             bytes,
         }

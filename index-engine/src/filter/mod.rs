@@ -9,6 +9,7 @@
 //! - `predicate`: a condition made ready for an index.
 //! - `listing`: which rows have which values of a column.
 //! - `dictionary`: byte strings as keys.
+//! - `dictionary_read`: a dictionary as it is read from a checkpoint.
 //! - `columns`: the values, read without locks, and the listings over them.
 //! - [`plan`]: which way a search takes.
 //! - `rounds`: a filtered search.
@@ -19,6 +20,7 @@
 mod columns;
 pub mod condition;
 mod dictionary;
+mod dictionary_read;
 mod keys;
 mod listing;
 pub mod plan;

@@ -6,29 +6,23 @@
 //! moment at which a checkpoint begins: a string is dropped with the last row that has it.
 //! What says which rows have a value is not written: it is made anew.
 
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLockReadGuard;
 use roaring::RoaringBitmap;
 
-use super::VALUE_BYTES_MAX;
 use super::columns::{Columns, LISTED, Listed, Row};
-use super::dictionary::{Dictionary, Known};
+use super::dictionary::Dictionary;
+use super::dictionary_read::{DictionaryRead, KEYS_MAX};
 use super::listing::Listing;
 use super::value::{ColumnType, float_of_key, key_of_float};
-use crate::arena::copy_elements;
-use crate::checkpoint::{Array, CheckpointError, Kind, Section, Taken, corrupt};
-use crate::params::IndexError;
-use crate::region::Region;
+use crate::checkpoint::{CheckpointError, Kind, Section, Staged, Taken, corrupt};
 
-const WORD_BYTES: usize = size_of::<u64>();
+pub(super) const WORD_BYTES: usize = size_of::<u64>();
 /// Strings are written behind one another, and cut into lines: however long they are and
 /// however many, a number of 32 bits counts the lines.
 const LINE_BYTES: usize = 1024;
-/// No index lives so long: keys are counted on from those that are read.
-const KEYS_MAX: u64 = 1 << 56;
 
 /// A column of a checkpoint.
 pub(crate) struct StoredColumn {
@@ -38,6 +32,9 @@ pub(crate) struct StoredColumn {
     pub(crate) lines: u32,
     /// In the order of strings. None where a checkpoint is read.
     held: Vec<HeldString>,
+    /// Key and end of each string as they are read, and the lines. None where one is written.
+    entries: Staged,
+    text: Staged,
 }
 
 struct HeldString {
@@ -48,14 +45,15 @@ struct HeldString {
 }
 
 impl StoredColumn {
-    /// As it is told of.
-    pub(crate) fn told(kind: ColumnType, strings: u32, lines: u32) -> Self {
-        let held = Vec::new();
+    /// As a header announces it.
+    pub(crate) fn announced(kind: ColumnType, strings: u32, lines: u32) -> Self {
         Self {
             kind,
             strings,
             lines,
-            held,
+            held: Vec::new(),
+            entries: Staged::new(2 * WORD_BYTES),
+            text: Staged::new(LINE_BYTES),
         }
     }
 
@@ -67,13 +65,18 @@ impl StoredColumn {
             HeldString { bytes, key, end }
         });
         let held: Vec<HeldString> = held.collect();
+        // Fewer than rows, of at most `VALUE_BYTES_MAX` each.
+        let (strings, lines) = (held.len() as u32, lines_of(end) as u32);
         Self {
-            kind,
-            // Fewer than rows, of at most `VALUE_BYTES_MAX` each.
-            strings: held.len() as u32,
-            lines: lines_of(end) as u32,
             held,
+            ..Self::announced(kind, strings, lines)
         }
+    }
+
+    /// What was read of it.
+    fn dictionary(mut self, number: usize) -> Result<DictionaryRead, CheckpointError> {
+        let (entries, text) = (self.entries.bytes(), self.text.bytes());
+        DictionaryRead::parse(number, entries, text, self.lines)
     }
 
     fn copy_entry(&self, string: u32, into: &mut [u8]) {
@@ -102,7 +105,7 @@ impl StoredColumn {
     }
 }
 
-fn lines_of(bytes: u64) -> u64 {
+pub(super) fn lines_of(bytes: u64) -> u64 {
     bytes.div_ceil(LINE_BYTES as u64)
 }
 
@@ -141,16 +144,16 @@ impl Columns {
         let cells = move |row, into: &mut [u8]| self.row(row).copy(into);
         let cells = Section::read_by(Kind::Cells, rows, Beside, &self.cells, cells);
         let mut sections = vec![cells];
-        for (column, loaded) in columns.iter().zip(&self.loaded) {
+        for column in columns {
             if column.kind != ColumnType::Bytes {
                 continue;
             }
-            let (entries, lines) = (&loaded.entries, &loaded.lines);
+            let (entries, text) = (&column.entries, &column.text);
             let entry = |string, into: &mut [u8]| column.copy_entry(string, into);
             let line = |line, into: &mut [u8]| column.copy_line(line, into);
             sections.extend([
-                Section::read_by(Kind::StringEnds, column.strings, Beside, entries, entry),
-                Section::read_by(Kind::Strings, column.lines, Beside, lines, line),
+                Section::read_by(Kind::Dictionary, column.strings, Beside, entries, entry),
+                Section::read_by(Kind::Strings, column.lines, Beside, text, line),
             ]);
         }
         sections
@@ -160,7 +163,7 @@ impl Columns {
     pub(crate) fn restore(
         &mut self,
         rows: u32,
-        columns: &[StoredColumn],
+        columns: Vec<StoredColumn>,
         is_removed: impl Fn(u32) -> bool,
     ) -> Result<(), CheckpointError> {
         if self.types.is_empty() {
@@ -170,15 +173,15 @@ impl Columns {
         for row in 0..rows {
             self.row(row).check(row, &self.types)?;
         }
-        let loaded = std::mem::replace(&mut self.loaded, Loaded::of(self.types.len()));
         let mut listed = Vec::new();
-        for (number, (column, mut loaded)) in columns.iter().zip(loaded).enumerate() {
+        for (number, column) in columns.into_iter().enumerate() {
             let mut dictionary = match column.kind {
-                ColumnType::Bytes => Some(loaded.words(number, column)?),
+                ColumnType::Bytes => Some(column.dictionary(number)?),
                 _ => None,
             };
             let listing = self.listing_of(number, &is_there, dictionary.as_mut())?;
-            let dictionary = dictionary.map_or_else(Dictionary::default, Words::dictionary);
+            let dictionary =
+                dictionary.map_or_else(Dictionary::default, DictionaryRead::dictionary);
             listed.push((listing, dictionary));
         }
         let there = (0..rows).zip(&is_there).filter(|(_, is_there)| **is_there);
@@ -199,14 +202,14 @@ impl Columns {
         &self,
         column: usize,
         is_there: &[bool],
-        mut words: Option<&mut Words>,
+        mut strings: Option<&mut DictionaryRead>,
     ) -> Result<Listing, CheckpointError> {
         let mut nulls = RoaringBitmap::new();
         let mut keys = Vec::new();
         for (row, is_there) in (0..).zip(is_there) {
             let key = self.row(row).key(column);
-            if let (Some(key), Some(words)) = (key, &mut words)
-                && !words.note(key, *is_there)
+            if let (Some(key), Some(strings)) = (key, &mut strings)
+                && !strings.note(key, *is_there)
             {
                 return Err(bad_cell(row, column, "names no string"));
             }
@@ -258,165 +261,6 @@ impl Row<'_> {
 fn bad_cell(row: u32, column: usize, what: &str) -> CheckpointError {
     let what = format!("row {row}, column {column}: {what}");
     corrupt(Kind::Cells.name(), what)
-}
-
-/// What the dictionary of a column is read into.
-pub(super) struct Loaded {
-    /// Key and end of each string.
-    entries: Staged,
-    lines: Staged,
-}
-
-impl Loaded {
-    pub(super) fn of(columns: usize) -> Box<[Self]> {
-        let of_column = |_| Self {
-            entries: Staged::new(2 * WORD_BYTES),
-            lines: Staged::new(LINE_BYTES),
-        };
-        (0..columns).map(of_column).collect()
-    }
-
-    fn words(&mut self, number: usize, column: &StoredColumn) -> Result<Words, CheckpointError> {
-        let bad = |kind: Kind, what: String| {
-            let what = format!("column {number}: {what}");
-            Err(corrupt(kind.name(), what))
-        };
-        let lines = self.lines.bytes();
-        let entries = self.entries.bytes().as_chunks::<WORD_BYTES>().0;
-        let mut known: Vec<Known> = Vec::with_capacity(column.strings as usize);
-        let mut start = 0;
-        for (string, entry) in entries.as_chunks::<2>().0.iter().enumerate() {
-            let [key, end] = entry.map(u64::from_ne_bytes);
-            if key >= KEYS_MAX {
-                return bad(
-                    Kind::StringEnds,
-                    format!("the key of string {string} is {key}"),
-                );
-            }
-            let bytes = usize::try_from(end)
-                .ok()
-                .and_then(|end| lines.get(start..end));
-            let Some(bytes) = bytes.filter(|bytes| bytes.len() <= VALUE_BYTES_MAX) else {
-                let what = format!("string {string} is from byte {start} to {end}");
-                return bad(Kind::StringEnds, what);
-            };
-            start += bytes.len();
-            if known.last().is_some_and(|before| *before.bytes >= *bytes) {
-                let what = format!("string {string} is not above the one before it");
-                return bad(Kind::Strings, what);
-            }
-            let bytes = Arc::from(bytes);
-            known.push(Known {
-                key,
-                bytes,
-                rows: 0,
-            });
-        }
-        if lines_of(start as u64) != u64::from(column.lines) {
-            let what = format!("the last string ends at byte {start}");
-            return bad(Kind::StringEnds, what);
-        }
-        Words::of(known).or_else(|key| bad(Kind::StringEnds, format!("two strings have key {key}")))
-    }
-}
-
-/// The strings of a column that is read.
-struct Words {
-    /// In their order.
-    known: Vec<Known>,
-    /// Ascending keys, and which string it is that has one.
-    by_key: Vec<(u64, u32)>,
-    /// Behind all keys, those of removed rows included.
-    next: u64,
-}
-
-impl Words {
-    /// Keys are below `KEYS_MAX`. If two are one, that is the error.
-    fn of(known: Vec<Known>) -> Result<Self, u64> {
-        let keys = known.iter().map(|string| string.key);
-        let mut by_key: Vec<(u64, u32)> = keys.zip(0..).collect();
-        by_key.sort_unstable();
-        let next = by_key.last().map_or(0, |last| last.0 + 1);
-        match by_key.windows(2).find(|two| two[0].0 == two[1].0) {
-            Some(two) => Err(two[0].0),
-            None => Ok(Self {
-                known,
-                by_key,
-                next,
-            }),
-        }
-    }
-
-    /// A row has the key, which is below `KEYS_MAX`. Is there such a string? There need not
-    /// be one of a row that is not there.
-    fn note(&mut self, key: u64, is_there: bool) -> bool {
-        self.next = self.next.max(key + 1);
-        if !is_there {
-            return true;
-        }
-        let Ok(at) = self.by_key.binary_search_by_key(&key, |known| known.0) else {
-            return false;
-        };
-        self.known[self.by_key[at].1 as usize].rows += 1;
-        true
-    }
-
-    /// Of those that a row has.
-    fn dictionary(self) -> Dictionary {
-        Dictionary::of(self.known, self.next)
-    }
-}
-
-/// Rows that are read, behind one another, in memory that is made once for all of them.
-struct Staged {
-    row_bytes: usize,
-    memory: OnceLock<Region<AtomicU8>>,
-}
-
-impl Staged {
-    fn new(row_bytes: usize) -> Self {
-        let memory = OnceLock::new();
-        Self { row_bytes, memory }
-    }
-
-    fn elements(&self) -> &[AtomicU8] {
-        self.memory.get().map_or(&[], Region::elements)
-    }
-
-    fn bytes(&mut self) -> &[u8] {
-        let elements = self.elements();
-        // SAFETY: an atomic byte is a byte, and nobody writes it while `self` is borrowed.
-        #[allow(unsafe_code)]
-        unsafe {
-            std::slice::from_raw_parts(elements.as_ptr().cast(), elements.len())
-        }
-    }
-}
-
-impl Array for Staged {
-    fn row_bytes(&self) -> usize {
-        self.row_bytes
-    }
-
-    fn ensure_all(&self, rows: u32) -> Result<(), IndexError> {
-        if rows > 0 {
-            let bytes = rows as usize * self.row_bytes;
-            self.memory.get_or_init(|| Region::zeroed(bytes));
-        }
-        Ok(())
-    }
-
-    fn memory_at(&self, at: usize) -> (NonNull<u8>, usize) {
-        let behind = &self.elements()[at..];
-        (NonNull::from(behind).cast(), behind.len())
-    }
-
-    #[allow(unsafe_code)]
-    unsafe fn copy_row(&self, row: u32, into: &mut [u8]) {
-        let from = row as usize * self.row_bytes;
-        // SAFETY: atomics.
-        unsafe { copy_elements(&self.elements()[from..from + self.row_bytes], into) };
-    }
 }
 
 const _: () = assert!(size_of::<AtomicU64>() == WORD_BYTES);
