@@ -114,8 +114,11 @@ impl Aim<'_> {
             }
             Codes::OfVectors(compact, query) => {
                 let of = (compact, query);
-                hnsw.search_coarse(of, (0, width), starts, &mut visited, |_| {}, met);
-                *distances += nearest.len();
+                let mut ranked = 0;
+                let rank = |_| ranked += 1;
+                hnsw.search_coarse(of, (0, width), starts, &mut visited, rank, met);
+                // Who handed in the starts has counted them.
+                *distances += ranked - starts.len().min(ranked);
             }
             Codes::None => {
                 let (found, ranked) = hnsw.nearest_on(self.lanes, 0, starts, width);
