@@ -200,6 +200,7 @@ impl PartitionIndex {
         }
         let reserve = |slot| {
             self.lives.reserve(slot);
+            self.columns.reserve(slot);
             self.hnsw.reserve(slot, level, prepared);
         };
         // SAFETY: the writer's lock is held.

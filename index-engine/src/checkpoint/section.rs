@@ -150,6 +150,15 @@ impl<'a> Section<'a> {
         (self.read)(row, into);
     }
 
+    pub(crate) fn copied(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.bytes()];
+        let rows = bytes.chunks_exact_mut(self.row_bytes());
+        for (row, into) in (0..self.rows).zip(rows) {
+            self.read(row, into);
+        }
+        bytes
+    }
+
     pub(crate) fn make_room(&self) -> Result<(), IndexError> {
         self.memory.ensure_all(self.rows)
     }

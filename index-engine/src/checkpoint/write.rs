@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use super::format::{CHUNK_BYTES, Checksum, Header, Layout, PAGE_BYTES};
-use super::{Cut, Section, Taken};
+use super::{Cut, Kind, Section, Taken};
 use crate::filter::StoredColumn;
 use crate::partition_index::PartitionIndex;
 
@@ -22,8 +22,9 @@ impl PartitionIndex {
     /// Begins a checkpoint of the index as it is now, states of vectors included. Waits
     /// for the rows that are being linked, some milliseconds, and copies some 24 bytes
     /// a row, and 32 for each byte string that columns hold, which takes about 0.3 us a
-    /// string. Where there are columns, nothing is inserted or removed meanwhile. Searches
-    /// wait for nothing, but that filtered ones may open as much later.
+    /// string. Where there are columns, nothing is inserted or removed while states and
+    /// strings are copied. Searches wait for nothing, but that filtered ones may open or go
+    /// on as much later.
     pub fn checkpoint(&self) -> Checkpoint {
         let _nobody_links = self.linking.write();
         // Before the cut: no slot of its rows is used again.
@@ -31,19 +32,20 @@ impl PartitionIndex {
         // Until lives are copied no row goes, and with it its strings.
         let (cut, unchanged) = self.cut();
         let columns = unchanged.columns();
-        let bytes = |section: Section<'_>| match section.taken {
-            Taken::Beside => Vec::new(),
-            Taken::AtStart => {
-                let mut bytes = vec![0; section.bytes()];
-                let rows = bytes.chunks_exact_mut(section.row_bytes());
-                for (row, into) in (0..section.rows).zip(rows) {
-                    section.read(row, into);
+        let sections = self.sections(cut, &columns);
+        let mut taken: Vec<Vec<u8>> = sections.iter().map(|_| Vec::new()).collect();
+        let mut take = |are_lives: bool| {
+            for (section, bytes) in sections.iter().zip(&mut taken) {
+                let is_asked = (section.kind == Kind::Lives) == are_lives;
+                if is_asked && section.taken == Taken::AtStart {
+                    *bytes = section.copied();
                 }
-                bytes
             }
         };
-        let sections = self.sections(cut, &columns).into_iter();
-        let taken = sections.map(bytes).collect();
+        take(true);
+        drop(unchanged);
+        take(false);
+        drop(sections);
         Checkpoint {
             cut,
             columns,

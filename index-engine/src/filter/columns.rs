@@ -89,12 +89,19 @@ impl Columns {
         columns.try_for_each(|(column, value)| self.check(column, value))
     }
 
+    /// Makes room for a vector that is about to be published. One writer at a time.
+    pub(crate) fn reserve(&self, id: u32) {
+        if !self.types.is_empty() {
+            self.cells.ensure(id);
+        }
+    }
+
     /// The checked values of a vector that nobody can see yet. One writer at a time.
     pub(crate) fn write(&self, id: u32, values: &[Value]) {
         if self.types.is_empty() {
             return;
         }
-        self.cells.ensure(id);
+        self.reserve(id);
         let row = self.row(id);
         let mut listed = self.listed.write();
         if row.is_listed() {

@@ -6,8 +6,9 @@ use super::dictionary::{Dictionary, StringRead};
 use super::stored::{WORD_BYTES, lines_of};
 use crate::checkpoint::{CheckpointError, Kind, corrupt};
 
-/// No index lives so long: keys are counted on from those that are read.
-pub(super) const KEYS_MAX: u64 = 1 << 56;
+/// No index lives so long: keys are counted on from those that are read, and what has been
+/// written then is to be read again.
+pub(super) const KEYS_MAX: u64 = (1 << 56) - (1 << 32);
 
 /// The strings of a column that is read.
 pub(super) struct DictionaryRead {
