@@ -8,8 +8,8 @@ use super::Target;
 use anyhow::{Result, ensure};
 use index_engine::checkpoint::{CheckpointError, Loading};
 use index_engine::{
-    ColumnType, Comparison, Filter, IndexParams, Metric, PartitionIndex, Representation, Value,
-    VectorId,
+    ColumnType, Comparison, Element, Filter, Half, IndexParams, Metric, PartitionIndex,
+    Representation, Value, Vector, VectorId,
 };
 use rand::RngExt;
 use rand::rngs::SmallRng;
@@ -104,6 +104,55 @@ fn written(
     bytes
 }
 
+/// A vector as an index takes it, whatever its header says: one number everywhere, but of
+/// bits and of a sparse one in the first dimension.
+struct Filled {
+    element: Element,
+    dimensions: usize,
+    floats: Vec<f32>,
+    halves: Vec<Half>,
+    bytes: Vec<u8>,
+}
+
+impl Filled {
+    fn of(params: &IndexParams, value: f32) -> Self {
+        let (element, dimensions) = (params.element, params.dimensions);
+        let mut filled = Self {
+            element,
+            dimensions,
+            floats: Vec::new(),
+            halves: Vec::new(),
+            bytes: Vec::new(),
+        };
+        match element {
+            Element::F32 => filled.floats = vec![value; dimensions],
+            Element::F16 => filled.halves = vec![Half::from_f32(value); dimensions],
+            Element::Sparse => filled.floats = vec![value],
+            Element::Bit => {
+                filled.bytes = vec![0; dimensions.div_ceil(8)];
+                filled.bytes[0] = 0x80;
+            }
+        }
+        filled
+    }
+
+    fn as_vector(&self) -> Vector<'_> {
+        match self.element {
+            Element::F32 => Vector::F32(&self.floats),
+            Element::F16 => Vector::F16(&self.halves),
+            Element::Sparse => Vector::Sparse {
+                dimensions: self.dimensions,
+                indices: &[0],
+                values: &self.floats,
+            },
+            Element::Bit => Vector::Bits {
+                len: self.dimensions,
+                bytes: &self.bytes,
+            },
+        }
+    }
+}
+
 fn u32_at(input: &[u8], at: usize) -> Option<usize> {
     let bytes = input.get(at..)?.first_chunk()?;
     Some(u32::from_le_bytes(*bytes) as usize)
@@ -160,11 +209,11 @@ fn check(input: &[u8]) -> Result<String> {
     };
     let rows = index.total_len();
     search_all(&index)?;
-    let vector = vec![0.5; index.params().dimensions];
+    let vector = Filled::of(index.params(), 0.5);
     for row in 0..5 {
         let kinds = index.columns().iter();
         let attributes: Vec<Value> = kinds.map(|kind| value(*kind, row)).collect();
-        index.insert_with(&vector, u64::from(row), &attributes, |_| {})?;
+        index.insert_with(vector.as_vector(), u64::from(row), &attributes, |_| {})?;
     }
     if rows > 0 {
         index.remove(VectorId(rows as u32 / 2));
@@ -201,9 +250,9 @@ fn search_all(index: &PartitionIndex) -> Result<()> {
 
 /// Rows that match.
 fn found(index: &PartitionIndex, filter: &Filter) -> Result<usize> {
-    let query = vec![1.0; index.params().dimensions];
+    let query = Filled::of(index.params(), 1.0);
     let count = |exact: bool| -> Result<usize> {
-        let mut cursor = index.cursor_where(&query, 8, u64::MAX, exact, filter)?;
+        let mut cursor = index.cursor_where(query.as_vector(), 8, u64::MAX, exact, filter)?;
         let mut hits = 0;
         loop {
             let page = cursor.next_page(index, 16);
