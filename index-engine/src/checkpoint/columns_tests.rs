@@ -118,7 +118,7 @@ fn values_that_are_not_of_their_type_are_refused() {
         (9, 3, 2),
         (9, 4, 10),
         (9, 4, REMOVED as u64),
-        (9, 4, 1 << 56),
+        (REMOVED, 4, (1 << 56) - (1 << 32)),
         (REMOVED, 4, u64::MAX),
         (REMOVED, 3, 2),
     ] {
@@ -152,12 +152,12 @@ fn a_string_that_no_row_has_is_not_kept() {
 fn strings_that_are_not_apart_in_order_and_within_their_bytes_are_refused() {
     // Key and end of each: nine strings of two bytes, which fill a line.
     for (word, value, section) in [
-        (0, 1, "dictionary"),        // A key twice,
-        (0, 1 << 56, "dictionary"),  // one that leaves none,
-        (0, u64::MAX, "dictionary"), // or would turn over.
-        (2, 3, "strings"),           // The second is "1",
-        (2, 100, "dictionary"),      // or ends before it begins,
-        (34, 1_025, "dictionary"),   // or the last beyond the bytes.
+        (0, 1, "dictionary"),                     // A key twice,
+        (0, (1 << 56) - (1 << 32), "dictionary"), // one that leaves none,
+        (0, u64::MAX, "dictionary"),              // or would turn over.
+        (2, 3, "strings"),                        // The second is "1",
+        (2, 100, "dictionary"),                   // or ends before it begins,
+        (34, 1_025, "dictionary"),                // or the last beyond the bytes.
         (34, u64::MAX, "dictionary"),
         (34, 1 << 40, "dictionary"),
     ] {
