@@ -62,18 +62,56 @@ impl Rotation {
     pub(crate) fn apply(&self, vector: &[f32]) -> Vec<f32> {
         let mut values = vec![0.0; self.dimensions];
         values[..vector.len()].copy_from_slice(vector);
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature was detected.
-            #[allow(unsafe_code)]
-            unsafe {
-                rotate_avx2(&self.factors, &mut values);
-            }
-            return values;
-        }
-        rotate(&self.factors, &mut values, small_hadamard);
+        self.rotate(&mut values);
         values
     }
+
+    fn rotate(&self, values: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            // SAFETY: the feature was detected.
+            #[allow(unsafe_code)]
+            if is_x86_feature_detected!("avx512f") {
+                return unsafe { rotate_avx512(&self.factors, values) };
+            }
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            if is_x86_feature_detected!("avx2") {
+                return unsafe { rotate_avx2(&self.factors, values) };
+            }
+        }
+        rotate(&self.factors, values, small_hadamard);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn rotate_avx512(factors: &[f32], values: &mut [f32]) {
+    use std::arch::x86_64::*;
+    let negated = |x: __m512, which: __mmask16| {
+        let signs = _mm512_maskz_set1_epi32(which, i32::MIN);
+        _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(x), signs))
+    };
+    // By shuffles, as below, of two eights at a time.
+    let small = |values: &mut [f32]| {
+        for sixteen in values.as_chunks_mut::<16>().0 {
+            // SAFETY: sixteen floats.
+            #[allow(unsafe_code)]
+            let x = unsafe { _mm512_loadu_ps(sixteen.as_ptr()) };
+            let swapped = _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x);
+            let x = _mm512_add_ps(swapped, negated(x, 0xF0F0));
+            let swapped = _mm512_permute_ps::<0b01_00_11_10>(x);
+            let x = _mm512_add_ps(swapped, negated(x, 0xCCCC));
+            let swapped = _mm512_permute_ps::<0b10_11_00_01>(x);
+            let x = _mm512_add_ps(swapped, negated(x, 0xAAAA));
+            // SAFETY: sixteen floats.
+            #[allow(unsafe_code)]
+            unsafe {
+                _mm512_storeu_ps(sixteen.as_mut_ptr(), x);
+            }
+        }
+    };
+    rotate(factors, values, small);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -226,6 +264,32 @@ mod tests {
                 (dot(&x, &x) / dot(&a, &a) - 1.0).abs() < 1e-5,
                 "{dimensions}"
             );
+        }
+    }
+
+    /// Equal vectors are equal bytes, whichever machine stored them.
+    #[test]
+    fn every_kernel_rotates_alike_to_the_last_bit() {
+        let mut state = 7;
+        for dimensions in [16, 32, 48, 64, 112, 768, 784, 1_536, 16_000] {
+            let rotation = Rotation::new(dimensions);
+            let before = random(dimensions, &mut state);
+            let bits = |rotated: Vec<f32>| rotated.into_iter().map(f32::to_bits);
+            let rotated = |by: &dyn Fn(&mut [f32])| {
+                let mut values = before.clone();
+                by(&mut values);
+                values
+            };
+            let plain = rotated(&|values| rotate(&rotation.factors, values, small_hadamard));
+            let best = rotated(&|values| rotation.rotate(values));
+            assert!(bits(best).eq(bits(plain.clone())), "{dimensions}");
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx2") {
+                // SAFETY: the feature was detected.
+                #[allow(unsafe_code)]
+                let second = rotated(&|values| unsafe { rotate_avx2(&rotation.factors, values) });
+                assert!(bits(second).eq(bits(plain)), "{dimensions}");
+            }
         }
     }
 

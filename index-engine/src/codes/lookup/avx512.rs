@@ -56,23 +56,21 @@ unsafe fn dot8(bytes: *const u8, fine: &[Fine]) -> i32 {
     for (j, pair) in others.iter().enumerate() {
         add(&mut sums[j], 4 * eights.len() + j, pair);
     }
-    let sum = _mm512_add_epi32(
-        _mm512_add_epi32(sums[0], sums[1]),
-        _mm512_add_epi32(sums[2], sums[3]),
-    );
-    let mut sum = _mm512_reduce_add_epi32(sum);
-    for fine in rest {
+    for last in rest {
         // SAFETY: as above.
         let (q, v) = unsafe {
             (
-                _mm256_load_si256(std::ptr::from_ref(fine).cast()),
+                _mm256_load_si256(std::ptr::from_ref(last).cast()),
                 _mm_loadu_si128(bytes.add(pairs.len() * PAIR).cast()),
             )
         };
-        let products = _mm256_madd_epi16(q, _mm256_cvtepu8_epi16(v));
-        sum += _mm512_reduce_add_epi32(_mm512_zextsi256_si512(products));
+        let v = _mm512_cvtepu8_epi16(_mm256_zextsi128_si256(v));
+        sums[3] = _mm512_dpwssd_epi32(sums[3], _mm512_zextsi256_si512(q), v);
     }
-    sum
+    _mm512_reduce_add_epi32(_mm512_add_epi32(
+        _mm512_add_epi32(sums[0], sums[1]),
+        _mm512_add_epi32(sums[2], sums[3]),
+    ))
 }
 
 /// # Safety
