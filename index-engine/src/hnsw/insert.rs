@@ -12,6 +12,9 @@ use super::{Candidate, Heirs, Hnsw, START_LEVEL};
 use crate::codes::Lookup;
 use crate::distance::Lane;
 
+/// Vectors of so many candidates are asked of the memory before their turn.
+const AHEAD: usize = 4;
+
 impl Hnsw {
     /// Links a published vector. Once per id. One without a distance to anything
     /// would be a dead end; it stays outside. True if it is the entry from now on.
@@ -189,9 +192,15 @@ impl Hnsw {
         let mut held = candidates.iter().filter(|c| is_held(c.id())).count();
         let mut chosen: Vec<Candidate> = Vec::with_capacity(capacity);
         let mut pruned = Vec::new();
-        for candidate in candidates {
+        for candidate in candidates.iter().take(AHEAD) {
+            self.vectors.prefetch(candidate.id());
+        }
+        for (i, candidate) in candidates.iter().enumerate() {
             if chosen.len() == capacity {
                 return chosen;
+            }
+            if let Some(next) = candidates.get(i + AHEAD) {
+                self.vectors.prefetch(next.id());
             }
             if is_held(candidate.id()) {
                 held -= 1;

@@ -139,8 +139,10 @@ impl Hnsw {
             return put(slot);
         }
         let vector = self.vectors.get(node);
-        let linked = links.iter().map(|link| link.neighbour);
-        let mut candidates: Vec<Candidate> = linked
+        let ids: Vec<u32> = links.iter().map(|link| link.neighbour).collect();
+        self.vectors.prefetch_whole(&ids);
+        let mut candidates: Vec<Candidate> = ids
+            .into_iter()
             .chain([new])
             .map(|id| self.candidate(vector, id))
             .collect();
