@@ -89,16 +89,16 @@ impl CoarseQuery {
     fn sum_of_products(&self, bits: CodeBits, code: &[u8]) -> i32 {
         // Behind what the code's chunks hold there are zeros only.
         let fine = &self.fine[..code.len() / CHUNK_BYTES * (8 / bits.count())];
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") {
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if special::is_here() {
             // SAFETY: the feature was detected, and `fine` is as long as the code asks.
             #[allow(unsafe_code)]
             return unsafe {
                 match bits {
-                    CodeBits::One => x86::products::<1, 8>(code, fine),
-                    CodeBits::Two => x86::products::<2, 4>(code, fine),
-                    CodeBits::Four => x86::products::<4, 2>(code, fine),
-                    CodeBits::Eight => x86::products::<8, 1>(code, fine),
+                    CodeBits::One => special::products::<1, 8>(code, fine),
+                    CodeBits::Two => special::products::<2, 4>(code, fine),
+                    CodeBits::Four => special::products::<4, 2>(code, fine),
+                    CodeBits::Eight => special::products::<8, 1>(code, fine),
                 }
             };
         }
@@ -129,10 +129,15 @@ fn products_portable(bits: CodeBits, code: &[u8], fine: &[Fine]) -> i32 {
     sum
 }
 
+/// By AVX2.
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+mod special {
     use super::{CHUNK_BYTES, Fine};
     use std::arch::x86_64::*;
+
+    pub(super) fn is_here() -> bool {
+        is_x86_feature_detected!("avx2")
+    }
 
     /// `PARTS` values of `WIDTH` bits each lie in a byte.
     ///
@@ -182,6 +187,44 @@ mod x86 {
             pair,
             _mm_shuffle_epi32::<0b10_11_00_01>(pair),
         ))
+    }
+}
+
+/// By NEON.
+#[cfg(target_arch = "aarch64")]
+mod special {
+    use super::super::neon::Products;
+    use super::{CHUNK_BYTES, Fine};
+    use std::arch::aarch64::*;
+
+    pub(super) fn is_here() -> bool {
+        std::arch::is_aarch64_feature_detected!("neon")
+    }
+
+    /// `PARTS` values of `WIDTH` bits each lie in a byte.
+    ///
+    /// # Safety
+    /// `fine` has `PARTS` elements for each chunk of the code.
+    #[target_feature(enable = "neon")]
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn products<const WIDTH: i32, const PARTS: usize>(
+        code: &[u8],
+        fine: &[Fine],
+    ) -> i32 {
+        let mask = vdupq_n_u8(((1u16 << WIDTH) - 1) as u8);
+        let mut sums = [Products::zero(); 2];
+        for (i, chunk) in code.as_chunks::<CHUNK_BYTES>().0.iter().enumerate() {
+            // SAFETY: sixteen bytes.
+            let mut values = unsafe { vld1q_u8(chunk.as_ptr()) };
+            for part in 0..PARTS {
+                // SAFETY: by the contract.
+                let q = unsafe { fine.get_unchecked(i * PARTS + part) };
+                sums[part % 2].add(&q.0, vandq_u8(values, mask));
+                values = vshrq_n_u8::<WIDTH>(values);
+            }
+        }
+        let [even, odd] = sums;
+        even.total(odd)
     }
 }
 

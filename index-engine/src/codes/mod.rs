@@ -27,6 +27,8 @@ mod coarse_stored;
 mod code;
 pub(crate) mod lookup;
 mod mixture;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub(crate) mod origin;
 pub(crate) mod rotation;
 pub(crate) mod sketch;

@@ -80,6 +80,12 @@ impl Rotation {
                 return unsafe { rotate_avx2(&self.factors, values) };
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            // SAFETY: the feature was detected.
+            #[allow(unsafe_code)]
+            return unsafe { rotate_neon(&self.factors, values) };
+        }
         rotate(&self.factors, values, small_hadamard);
     }
 }
@@ -143,6 +149,35 @@ fn rotate_avx2(factors: &[f32], values: &mut [f32]) {
             #[allow(unsafe_code)]
             unsafe {
                 _mm256_storeu_ps(eight.as_mut_ptr(), x);
+            }
+        }
+    };
+    rotate(factors, values, small);
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn rotate_neon(factors: &[f32], values: &mut [f32]) {
+    use std::arch::aarch64::*;
+    // Elements are put beside those that they are added to, in both registers at once.
+    let small = |values: &mut [f32]| {
+        for eight in values.as_chunks_mut::<SMALL>().0 {
+            let at = eight.as_mut_ptr();
+            // SAFETY: eight floats.
+            #[allow(unsafe_code)]
+            let (x, y) = unsafe { (vld1q_f32(at), vld1q_f32(at.add(4))) };
+            let (x, y) = (vaddq_f32(x, y), vsubq_f32(x, y));
+            let (x, y) = (vreinterpretq_f64_f32(x), vreinterpretq_f64_f32(y));
+            let (x, y) = (vtrn1q_f64(x, y), vtrn2q_f64(x, y));
+            let (x, y) = (vreinterpretq_f32_f64(x), vreinterpretq_f32_f64(y));
+            let (x, y) = (vaddq_f32(x, y), vsubq_f32(x, y));
+            let (x, y) = (vtrn1q_f32(x, y), vtrn2q_f32(x, y));
+            let (x, y) = (vaddq_f32(x, y), vsubq_f32(x, y));
+            // SAFETY: as above.
+            #[allow(unsafe_code)]
+            unsafe {
+                vst1q_f32(at, vzip1q_f32(x, y));
+                vst1q_f32(at.add(4), vzip2q_f32(x, y));
             }
         }
     };

@@ -82,12 +82,72 @@ mod avx512 {
     functions!("avx512f,avx512vpopcntdq");
 }
 
+/// Counts stay bytes for a line: the compiler would widen those of each register to 64 bits.
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use super::{Lane, jaccard_of};
+    use std::arch::aarch64::*;
+
+    /// Each adds at most 64 to a sum of sixteen bits.
+    const LANES_MAX: usize = 512;
+
+    #[target_feature(enable = "neon")]
+    pub(super) fn hamming(a: &[Lane], b: &[Lane]) -> f32 {
+        let [differ] = count(a, b, |x, y| [veorq_u8(x, y)]);
+        differ as f32
+    }
+
+    #[target_feature(enable = "neon")]
+    pub(super) fn jaccard(a: &[Lane], b: &[Lane]) -> f32 {
+        jaccard_of(count(a, b, |x, y| [vandq_u8(x, y), vorrq_u8(x, y)]))
+    }
+
+    #[target_feature(enable = "neon")]
+    #[inline]
+    fn count<const N: usize>(
+        a: &[Lane],
+        b: &[Lane],
+        bits: impl Fn(uint8x16_t, uint8x16_t) -> [uint8x16_t; N],
+    ) -> [u32; N] {
+        assert_eq!(a.len(), b.len(), "vectors of one index have one length");
+        let mut counts = [0u32; N];
+        for (a, b) in a.chunks(LANES_MAX).zip(b.chunks(LANES_MAX)) {
+            let mut sums = [vdupq_n_u16(0); N];
+            for (a, b) in a.iter().zip(b) {
+                let mut bytes = [vdupq_n_u8(0); N];
+                for (x, y) in registers(a).into_iter().zip(registers(b)) {
+                    for (bytes, bits) in bytes.iter_mut().zip(bits(x, y)) {
+                        *bytes = vaddq_u8(*bytes, vcntq_u8(bits));
+                    }
+                }
+                for (sum, bytes) in sums.iter_mut().zip(bytes) {
+                    *sum = vpadalq_u8(*sum, bytes);
+                }
+            }
+            for (count, sum) in counts.iter_mut().zip(sums) {
+                *count += vaddlvq_u16(sum);
+            }
+        }
+        counts
+    }
+
+    #[target_feature(enable = "neon")]
+    #[inline]
+    fn registers(lane: &Lane) -> [uint8x16_t; 4] {
+        let at = lane.0.as_ptr().cast::<u8>();
+        // SAFETY: 64 bytes.
+        #[allow(unsafe_code)]
+        [0, 16, 32, 48].map(|i| unsafe { vld1q_u8(at.add(i)) })
+    }
+}
+
 pub(super) fn available(metric: Metric) -> Vec<(&'static str, Function)> {
     match metric {
         Metric::Hamming => available! {
             ["avx512vpopcntdq": "avx512f", "avx512vpopcntdq"] avx512::hamming;
             ["avx2+popcnt": "avx2", "popcnt"] avx2::hamming;
             ["popcnt": "popcnt"] popcnt::hamming;
+            neon neon::hamming;
             portable portable::hamming
         },
         // Two counts at once by AVX2's shuffles are so many instructions that fewer vectors
@@ -95,6 +155,7 @@ pub(super) fn available(metric: Metric) -> Vec<(&'static str, Function)> {
         Metric::Jaccard => available! {
             ["avx512vpopcntdq": "avx512f", "avx512vpopcntdq"] avx512::jaccard;
             ["popcnt": "popcnt"] popcnt::jaccard;
+            neon neon::jaccard;
             portable portable::jaccard
         },
         _ => unreachable!("bits have no {metric:?} distance"),

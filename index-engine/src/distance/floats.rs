@@ -31,7 +31,8 @@ fn floats(lanes: &[Lane]) -> &[f32] {
     Lane::view(lanes)
 }
 
-/// Compiled for what every processor of the target has.
+/// Compiled for what every processor of the target has. Of 64-bit ARM that is NEON: there it
+/// needs no other form.
 mod portable {
     functions!(cfg!(any(target_arch = "aarch64", target_feature = "fma")));
 }

@@ -90,12 +90,35 @@ mod avx512 {
     );
 }
 
+#[cfg(target_arch = "aarch64")]
+#[allow(unsafe_code)]
+mod neon {
+    use std::arch::aarch64::*;
+
+    functions!(
+        |x: &[Half; WIDTH]| {
+            let at = x.as_ptr().cast::<u16>();
+            // SAFETY: sixteen halves; and four registers of four floats are sixteen.
+            unsafe {
+                let a = vreinterpretq_f16_u16(vld1q_u16(at));
+                let b = vreinterpretq_f16_u16(vld1q_u16(at.add(8)));
+                let low = [vcvt_f32_f16(vget_low_f16(a)), vcvt_high_f32_f16(a)];
+                let high = [vcvt_f32_f16(vget_low_f16(b)), vcvt_high_f32_f16(b)];
+                std::mem::transmute::<[[float32x4_t; 2]; 2], [f32; WIDTH]>([low, high])
+            }
+        },
+        true,
+        "neon"
+    );
+}
+
 pub(super) fn available(metric: Metric) -> Vec<(&'static str, Function)> {
     macro_rules! of {
         ($function:ident) => {
             available! {
                 ["avx512f": "avx512f"] avx512::$function;
                 ["avx2+fma+f16c": "avx2", "fma", "f16c"] avx2::$function;
+                neon neon::$function;
                 portable portable::$function
             }
         };

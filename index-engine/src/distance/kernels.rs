@@ -54,7 +54,11 @@ impl Kernel {
 
 /// Of functions by name those that run on this processor, and the portable one last.
 macro_rules! available {
-    ($([$name:literal: $($feature:tt),+] $function:expr;)* portable $portable:expr) => {{
+    (
+        $([$name:literal: $($feature:tt),+] $function:expr;)*
+        $(neon $neon:expr;)?
+        portable $portable:expr
+    ) => {{
         #[allow(unused_mut)]
         let mut found: Vec<(&'static str, $crate::distance::kernels::Function)> = Vec::new();
         $(
@@ -63,6 +67,12 @@ macro_rules! available {
                 found.push(($name, $function));
             }
         )*
+        $(
+            #[cfg(target_arch = "aarch64")]
+            if std::arch::is_aarch64_feature_detected!("neon") {
+                found.push(("neon", $neon));
+            }
+        )?
         found.push(("portable", $portable));
         found
     }};
@@ -208,6 +218,30 @@ mod tests {
             for metric in &OF_FLOATS[..3] {
                 agree(*metric, Element::Sparse, lanes, plainly(*metric, &a, &b));
             }
+        }
+    }
+
+    #[test]
+    fn counts_of_long_vectors_fit() {
+        let (all, none) = (vec![u8::MAX; 100_000], vec![0; 100_000]);
+        let (all, none) = (Lane::pack_bits(&all), Lane::pack_bits(&none));
+        for kernel in Kernel::available(Metric::Hamming, Element::Bit) {
+            assert_eq!(kernel.rank(&all, &none), 800_000.0, "{}", kernel.name);
+        }
+        for kernel in Kernel::available(Metric::Jaccard, Element::Bit) {
+            assert_eq!(kernel.rank(&all, &all), 0.0, "{}", kernel.name);
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[test]
+    fn neon_is_the_best_where_it_has_a_form_of_its_own() {
+        for (metric, element) in [
+            (Metric::L2, Element::F16),
+            (Metric::Hamming, Element::Bit),
+            (Metric::Jaccard, Element::Bit),
+        ] {
+            assert_eq!(Kernel::detect(metric, element).name, "neon");
         }
     }
 

@@ -5,13 +5,15 @@
 //! bytes up by shuffles within registers and adds them, without a branch
 //! (FastScan: Andre et al., VLDB 2015).
 //!
-//! The same functions for several instruction sets: [`avx512`], [`avx2`], and the portable
-//! ones here.
+//! The same functions for several instruction sets: [`avx512`], [`avx2`], [`neon`], and the
+//! portable ones here.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use super::block::{GROUP, SIGNS};
 use super::{BATCH, Line};
@@ -42,6 +44,10 @@ struct Fine([i16; Lane::WIDTH]);
 /// The functions of one instruction set, which may be called only on a processor that has
 /// it. Found by [`Kernels::available`] only.
 struct Kernels {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "names kernels in test failures")
+    )]
     name: &'static str,
     make: unsafe fn(&[Lane]) -> Lookup,
     scan: Scan,
@@ -75,7 +81,9 @@ impl Kernels {
             avx512::is_here().then_some(&avx512::KERNELS),
             avx2::is_here().then_some(&avx2::KERNELS),
         ];
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        let special = [neon::is_here().then_some(&neon::KERNELS)];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let special: [Option<&'static Self>; 0] = [];
         special.into_iter().flatten().chain([&PORTABLE])
     }
@@ -343,6 +351,10 @@ mod tests {
     /// sums hold.
     const LANES: [usize; 13] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 49, 600, 1_100];
 
+    /// Scales are negative where there are codes, and margins are not: here it is the other
+    /// way round.
+    const MARGIN: f32 = -1.0;
+
     fn numbers() -> impl FnMut() -> u32 {
         let mut state = 99u64;
         move || {
@@ -371,12 +383,17 @@ mod tests {
                 let factor = (next() as f32 / 1e9).to_le_bytes();
                 batch[at / Line::BYTES].0[at % Line::BYTES..][..4].copy_from_slice(&factor);
             }
+            let scale = |slot: usize| {
+                let at = SIGNS / 3 * 2 + 4 * slot;
+                let bytes = &batch[at / Line::BYTES].0[at % Line::BYTES..];
+                f32::from_le_bytes(*bytes.first_chunk().unwrap())
+            };
             let scan = |lookup: &Lookup| {
                 let mut estimates = [0f32; BATCH];
                 let at = batch.as_ptr().cast();
                 // SAFETY: a whole batch of the query's dimensions.
                 #[allow(unsafe_code)]
-                let near = unsafe { lookup.scan(at, at, 1.0, 0.0, 0.5, &mut estimates) };
+                let near = unsafe { lookup.scan(at, at, 1.0, MARGIN, 0.5, &mut estimates) };
                 (estimates, near)
             };
             let plain = Lookup::by(&PORTABLE, &query);
@@ -392,10 +409,52 @@ mod tests {
                         (got - expected).abs() < tolerance,
                         "{name}, {lanes} lanes, slot {slot}: {got} for {expected}"
                     );
-                    assert_eq!(near >> slot & 1 == 1, *got < 0.5);
+                    let least = got + MARGIN * scale(slot);
+                    let is_near = near >> slot & 1 == 1;
+                    assert!(
+                        is_near == (least < 0.5) || (least - 0.5).abs() < tolerance,
+                        "{name}, {lanes} lanes, slot {slot}: {least}"
+                    );
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_largest_sums_fit() {
+        // Whole rounds that add as much as there is, up to beyond what sixteen bits hold.
+        for lanes in [256, 257, 260, 261, 1_024, 1_025, 1_100] {
+            let query = vec![Lane([1.0; Lane::WIDTH]); lanes];
+            let mut batch = vec![Line([0xFF; Line::BYTES]); SIGNS / Line::BYTES + lanes];
+            for at in (SIGNS / 3..SIGNS).step_by(4) {
+                let one = 1f32.to_le_bytes();
+                batch[at / Line::BYTES].0[at % Line::BYTES..][..4].copy_from_slice(&one);
+            }
+            let expected = 1.0 + (lanes * Lane::WIDTH) as f32;
+            for kernels in Kernels::available() {
+                let lookup = Lookup::by(kernels, &query);
+                let mut estimates = [0f32; BATCH];
+                let at = batch.as_ptr().cast();
+                // SAFETY: a whole batch of the query's dimensions.
+                #[allow(unsafe_code)]
+                unsafe {
+                    lookup.scan(at, at, 0.0, 0.0, 0.0, &mut estimates)
+                };
+                for got in estimates {
+                    assert!(
+                        (got - expected).abs() < 1e-3 * expected,
+                        "{}, {lanes} lanes: {got}",
+                        kernels.name
+                    );
+                }
+            }
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[test]
+    fn neon_is_the_best() {
+        assert_eq!(Kernels::best().name, "neon");
     }
 
     #[test]
@@ -410,11 +469,18 @@ mod tests {
             let (sum, size) = products.fold((0.0, 0.0), |(sum, size), product| {
                 (sum + product, size + product.abs())
             });
-            for kernels in Kernels::available() {
+            let dot8 = |kernels| {
                 let lookup = Lookup::by(kernels, &Lane::pack(&query));
                 // SAFETY: as many bytes as the query has dimensions.
                 #[allow(unsafe_code)]
-                let got = unsafe { lookup.dot8(bytes.as_ptr()) };
+                unsafe {
+                    lookup.dot8(bytes.as_ptr())
+                }
+            };
+            let plain = dot8(&PORTABLE);
+            for kernels in Kernels::available() {
+                let got = dot8(kernels);
+                assert_eq!(got, plain, "{}, {lanes} lanes", kernels.name);
                 assert!(
                     (f64::from(got) - sum).abs() < 1e-3 * size,
                     "{}, {lanes} lanes: {got} for {sum}",
