@@ -8,10 +8,10 @@ REPLICAS ?= 2
 SEEDS ?= 1..500
 MINUTES ?= 10
 
-.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover bench-backfill bench-replication bench-engine sim soak fuzz build setup test clean
+.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover bench-backfill bench-replication bench-engine sim soak fuzz build setup test test-aarch64 clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: ## install, build, start Postgres and a one-process cluster, load and search Fashion-MNIST
 	@scripts/quickstart.sh
@@ -86,6 +86,9 @@ build: ## build and install binary and extension
 
 test: ## formatting, lints, unit, extension and integration tests
 	@scripts/test.sh $(SUITES)
+
+test-aarch64: ## the engine's kernels and models on 64-bit ARM, under emulation where need be
+	@scripts/test-aarch64.sh
 
 clean: ## stop everything and delete its data (build caches stay)
 	@scripts/clean.sh

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# The index engine's kernels and some of its models on 64-bit ARM, under emulation where the
+# machine is another: what is computed is tested, how fast it is cannot be told. Names of
+# tests as arguments run only those of the library:
+#   test-aarch64.sh [TEST…]
+set -euo pipefail
+# shellcheck source=scripts/env.sh
+. "$(dirname "$0")/env.sh"
+
+TARGET=aarch64-unknown-linux-gnu
+KERNELS=(codes:: distance:: half::)
+MODELS=(--test model --test pages)
+
+install_packages() {
+  local missing=() package
+  for package in "$@"; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
+  done
+  [ ${#missing[@]} = 0 ] && return
+  command -v apt-get >/dev/null || die "missing: ${missing[*]}; install them with your system's package manager"
+  say "Installing Debian packages: ${missing[*]}"
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+}
+
+install_target() {
+  [ -d "$(rustc --print target-libdir --target "$TARGET")" ] && return
+  command -v rustup >/dev/null || die "Rust's library for $TARGET is not there, nor is rustup, which would fetch it"
+  rustup target add "$TARGET"
+}
+
+emulate() {
+  # simsimd, which results are compared with, is written in C.
+  install_packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
+  export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
+  export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+  export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu"
+}
+
+on_arm() { cargo test --release --locked --quiet -p index-engine --target "$TARGET" "$@"; }
+
+command -v cargo >/dev/null || die "cargo is not there; install Rust 1.95 or newer from https://rustup.rs"
+cd "$ROOT"
+install_target
+[ "$(uname -m)" = aarch64 ] || emulate
+claim_caches
+if [ $# -gt 0 ]; then
+  on_arm --lib -- "$@"
+  exit
+fi
+say "== Kernels on 64-bit ARM"
+on_arm --lib -- "${KERNELS[@]}"
+say "== Models of the index on 64-bit ARM"
+on_arm "${MODELS[@]}"
+say "All of it passed"
