@@ -368,7 +368,7 @@ fn to_first_cache(at: *const u8) {
     #[cfg(target_arch = "aarch64")]
     #[allow(unsafe_code)]
     unsafe {
-        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at, options(nomem, nostack, preserves_flags));
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) at.addr(), options(nomem, nostack, preserves_flags));
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;
@@ -388,7 +388,7 @@ pub(crate) fn to_second_cache(at: *const u8) {
     #[cfg(target_arch = "aarch64")]
     #[allow(unsafe_code)]
     unsafe {
-        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) at, options(nomem, nostack, preserves_flags));
+        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) at.addr(), options(nomem, nostack, preserves_flags));
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = at;

@@ -59,7 +59,6 @@ macro_rules! available {
         $(neon $neon:expr;)?
         portable $portable:expr
     ) => {{
-        #[allow(unused_mut)]
         let mut found: Vec<(&'static str, $crate::distance::kernels::Function)> = Vec::new();
         $(
             #[cfg(target_arch = "x86_64")]
@@ -73,7 +72,7 @@ macro_rules! available {
                 found.push(("neon", $neon));
             }
         )?
-        found.push(("portable", $portable));
+        found.extend([("portable", $portable as _)]);
         found
     }};
 }
