@@ -4,7 +4,7 @@
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-/// Longer inputs only make the others fewer.
+/// Longer inputs only make the others fewer. One that is mangled may stay as long as it was.
 pub const INPUT_BYTES_MAX: usize = 64 << 10;
 /// Counts and lengths at which something may turn over.
 const EDGES: [u64; 14] = [
@@ -30,7 +30,7 @@ pub fn mutate(rng: &mut SmallRng, input: &[u8], other: &[u8]) -> Vec<u8> {
     for _ in 0..rng.random_range(1..6) {
         once(rng, &mut bytes, other);
     }
-    bytes.truncate(INPUT_BYTES_MAX);
+    bytes.truncate(INPUT_BYTES_MAX.max(input.len()));
     bytes
 }
 
