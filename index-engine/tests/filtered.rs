@@ -402,11 +402,12 @@ fn step() -> impl proptest::strategy::Strategy<Value = Step> {
     ]
 }
 
-/// The id, the attribute, and the xid that ended it: `u64::MAX` while current.
-type Model = Vec<(Option<i64>, u64)>;
+/// The attribute, the xid that ended it (`u64::MAX` while current), and the vector.
+type Model = Vec<(Option<i64>, u64, Vec<f32>)>;
 
 struct Open {
     cursor: Cursor,
+    query: Vec<f32>,
     xmin: u64,
     upto: usize,
     least: i64,
@@ -415,25 +416,27 @@ struct Open {
 }
 
 impl Open {
-    fn wants(&self, (value, ended): (Option<i64>, u64)) -> bool {
+    fn wants(&self, (value, ended, _): &(Option<i64>, u64, Vec<f32>)) -> bool {
         let matches = value.map_or(self.null, |value| value >= self.least);
-        matches && ended != 0 && self.xmin <= ended
+        matches && *ended != 0 && self.xmin <= *ended
     }
 
     fn page(&mut self, index: &PartitionIndex, rows: &Model, wanted: usize) -> bool {
         let page = self.cursor.next_page(index, wanted);
-        for (VectorId(id), _) in &page.hits {
-            assert!(
-                (*id as usize) < self.upto && self.wants(rows[*id as usize]),
-                "{id}"
-            );
+        assert!(page.hits.windows(2).all(|w| w[0].1 <= w[1].1));
+        for (VectorId(id), distance) in &page.hits {
+            let row = &rows[*id as usize];
+            assert!((*id as usize) < self.upto && self.wants(row), "{id}");
+            let expected = rank(&row.2, &self.query).sqrt();
+            let is_right = (distance - expected).abs() < 1e-4;
+            assert!(is_right, "{id}: {distance} for {expected}");
             assert!(self.returned.insert(*id), "{id} came twice");
         }
         assert!(page.exhausted || page.hits.len() == wanted);
         if page.exhausted {
             for (id, row) in (0u32..).zip(&rows[..self.upto]) {
                 assert!(
-                    !self.wants(*row) || self.returned.contains(&id),
+                    !self.wants(row) || self.returned.contains(&id),
                     "{id} is missing"
                 );
             }
@@ -455,11 +458,10 @@ fn run(dimensions: usize, steps: Vec<Step>) {
             Step::Insert(x, value) => {
                 let values = [value.map_or(Value::Null, Value::Int)];
                 let hash = rows.len() as u64;
-                let id = index
-                    .insert_with(&vector(x, rows.len()), hash, &values, |_| {})
-                    .unwrap();
+                let vector = vector(x, rows.len());
+                let id = index.insert_with(&vector, hash, &values, |_| {}).unwrap();
                 assert_eq!(id.0 as usize, rows.len());
-                rows.push((value, u64::MAX));
+                rows.push((value, u64::MAX, vector));
             }
             Step::End(id, xid) if !rows.is_empty() => {
                 let id = id.index(rows.len());
@@ -493,6 +495,7 @@ fn run(dimensions: usize, steps: Vec<Step>) {
                 let returned = HashSet::new();
                 open.push(Open {
                     cursor,
+                    query,
                     xmin,
                     upto,
                     least,

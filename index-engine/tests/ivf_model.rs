@@ -3,8 +3,11 @@
 
 use std::collections::HashSet;
 
+mod owned;
+
 use index_engine::ivf::{IvfCursor, IvfIndex, IvfParams};
 use index_engine::{Metric, VectorId};
+use owned::distance;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -38,8 +41,13 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// `None` of a removed row; `u64::MAX` of a current one.
-type Row = Option<u64>;
+const QUERY: [f64; 2] = [2.5, 1.0];
+
+struct Row {
+    vector: [f64; 2],
+    /// `None` of a removed one; `u64::MAX` of a current one.
+    ended: Option<u64>,
+}
 
 struct Open {
     cursor: IvfCursor,
@@ -49,10 +57,14 @@ struct Open {
 }
 
 impl Open {
-    fn page(&mut self, rows: &[Row], wanted: usize) -> bool {
-        let is_visible = |row: &Row| row.is_some_and(|ended| self.xmin <= ended);
+    fn page(&mut self, metric: Metric, rows: &[Row], wanted: usize) -> bool {
+        let is_visible = |row: &Row| row.ended.is_some_and(|ended| self.xmin <= ended);
         let page = self.cursor.next_page(wanted);
-        for (VectorId(id), _) in &page.hits {
+        assert!(page.hits.windows(2).all(|w| w[0].1 <= w[1].1));
+        for (VectorId(id), found) in &page.hits {
+            let expected = distance(metric, &rows[*id as usize].vector, &QUERY);
+            let is_right = *found == expected || (found - expected).abs() < 1e-4;
+            assert!(is_right, "{id}: {found} for {expected}");
             assert!((*id as usize) < self.upto, "{id} is newer than the cursor");
             assert!(is_visible(&rows[*id as usize]), "{id} is not visible");
             assert!(self.returned.insert(*id), "{id} came twice");
@@ -83,15 +95,18 @@ fn run(metric: Metric, lists: Option<usize>, steps: Vec<Step>) {
                     let (x, y) = (rows.len() % 9, rows.len() % 7);
                     let vector = [(x as f32) + f32::from(place), y as f32 - 2.0];
                     assert_eq!(index.insert(&vector).unwrap().0 as usize, rows.len());
-                    rows.push(Some(u64::MAX));
+                    rows.push(Row {
+                        vector: vector.map(f64::from),
+                        ended: Some(u64::MAX),
+                    });
                 }
             }
             Step::End(pick, xid) if !rows.is_empty() => {
                 let id = pick.index(rows.len());
                 // A version ends once.
-                if rows[id] == Some(u64::MAX) {
+                if rows[id].ended == Some(u64::MAX) {
                     index.end(VectorId(id as u32), xid);
-                    rows[id] = Some(xid);
+                    rows[id].ended = Some(xid);
                 }
             }
             Step::RemoveFrom(pick, count) if !rows.is_empty() => {
@@ -99,7 +114,7 @@ fn run(metric: Metric, lists: Option<usize>, steps: Vec<Step>) {
                 let ids = first..(first + count).min(rows.len());
                 for id in ids {
                     index.remove(VectorId(id as u32));
-                    rows[id] = None;
+                    rows[id].ended = None;
                 }
             }
             Step::Train(most) => {
@@ -110,14 +125,16 @@ fn run(metric: Metric, lists: Option<usize>, steps: Vec<Step>) {
                 probes,
                 exact,
             } => open.push(Open {
-                cursor: index.cursor(&[2.5, 1.0], probes, xmin, exact).unwrap(),
+                cursor: index
+                    .cursor(&QUERY.map(|x| x as f32), probes, xmin, exact)
+                    .unwrap(),
                 xmin,
                 upto: rows.len(),
                 returned: HashSet::new(),
             }),
             Step::Page(pick, wanted) if !open.is_empty() => {
                 let at = pick.index(open.len());
-                if open[at].page(&rows, wanted) {
+                if open[at].page(metric, &rows, wanted) {
                     open.swap_remove(at);
                 }
             }
@@ -125,9 +142,9 @@ fn run(metric: Metric, lists: Option<usize>, steps: Vec<Step>) {
         }
     }
     for mut cursor in open {
-        while !cursor.page(&rows, 50) {}
+        while !cursor.page(metric, &rows, 50) {}
     }
-    let removed = rows.iter().filter(|row| row.is_none()).count();
+    let removed = rows.iter().filter(|row| row.ended.is_none()).count();
     assert_eq!(
         (index.removed_len(), index.total_len()),
         (removed, rows.len())

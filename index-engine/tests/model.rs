@@ -1,11 +1,14 @@
 //! Random histories against a plain list: what a cursor must and may return.
 #![allow(clippy::unwrap_used)]
 
+mod owned;
+
 use std::collections::HashMap;
 
 use index_engine::{
-    CodeBits, Cursor, IndexParams, Metric, PartitionIndex, Representation, VectorId,
+    CodeBits, Cursor, Element, IndexParams, Metric, PartitionIndex, Representation, VectorId,
 };
+use owned::{Owned, WIDE, distance};
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
@@ -61,7 +64,9 @@ impl Row {
 
 struct Open {
     cursor: Cursor,
-    query: Vec<f32>,
+    query: Vec<f64>,
+    /// The last distance, of an exact search: the next is no nearer.
+    exact_from: Option<f64>,
     xmin: u64,
     /// Rows that existed when it was opened.
     upto: usize,
@@ -72,9 +77,12 @@ struct Open {
 struct World {
     index: PartitionIndex,
     metric: Metric,
+    element: Element,
     /// In the order of insertion.
     rows: Vec<Row>,
+    /// What they were made of, and what they are, dense.
     vectors: Vec<Vec<f32>>,
+    dense: Vec<Vec<f64>>,
     /// The row of each id.
     row_of: Vec<usize>,
     id_of: Vec<VectorId>,
@@ -85,7 +93,11 @@ impl World {
         let row = self.rows.len();
         let named = std::cell::Cell::new(None);
         let name = |id| named.set(Some(id));
-        let id = self.index.insert_named(&vector, row as u64, name).unwrap();
+        let owned = Owned::of(self.element, &vector);
+        let id = self
+            .index
+            .insert_named(owned.borrow(), row as u64, name)
+            .unwrap();
         assert_eq!(named.get(), Some(id), "the name comes first");
         let at = id.0 as usize;
         if at == self.row_of.len() {
@@ -102,6 +114,7 @@ impl World {
         }
         self.rows.push(Row::Current);
         self.vectors.push(vector);
+        self.dense.push(owned.dense());
         self.id_of.push(id);
     }
 
@@ -112,31 +125,34 @@ impl World {
         }
     }
 
-    fn distance(&self, row: usize, query: &[f32]) -> f64 {
-        let dot = |a: &[f32], b: &[f32]| -> f64 {
-            let products = a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y));
-            products.sum()
-        };
-        let row = &self.vectors[row];
-        match self.metric {
-            Metric::InnerProduct => -dot(row, query),
-            Metric::Cosine if dot(row, row) == 0.0 => f64::INFINITY,
-            Metric::Cosine => 1.0 - dot(row, query) / (dot(row, row) * dot(query, query)).sqrt(),
-            _ => (dot(row, row) + dot(query, query) - 2.0 * dot(row, query)).sqrt(),
+    fn open(&self, query: &[f32], ef: usize, xmin: u64, exact: bool) -> Open {
+        let query = Owned::of(self.element, query);
+        Open {
+            cursor: self.index.cursor(query.borrow(), ef, xmin, exact).unwrap(),
+            query: query.dense(),
+            exact_from: exact.then_some(f64::NEG_INFINITY),
+            xmin,
+            upto: self.rows.len(),
+            returned: HashMap::new(),
         }
     }
 
     fn page(&self, open: &mut Open, wanted: usize) -> bool {
         let page = open.cursor.next_page(&self.index, wanted);
-        for (id, distance) in &page.hits {
+        assert!(page.hits.windows(2).all(|w| w[0].1 <= w[1].1));
+        if let (Some(from), [first, .., last]) = (&mut open.exact_from, &page.hits[..]) {
+            assert!(*from <= first.1, "{} after {from}", first.1);
+            *from = last.1;
+        }
+        for (id, found) in &page.hits {
             let row = self.row_of[id.0 as usize];
             assert!(row < open.upto, "{row} is newer than the cursor");
             assert!(self.rows[row].visible(open.xmin), "{row} is not visible");
             let before = open.returned.insert(row, id.0);
             assert!(before.is_none(), "{row} came twice");
-            let expected = self.distance(row, &open.query);
-            let is_right = *distance == expected || (distance - expected).abs() < 1e-3;
-            assert!(is_right, "{row}: {distance} for {expected}");
+            let expected = distance(self.metric, &self.dense[row], &open.query);
+            let is_right = *found == expected || (found - expected).abs() < 1e-3;
+            assert!(is_right, "{row}: {found} for {expected}");
         }
         assert!(page.exhausted || page.hits.len() == wanted);
         if page.exhausted {
@@ -168,45 +184,66 @@ impl World {
             (self.index.slots_len(), self.index.total_len()),
             (slots, slots)
         );
-        let upto = self.rows.len();
-        if upto == 0 {
+        if self.rows.is_empty() {
             return;
         }
         let query = self.vectors[0].iter().map(|x| x + 0.5).collect::<Vec<_>>();
         for exact in [false, true] {
-            let cursor = self.index.cursor(&query, 3, u64::MAX, exact).unwrap();
-            let mut open = Open {
-                cursor,
-                query: query.clone(),
-                xmin: u64::MAX,
-                upto,
-                returned: HashMap::new(),
-            };
+            let mut open = self.open(&query, 3, u64::MAX, exact);
             while !self.page(&mut open, 7) {}
         }
     }
 }
 
-fn run(metric: Metric, dimensions: usize, representation: Representation, steps: Vec<Step>) {
-    let vector = |x: f32, y: f32| {
-        let mut vector = vec![0.0; dimensions];
-        (vector[0], vector[1]) = (x, y);
-        vector
-    };
-    let params = IndexParams {
+/// Two small numbers as a vector: its first two values, or so many bits of each.
+fn vector(element: Element, dimensions: usize, x: f32, y: f32) -> Vec<f32> {
+    let mut vector = vec![0.0; dimensions];
+    match element {
+        Element::Bit => {
+            vector[..x as usize].fill(1.0);
+            vector[dimensions / 2..][..y as usize].fill(1.0);
+        }
+        _ => (vector[0], vector[1]) = (x, y),
+    }
+    vector
+}
+
+/// What is walked, and how.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    element: Element,
+    metric: Metric,
+    dimensions: usize,
+    representation: Representation,
+}
+
+fn run(kind: Kind, steps: Vec<Step>) {
+    let Kind {
+        element,
         metric,
         dimensions,
+        representation,
+    } = kind;
+    let vector = |x, y| vector(element, dimensions, x, y);
+    let params = IndexParams {
+        metric,
+        element,
+        dimensions: match element {
+            Element::Sparse => WIDE,
+            _ => dimensions,
+        },
         m: 2,
         ef_construction: 4,
         representation,
-        ..IndexParams::default()
     };
     let index = PartitionIndex::new(params).unwrap();
     let mut world = World {
         index,
         metric,
+        element,
         rows: Vec::new(),
         vectors: Vec::new(),
+        dense: Vec::new(),
         row_of: Vec::new(),
         id_of: Vec::new(),
     };
@@ -238,13 +275,7 @@ fn run(metric: Metric, dimensions: usize, representation: Representation, steps:
             }
             Step::Open { xmin, ef, exact } => {
                 let query = vector(2.5, 1.0);
-                open.push(Open {
-                    cursor: world.index.cursor(&query, ef, xmin, exact).unwrap(),
-                    query,
-                    xmin,
-                    upto: rows,
-                    returned: HashMap::new(),
-                });
+                open.push(world.open(&query, ef, xmin, exact));
             }
             Step::Page(pick, wanted) if !open.is_empty() => {
                 let at = pick % open.len();
@@ -277,6 +308,44 @@ proptest! {
         ]),
         steps in prop::collection::vec(step(), 1..300),
     ) {
-        run(metric, dimensions, form, steps);
+        let kind = Kind { element: Element::F32, metric, dimensions, representation: form };
+        run(kind, steps);
     }
+
+    #[test]
+    fn so_does_every_history_of_other_elements_and_metrics(
+        kind in prop::sample::select(other_kinds()),
+        steps in prop::collection::vec(step(), 1..300),
+    ) {
+        run(kind, steps);
+    }
+}
+
+/// Each element with its metrics, but f32 with those of old.
+fn other_kinds() -> Vec<Kind> {
+    use Representation::{Coded, Compact, Plain};
+    let four = Compact(CodeBits::Four);
+    let kind = |(element, metric, dimensions, representation)| Kind {
+        element,
+        metric,
+        dimensions,
+        representation,
+    };
+    let kinds = [
+        (Element::F32, Metric::L1, 20, Plain),
+        (Element::F16, Metric::L1, 7, Plain),
+        (Element::F16, Metric::L2, 40, Plain),
+        (Element::F16, Metric::L2, 40, Coded),
+        (Element::F16, Metric::L2, 20, four),
+        (Element::F16, Metric::Cosine, 33, Coded),
+        (Element::F16, Metric::InnerProduct, 33, Coded),
+        (Element::F16, Metric::Cosine, 20, four),
+        (Element::Sparse, Metric::L2, 20, Plain),
+        (Element::Sparse, Metric::Cosine, 20, Plain),
+        (Element::Sparse, Metric::InnerProduct, 20, Plain),
+        (Element::Sparse, Metric::L1, 20, Plain),
+        (Element::Bit, Metric::Hamming, 12, Plain),
+        (Element::Bit, Metric::Jaccard, 12, Plain),
+    ];
+    kinds.map(kind).to_vec()
 }

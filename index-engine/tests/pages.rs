@@ -327,3 +327,41 @@ fn folding_under_an_open_cursor_neither_repeats_nor_loses_rows() {
         assert_eq!(ids(&hits), (0..1_000).collect::<Vec<_>>());
     }
 }
+
+/// What was found and not given out yet is not looked for again.
+#[test]
+fn the_next_page_costs_the_increment() {
+    const PAGES: usize = 20;
+    const ROWS: usize = 10;
+    let walks = WALKS
+        .into_iter()
+        .chain([(48, Representation::Compact(CodeBits::Eight))]);
+    for (walk, form) in walks {
+        let mut world = World::of(Metric::L2, 16 + walk, 12, 80, form);
+        world.add_clustered(6_000, 40);
+        world.index.fold(usize::MAX);
+        let (mut first, mut later, mut at_once) = (0, 0, 0);
+        for _ in 0..30 {
+            let query = world.query();
+            let open = || world.index.cursor(&query, 40, u64::MAX, false).unwrap();
+            let mut cursor = open();
+            let mut distances = || {
+                let page = cursor.next_page(&world.index, ROWS);
+                assert_eq!(page.hits.len(), ROWS);
+                page.distances
+            };
+            first += distances();
+            later += (1..PAGES).map(|_| distances()).sum::<usize>();
+            at_once += open().next_page(&world.index, PAGES * ROWS).distances;
+        }
+        let (pages, a_page) = (first + later, later / (PAGES - 1));
+        println!(
+            "{form:?}: first page {first}, later {a_page} each, all {pages}; at once {at_once}"
+        );
+        assert!(
+            pages as f64 <= 1.3 * at_once as f64,
+            "{form:?}: {pages} for {at_once}"
+        );
+        assert!(2 * a_page <= first, "{form:?}: {a_page} after {first}");
+    }
+}
