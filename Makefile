@@ -8,7 +8,7 @@ REPLICAS ?= 2
 SEEDS ?= 1..500
 MINUTES ?= 10
 
-.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover bench-backfill bench-replication bench-engine sim soak fuzz build setup test test-aarch64 clean
+.PHONY: help quickstart up down add remove start stop status psql dsn ctl logs bench bench-failover bench-backfill bench-replication bench-engine sim soak fuzz sanitize build setup test test-aarch64 clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ soak: ## hundreds of random histories with crashes, against a real Postgres: SEE
 
 fuzz: ## mangled streams, COPY, wire messages and records, so long each: MINUTES=10
 	@scripts/fuzz.sh '$(MINUTES)'
+
+sanitize: ## the index engine's tests under AddressSanitizer
+	@scripts/sanitize.sh
 
 bench-backfill: ## the consumer's memory while it fills tables of 100,000 and 3,000,000 rows
 	@scripts/bench-backfill.sh
