@@ -15,6 +15,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{self, Ordering};
 
 use crate::accesses::{Accesses, BLOCK_VECTORS};
 use crate::cursor::Cursor;
@@ -235,7 +236,10 @@ impl PartitionIndex {
     /// Is a checkpoint being written? Whoever holds the lock of writers or of linking
     /// finds none that begins meanwhile.
     pub(crate) fn is_being_written(&self) -> bool {
-        Arc::strong_count(&self.checkpoints) > 1
+        let is_held = Arc::strong_count(&self.checkpoints) > 1;
+        // The count is read relaxed, and whoever finds it let go writes what was read.
+        atomic::fence(Ordering::Acquire);
+        is_held
     }
 
     /// Makes the vector a former version, seen only by searches whose snapshot
