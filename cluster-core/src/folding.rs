@@ -17,6 +17,13 @@ const BEHIND_FOR_MS: u64 = 100;
 /// Without a slice in between.
 pub const GIVES_WAY_MS_MAX: u64 = 2_000;
 
+/// Whether a tail that was full is folded enough for nobody to be told of it any more. Rows
+/// that come faster than they are folded hold it at its limit, and wait once a commit: that
+/// is one wait, and not one a commit.
+pub fn is_relieved(tail_rows: usize, tail_rows_max: usize) -> bool {
+    tail_rows.saturating_mul(10) < tail_rows_max.saturating_mul(9)
+}
+
 /// What a node's folders see when they look for work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FoldLoad {
@@ -67,6 +74,21 @@ impl FoldPace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tail_at_its_limit_is_not_relieved_by_a_few_rows() {
+        for (rows, is_so) in [
+            (101, false),
+            (100, false),
+            (90, false),
+            (89, true),
+            (0, true),
+        ] {
+            assert_eq!(is_relieved(rows, 100), is_so, "{rows}");
+        }
+        assert!(is_relieved(0, 1) && !is_relieved(1, 1));
+        assert!(is_relieved(200_000, usize::MAX));
+    }
 
     fn load(waiting_changes: usize, tail_rows: usize) -> FoldLoad {
         FoldLoad {

@@ -19,6 +19,8 @@ pub struct Metrics {
     pub backfill_rows: Counter,
     /// Milliseconds that apply waited for a full tail to be folded.
     pub tail_wait_ms: Counter,
+    /// Replicas whose changes wait for that now.
+    pub waiting_for_folding: Gauge,
     /// … and for memory.
     pub memory_wait_ms: Counter,
     pub folded_rows: Counter,
@@ -66,6 +68,7 @@ impl Default for Metrics {
             apply_gaps: Counter::default(),
             backfill_rows: Counter::default(),
             tail_wait_ms: Counter::default(),
+            waiting_for_folding: Gauge::default(),
             memory_wait_ms: Counter::default(),
             folded_rows: Counter::default(),
             repair_looks: Counter::default(),
@@ -118,6 +121,7 @@ impl Metrics {
         r.register("apply_gaps", "Batches refused because something before them is missing", self.apply_gaps.clone());
         r.register("backfill_rows", "Backfill rows merged", self.backfill_rows.clone());
         r.register("tail_wait_milliseconds", "Time that apply waited for folding", self.tail_wait_ms.clone());
+        r.register("waiting_for_folding", "Replicas whose changes wait for a full tail to be folded", self.waiting_for_folding.clone());
         r.register("memory_wait_milliseconds", "Time that apply waited for memory", self.memory_wait_ms.clone());
         r.register("repair_looks", "Vectors looked at to take removed ones out of the graph", self.repair_looks.clone());
         r.register("folded_rows", "Rows moved from the tail into the graph", self.folded_rows.clone());

@@ -162,6 +162,9 @@ impl Node {
                     pending_rows: replica.pending_rows(),
                     memory_bytes: live.memory_bytes() as u64,
                     problem: replica.reported_problem().unwrap_or_default(),
+                    waits_for: replica
+                        .folding_wait()
+                        .map_or_else(String::new, |full| full.to_string()),
                     learner: replica
                         .learner_progress()
                         .map(|progress| v1::LearnerProgress {

@@ -74,6 +74,8 @@ pub fn refresh_gauges(replicas: &Replicas, metrics: &Metrics) {
     metrics
         .tail_rows
         .set(sum(&|r| r.live().index().tail_len() as u64));
+    let waits = |replica: &Arc<Replica>| u64::from(replica.folding_wait().is_some());
+    metrics.waiting_for_folding.set(sum(&waits));
     metrics
         .removed_vectors
         .set(sum(&|r| r.live().index().removed_len() as u64));

@@ -343,7 +343,7 @@ fn must_fold(writer: &Writer, learning: &mut Learning) -> bool {
 /// Applies a bounded piece of the log over the copy; behind the last piece the
 /// replica is live.
 pub(super) fn replay(writer: &mut Writer) -> Result<Replayed, Fatal> {
-    if writer.is_tail_full() || writer.out_of_memory(MemoryPressure::Full).is_some() {
+    if writer.must_wait_for_folding() || writer.out_of_memory(MemoryPressure::Full).is_some() {
         return Ok(Replayed::Waits);
     }
     let replica = writer.replica.clone();

@@ -10,7 +10,7 @@
 //! `index_state` with [`live_index`], `key_table` and `formers` (memory),
 //! [`learning`] with `learn` (a replica that copies a peer and logs the
 //! stream meanwhile), [`checkpoint`], [`replicas`] (all of them, and recovery), [`fold`],
-//! [`housekeeping`], `progress`.
+//! [`folding_wait`], [`housekeeping`], `progress`.
 //!
 //! Caveat: a search may see a key twice while a new version is published. It
 //! never misses a row whose change lies at or below the watermark.
@@ -18,6 +18,7 @@
 mod backfill;
 pub mod checkpoint;
 pub mod fold;
+pub mod folding_wait;
 mod formers;
 pub mod housekeeping;
 mod index_state;
@@ -40,6 +41,8 @@ pub use writer::WriterContext;
 mod backfill_tests;
 #[cfg(test)]
 mod checkpoint_tests;
+#[cfg(test)]
+mod folding_wait_tests;
 #[cfg(test)]
 mod learn_tests;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A replica as everybody but its writer sees it.
 
+use super::folding_wait::{FoldingWait, FullTail, Wait};
 use super::job::{InHand, Job, OnHole, StreamGaps};
 use super::learning::{LearnerProgress, Learning};
 use super::live_index::LiveIndex;
@@ -48,6 +49,7 @@ pub struct Replica {
     pub(super) is_stopping: AtomicBool,
     /// Rows that recovery put into the tail: they do not push back.
     pub(super) recovered_rows: AtomicUsize,
+    folding_wait: FoldingWait,
     /// Jobs of apply streams that are queued or being done.
     outstanding: AtomicUsize,
     /// Changes in their batches.
@@ -99,6 +101,7 @@ impl Replica {
             changed_rows: AtomicU64::new(0),
             is_stopping: AtomicBool::new(false),
             recovered_rows: AtomicUsize::new(0),
+            folding_wait: FoldingWait::default(),
             outstanding: AtomicUsize::new(0),
             waiting_changes: AtomicUsize::new(0),
             problem: RwLock::new(None),
@@ -199,6 +202,27 @@ impl Replica {
     pub fn reported_problem(&self) -> Option<String> {
         let note = || self.learning.lock().as_ref()?.note.clone();
         self.problem().or_else(note)
+    }
+
+    /// Changes wait for the tail to be folded. Told once, until they do no more.
+    pub(super) fn begin_folding_wait(&self, full: FullTail) {
+        if self.folding_wait.begin(full.rows_max) {
+            let (partition, collection) = (self.id.partition, self.id.collection);
+            tracing::warn!(%partition, %collection, %full, "changes wait");
+        }
+    }
+
+    /// Why changes wait, if they do. Of a quarantined replica none does.
+    pub fn folding_wait(&self) -> Option<FullTail> {
+        match self.folding_wait.look(self.live().index().tail_len()) {
+            Wait::Never => None,
+            Wait::Goes(full) => Some(full).filter(|_| !self.is_quarantined()),
+            Wait::Ended(after) => {
+                let (partition, waited_ms) = (self.id.partition, after.as_millis() as u64);
+                tracing::info!(%partition, waited_ms, "the tail is folded: changes wait no longer");
+                None
+            }
+        }
     }
 
     pub fn live(&self) -> Arc<LiveIndex> {

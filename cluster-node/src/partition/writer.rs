@@ -8,6 +8,7 @@
 use super::backfill::{self, Rows};
 use super::checkpoint::files::Checkpoints;
 use super::checkpoint::take::{self, Taking};
+use super::folding_wait::FullTail;
 use super::index_state::{IndexState, Now, Publish, PublishError};
 use super::job::{Gap, InHand, Job, Sweep};
 use super::learn::{self, Replayed};
@@ -437,10 +438,10 @@ impl Writer {
         )
     }
 
-    /// Pushes back while the tail is full, so that exact scans stay bounded. Of a
-    /// quarantined replica nobody folds the tail any more.
+    /// Pushes back while the tail is full, so that exact scans stay bounded, and says so. Of
+    /// a quarantined replica nobody folds the tail any more.
     fn wait_for_folding(&self) {
-        let waited_ms = self.wait_while(|| self.is_tail_full());
+        let waited_ms = self.wait_while(|| self.must_wait_for_folding());
         self.context.metrics.tail_wait_ms.inc_by(waited_ms);
     }
 
@@ -480,7 +481,16 @@ impl Writer {
         started.elapsed().as_millis() as u64
     }
 
-    pub(super) fn is_tail_full(&self) -> bool {
+    /// Whoever asks waits, if it is so, and others are told.
+    pub(super) fn must_wait_for_folding(&self) -> bool {
+        let full = self.full_tail();
+        if let Some(full) = full {
+            self.replica.begin_folding_wait(full);
+        }
+        full.is_some()
+    }
+
+    fn full_tail(&self) -> Option<FullTail> {
         let tail = self.index.live().index().tail_len();
         let recovered = &self.replica.recovered_rows;
         let left = recovered.fetch_min(tail, Ordering::Relaxed).min(tail);
@@ -488,7 +498,11 @@ impl Writer {
             0 => 0,
             left => left + RECOVERED_SLACK_ROWS,
         };
-        tail > self.context.config.tail_rows_max.max(allowance)
+        let rows_max = self.context.config.tail_rows_max.max(allowance);
+        (tail > rows_max).then_some(FullTail {
+            rows: tail,
+            rows_max,
+        })
     }
 }
 

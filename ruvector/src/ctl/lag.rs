@@ -24,6 +24,8 @@ struct SourceLag {
     is_paused: bool,
     /// Partitions that the slot has passed on all their replicas.
     stale_partitions: usize,
+    /// Replicas whose changes wait, and for what, in sentences.
+    waits: Vec<String>,
     #[serde(skip)]
     remark: Option<String>,
 }
@@ -89,6 +91,7 @@ impl SourceLag {
             problem: source.problem.clone(),
             is_paused: source.is_paused,
             stale_partitions: stale.len(),
+            waits: seen.waits(|id| id == source.id),
             remark: words::needs_reconcile(stale),
         }
     }
@@ -158,6 +161,9 @@ impl Report for Lag {
             }
             if let Some(remark) = &source.remark {
                 notes += &format!("\n! {}: {remark}\n", source.name);
+            }
+            for wait in &source.waits {
+                notes += &format!("\n! {}: {wait}\n", source.name);
             }
             let Some(progress) = &source.progress else {
                 table.row(

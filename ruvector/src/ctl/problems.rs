@@ -4,7 +4,7 @@ use super::progress::waits_for;
 use super::table::{bytes, span};
 use super::{Observed, words};
 use cluster_core::collection::CollectionState;
-use cluster_core::ids::{CollectionId, NodeId};
+use cluster_core::ids::{CollectionId, NodeId, SourceId};
 use cluster_core::map::{Partition, ReplicaState, Source};
 use proto::v1::NodeStatus;
 use std::collections::BTreeMap;
@@ -25,6 +25,7 @@ impl Observed {
         problems.extend(self.failed_collections());
         problems.extend(self.stale_collections());
         problems.extend(self.reported_problems());
+        problems.extend(self.waits(|_| true));
         problems
     }
 
@@ -79,14 +80,11 @@ impl Observed {
     fn missing_replicas(&self) -> Vec<String> {
         let usual = self.usual_serving();
         let missing = |partition| missing_replicas(partition, usual);
-        let mut problems: Vec<_> = self.map.partitions.values().filter_map(missing).collect();
-        let more = problems.len().saturating_sub(NAMED_MAX);
-        if more > 0 {
-            problems.truncate(NAMED_MAX);
+        let problems = self.map.partitions.values().filter_map(missing).collect();
+        name_some(problems, |more| {
             let partitions = words::counted(more, "more partition");
-            problems.push(format!("{partitions} like these: ruvector ctl map"));
-        }
-        problems
+            format!("{partitions} like these: ruvector ctl map")
+        })
     }
 
     /// How many replicas serve most of the partitions; the more when two numbers
@@ -191,6 +189,43 @@ impl Observed {
         }
         problems
     }
+
+    /// Replicas of some sources whose changes wait, and for what.
+    pub fn waits(&self, is_asked_for: impl Fn(SourceId) -> bool) -> Vec<String> {
+        let mut waits = Vec::new();
+        for partition in self.map.partitions.values() {
+            let Some(collection) = self.map.collections.get(&partition.collection) else {
+                continue;
+            };
+            if !is_asked_for(collection.spec.source) {
+                continue;
+            }
+            let index = &collection.spec.index_name;
+            for (node, report) in self.replica_reports(partition.id) {
+                if !report.waits_for.is_empty() {
+                    let (id, waits_for) = (partition.id.0, &report.waits_for);
+                    waits.push(format!(
+                        "partition {id} of {index} on node {node} {waits_for}"
+                    ));
+                }
+            }
+        }
+        name_some(waits, |more| {
+            let replicas = words::counted(more, "more replica");
+            let verb = if more == 1 { "waits" } else { "wait" };
+            format!("{replicas} {verb} likewise")
+        })
+    }
+}
+
+/// The first of what most likely has one cause, and how many more there are.
+fn name_some(mut problems: Vec<String>, others: impl Fn(usize) -> String) -> Vec<String> {
+    let more = problems.len().saturating_sub(NAMED_MAX);
+    if more > 0 {
+        problems.truncate(NAMED_MAX);
+        problems.push(others(more));
+    }
+    problems
 }
 
 fn serving(partition: &Partition) -> usize {
@@ -220,7 +255,7 @@ fn missing_replicas(partition: &Partition, usual: usize) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{TTL_MS, alive, observed, split};
+    use super::super::testing::{TTL_MS, alive, collection, observed, split};
     use super::*;
     use cluster_core::map::ReplicaState::{Demoted, Learner, Releasing, Serving};
 
@@ -269,6 +304,32 @@ mod tests {
                 "node 1: memory is tight, 9.0 GB of 10 GB: backfills and copies to it are refused; \
               move partitions to other nodes, or raise memory_limit_bytes"
             ]
+        );
+    }
+
+    #[test]
+    fn a_replica_whose_changes_wait_is_named_with_its_index_and_for_what() {
+        let served: &[(u64, u64, ReplicaState)] = &[(1, 1, Serving)];
+        let mut seen = observed(1, &[served; 10]);
+        seen.map.collections.insert(CollectionId(1), collection());
+        seen.status.nodes[0] = alive(1, 500, &[(3, 10), (4, 10)]);
+        let wait = |seen: &mut Observed, partition: usize| {
+            let report = seen.status.nodes[0].report.as_mut().expect("it reports");
+            report.partitions[partition].waits_for = "waits for folding: its tail …".into();
+        };
+        assert_eq!(seen.problems(), Vec::<String>::new());
+        wait(&mut seen, 1);
+        let said = "partition 4 of items_idx on node 1 waits for folding: its tail …";
+        assert_eq!(seen.problems(), [said]);
+        assert_eq!(seen.waits(|source| source.0 == 1), [said]);
+        assert_eq!(seen.waits(|source| source.0 == 2), Vec::<String>::new());
+        let rows: Vec<(u64, u64)> = (1..=10).map(|id| (id, 10)).collect();
+        seen.status.nodes[0] = alive(1, 500, &rows);
+        (0..10).for_each(|partition| wait(&mut seen, partition));
+        let said = seen.problems();
+        assert_eq!(
+            (said.len(), &*said[8]),
+            (9, "2 more replicas wait likewise")
         );
     }
 

@@ -1,6 +1,9 @@
 //! A small cluster as the leader would tell of it.
 
 use super::Observed;
+use cluster_core::collection::{
+    BackfillSnapshot, Collection, CollectionSpec, CollectionState, Metric,
+};
 use cluster_core::ids::*;
 use cluster_core::map::*;
 use proto::v1::{
@@ -48,6 +51,34 @@ pub fn observed(nodes: u64, partitions: &[&[Held]]) -> Observed {
         ..GetStatusResponse::default()
     };
     Observed { status, map }
+}
+
+/// Collection 1 of source 1, complete.
+pub fn collection() -> Collection {
+    Collection {
+        id: CollectionId(1),
+        spec: CollectionSpec {
+            source: SourceId(1),
+            index_oid: 1,
+            definition_generation: 1,
+            table_oid: 1,
+            schema_name: "public".into(),
+            table_name: "items".into(),
+            index_name: "items_idx".into(),
+            column_name: "embedding".into(),
+            column_attnum: 2,
+            key_attnums: vec![1],
+            metric: Metric::L2,
+            dimensions: 2,
+            m: 16,
+            ef_construction: 64,
+        },
+        state: CollectionState::Ready {
+            snapshot: BackfillSnapshot::default(),
+        },
+        last_backfill: BackfillId(1),
+        reconcile: None,
+    }
 }
 
 /// A node that renewed so long ago, and reports rows of these partitions.
