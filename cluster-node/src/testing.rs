@@ -154,6 +154,14 @@ pub fn map() -> PartitionMap {
     map
 }
 
+/// [`map`] of vectors of other dimensions.
+pub fn map_of(dimensions: usize) -> PartitionMap {
+    let mut map = map();
+    let collections = map.collections.values_mut();
+    collections.for_each(|collection| collection.spec.dimensions = dimensions as u32);
+    map
+}
+
 /// [`map`] with what this node's replica is now.
 pub fn map_in(version: u64, state: ReplicaState) -> PartitionMap {
     let mut map = map();

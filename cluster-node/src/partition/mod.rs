@@ -42,6 +42,8 @@ mod backfill_tests;
 #[cfg(test)]
 mod checkpoint_tests;
 #[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
 mod folding_wait_tests;
 #[cfg(test)]
 mod learn_tests;

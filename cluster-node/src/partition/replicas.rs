@@ -222,7 +222,8 @@ impl Replicas {
             }
         };
         let is_learner = loaded.learning.is_some();
-        tracing::info!(%partition, rows = loaded.index.rows(), %watermark, is_learner, "partition recovered");
+        let (rows, tail) = (loaded.index.rows(), loaded.index.live().index().tail_len());
+        tracing::info!(%partition, rows, tail, %watermark, is_learner, "partition recovered");
         self.start(partition, meta, source, watermark, loaded)
     }
 

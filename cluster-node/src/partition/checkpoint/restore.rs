@@ -69,9 +69,9 @@ fn read(
             contents.number, contents.generation, contents.watermark, meta.generation,
         )));
     }
-    let rows = contents.rows.len();
+    let (rows, tail) = (contents.rows.len(), index.tail_len());
     let took_ms = began.elapsed().as_millis() as u64;
-    tracing::info!(%partition, number, rows, watermark = %contents.watermark, took_ms, "checkpoint loaded");
+    tracing::info!(%partition, number, rows, tail, watermark = %contents.watermark, took_ms, "checkpoint loaded");
     Ok(Restored {
         number,
         index: IndexState::restored(params.clone(), index, contents.rows),
