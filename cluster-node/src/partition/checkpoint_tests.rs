@@ -1,9 +1,12 @@
 //! A restart from a checkpoint, and from what changed since, finds what the rows say.
 #![allow(clippy::unwrap_used)]
 
+use super::checkpoint::file as checkpoint_file;
 use super::job::Job;
 use crate::config::Config;
+use crate::storage::checkpoint_format::encode_contents;
 use crate::testing::*;
+use index_engine::{ColumnType, PartitionIndex, Value};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -255,6 +258,44 @@ async fn a_checkpoint_of_another_replica_is_not_used() {
     let t = start(one.path()).await;
     assert_eq!(t.find(CURRENT).await.len(), ROWS as usize);
     assert_eq!(t.node.metrics.checkpoints_unusable.get(), 1);
+}
+
+/// The engine can have attributes beside vectors, and a node's indexes have none: what a
+/// node of another version may write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_with_columns_of_attributes_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = filled(dir.path()).await;
+    take(&t).await;
+    let path = file(dir.path(), "1");
+    let params = t.replica().live().index().params().clone();
+    let read = || checkpoint_file::read(&path, PARTITION, &params, 1);
+    let (_, contents) = read().unwrap();
+    t.stop().await;
+    // The same rows in the same slots, each with a number.
+    let columns = [ColumnType::Int];
+    let index = PartitionIndex::with_columns(params.clone(), &columns, None).unwrap();
+    for n in 0..ROWS {
+        let number = [Value::Int(i64::from(n))];
+        let vector = [n as f32, 1.0];
+        let level_hash = u64::from(n);
+        (index.insert_with(&vector[..], level_hash, &number, |_| ())).unwrap();
+    }
+    let contents = encode_contents(PARTITION, &contents);
+    checkpoint_file::write(&path, index.checkpoint(), &index, &contents).unwrap();
+    let Err(refused) = read() else {
+        panic!("it is read");
+    };
+    assert_eq!(
+        refused.to_string(),
+        "it is of 1 columns of attributes, and a node's indexes have none"
+    );
+    let t = start(dir.path()).await;
+    assert_eq!(t.find(CURRENT).await.len(), ROWS as usize);
+    assert_eq!(t.node.metrics.checkpoints_unusable.get(), 1);
+    assert_eq!(files(dir.path()), ["corrupt"], "put aside");
+    assert_eq!(t.replica().problem(), None);
+    t.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
