@@ -29,6 +29,8 @@ pub struct Metrics {
     pub fold_gave_way_ms: Counter,
     pub fsync_seconds: Histogram,
     pub searches: Counter,
+    /// Of a partition each, begun again by exact distances.
+    pub searches_restarted: Counter,
     pub search_seconds: Histogram,
     pub estale: Family<Reason, Counter>,
     estale_all: Counter,
@@ -75,6 +77,7 @@ impl Default for Metrics {
             fold_gave_way_ms: Counter::default(),
             fsync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             searches: Counter::default(),
+            searches_restarted: Counter::default(),
             search_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 18)),
             estale: Family::default(),
             estale_all: Counter::default(),
@@ -128,6 +131,8 @@ impl Metrics {
         r.register("fold_gave_way_milliseconds", "Time that folding left to apply, all threads together", self.fold_gave_way_ms.clone());
         r.register("fsync_seconds", "Synced commits to the node's database", self.fsync_seconds.clone());
         r.register("searches", "Search requests", self.searches.clone());
+        let restarted = "Searches of a partition that its codes told nothing, begun again by exact distances: its rows have drifted";
+        r.register("searches_restarted", restarted, self.searches_restarted.clone());
         r.register("search_seconds", "Search requests, waiting included", self.search_seconds.clone());
         r.register("estale", "Requests refused as ESTALE", self.estale.clone());
         let stale_pages = "Pages answered without a lease, or by a stale replica";

@@ -368,6 +368,7 @@ impl Cursor {
 
     /// Sketches were of no use: the walk begins again, by exact distances.
     fn begin_again_by_distance(&mut self, index: &PartitionIndex) {
+        index.search_restarts();
         self.query = Query::Plain;
         self.walk = match &self.walk {
             AnyWalk::Filtered(rounds) => AnyWalk::Filtered(rounds.afresh()),

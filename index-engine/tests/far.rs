@@ -171,6 +171,34 @@ fn rows_that_drift_away_from_the_first_are_found_as_well_by_codes_as_by_distance
     }
 }
 
+/// Once a search, on its first page; an exact one goes by distances from the beginning.
+#[test]
+fn searches_that_begin_again_are_counted() {
+    let index = index(Metric::L2, 64, Representation::Coded);
+    let mut clusters = Clusters::new(64);
+    for row in 0..ROWS {
+        let at = if row < ROWS / 2 { 0.0 } else { 1_000.0 };
+        index.insert(&clusters.vector(at), row).unwrap();
+    }
+    index.fold(usize::MAX);
+    let search = |query: &[f32], exact| {
+        let before = index.searches_restarted();
+        let mut cursor = index.cursor(query, 40, u64::MAX, exact).unwrap();
+        (0..5).for_each(|_| drop(cursor.next_page(&index, 10)));
+        index.searches_restarted() - before
+    };
+    assert_eq!(index.searches_restarted(), 0, "nobody has searched");
+    let (mut near, mut far) = (0, 0);
+    for _ in 0..50 {
+        near += search(&clusters.vector(0.0), false);
+        let drifted = clusters.vector(1_000.0);
+        far += search(&drifted, false);
+        assert_eq!(search(&drifted, true), 0);
+    }
+    assert!(near <= 5 && (45..=50).contains(&far), "{near} and {far}");
+    assert_eq!(written_and_loaded(&index).searches_restarted(), 0);
+}
+
 /// Filters walk by sketches too.
 #[test]
 fn drifted_rows_are_found_by_a_filter() {
@@ -208,4 +236,6 @@ fn drifted_rows_are_found_by_a_filter() {
         found += page(false).iter().filter(|id| exact.contains(id)).count();
     }
     assert!(found >= 475, "{found} of 500");
+    let restarted = index.searches_restarted();
+    assert!((45..=50).contains(&restarted), "{restarted} of 50");
 }

@@ -15,10 +15,13 @@ use super::key_table::KeyTable;
 use cluster_core::row_key::RowKey;
 use index_engine::{Cursor, IndexError, IndexParams, Moment, Page, PartitionIndex, VectorId};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub struct LiveIndex {
     index: PartitionIndex,
     keys: KeyTable,
+    /// Searches that had begun again when somebody asked last.
+    restarts_told: AtomicU64,
 }
 
 impl LiveIndex {
@@ -26,6 +29,7 @@ impl LiveIndex {
         Ok(Self {
             index: PartitionIndex::new(params)?,
             keys: KeyTable::new(),
+            restarts_told: AtomicU64::new(0),
         })
     }
 
@@ -35,7 +39,12 @@ impl LiveIndex {
         for (id, key) in rows {
             keys.set(*id, key.clone());
         }
-        Self { index, keys }
+        let restarts_told = AtomicU64::new(0);
+        Self {
+            index,
+            keys,
+            restarts_told,
+        }
     }
 
     /// An id with its key.
@@ -67,6 +76,13 @@ impl LiveIndex {
         let cursor = self.index.cursor(query, ef, snapshot_xmin, exact)?;
         let live = self.clone();
         Ok(LiveCursor { cursor, live })
+    }
+
+    /// Searches that began again by exact distances, since this was asked last: whoever
+    /// counts them goes on counting when TRUNCATE replaces the index. One asks at a time.
+    pub fn new_restarts(&self) -> u64 {
+        let restarts = self.index.searches_restarted();
+        restarts - self.restarts_told.swap(restarts, Ordering::Relaxed)
     }
 
     /// After all cursors that have been opened so far.

@@ -13,6 +13,8 @@ pub mod search;
 #[cfg(test)]
 mod digest_tests;
 #[cfg(test)]
+mod drift_tests;
+#[cfg(test)]
 mod lease_loss_tests;
 #[cfg(test)]
 mod share_tests;
