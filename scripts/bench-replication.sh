@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How fast rows come through, and what that takes, in a cluster of one node beside a
 # second Postgres that subscribes to the first. Arguments: quick (default) or full, then
-# parts if not all of them: bench-replication.sh full copy single small memory tail tps.
+# parts if not all of them: bench-replication.sh full copy single small memory tail bounded tps.
 # The last line printed is one JSON object.
 set -euo pipefail
 # shellcheck source=scripts/env.sh

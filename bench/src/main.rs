@@ -37,7 +37,7 @@ fn main() -> Result<()> {
         }
         _ => bail!(
             "usage: path-bench freshness DSN [SECONDS] | overhead DSN | failover leader|node|move RUN_DIR \
-             | replication quick|full RUN_DIR SUBSCRIBER_DSN [copy|single|small|memory|tps…]"
+             | replication quick|full RUN_DIR SUBSCRIBER_DSN [copy|single|small|memory|tail|bounded|tps…]"
         ),
     }
 }

@@ -246,6 +246,19 @@ impl Cluster {
         found.with_context(|| format!("{} has no {name}", file.display()))
     }
 
+    /// Rewrites a process's configuration file, and returns what it was. The process reads
+    /// it when it starts again.
+    pub fn change_settings(
+        &self,
+        process: &str,
+        change: impl FnOnce(&str) -> String,
+    ) -> Result<String> {
+        let file = self.run_dir.join(format!("cluster/config/{process}.toml"));
+        let text = std::fs::read_to_string(&file).with_context(|| format!("{}", file.display()))?;
+        std::fs::write(&file, change(&text))?;
+        Ok(text)
+    }
+
     /// The process that serves at an address: a node's id is what the
     /// coordinators gave it, and says nothing about the name.
     pub fn node_process_at(&self, address: &str) -> Result<String> {

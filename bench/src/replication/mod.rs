@@ -1,11 +1,12 @@
 //! How fast rows come through, beside what Postgres's own logical replication takes for
-//! the same; how long they come faster than they are folded; how soon one row is found; how many small transactions a second it takes; what
+//! the same; how long they come faster than they are folded, and what is sustained once they wait for it; how soon one row is found; how many small transactions a second it takes; what
 //! the consumer holds in memory; and what the primary pays.
 //!
 //! Everything is on one machine: the processes compete for its cores with Postgres and
 //! with one another, so that the figures are the path's, not the parts'. The last line
 //! printed is one JSON object.
 
+mod bounded;
 mod copy;
 mod memory;
 mod rows;
@@ -18,7 +19,9 @@ use anyhow::{Result, bail, ensure};
 use integration_tests::Cluster;
 use serde_json::{Map, Value};
 
-pub const PARTS: [&str; 6] = ["copy", "single", "small", "memory", "tail", "tps"];
+pub const PARTS: [&str; 7] = [
+    "copy", "single", "small", "memory", "tail", "bounded", "tps",
+];
 
 /// How long the parts run.
 #[derive(Clone, Copy)]
@@ -58,6 +61,7 @@ pub fn run(scale: &str, run_dir: &str, subscriber: &str, parts: &[&str]) -> Resu
             "small" => small::run(&cluster, scale)?,
             "memory" => memory::run(&cluster, scale)?,
             "tail" => tail::run(&cluster, scale)?,
+            "bounded" => bounded::run(&cluster, scale)?,
             _ => tps::run(&cluster, subscriber, scale)?,
         };
         figures.insert((*part).to_owned(), found);
