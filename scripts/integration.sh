@@ -13,7 +13,7 @@ cd "$ROOT"
 # Always the whole workspace: another selection has other features, and cargo
 # would compile half of the dependencies again.
 cargo_test() { cargo test --release --locked --workspace "$@"; }
-TESTS=(--test definitions --test schema --test schema_under_load --test keys --test partitioned --test databases --test queries --test rows --test snapshots --test prepared --test freshness --test synchronous --test backfill --test transactions --test slot_health --test slot_waits --test verify --test breaks --test gaps --test lost_wal --test mid_backfill --test sources --test greedy --test faults --test failover --test quorum --test moves_under_load --test killed_moves --test undecodable --test histories --test postgres)
+TESTS=(--test definitions --test schema --test schema_under_load --test keys --test partitioned --test databases --test queries --test rows --test snapshots --test prepared --test freshness --test synchronous --test backfill --test transactions --test slot_health --test slot_waits --test verify --test breaks --test gaps --test lost_wal --test mid_backfill --test mid_fold --test sources --test greedy --test faults --test failover --test quorum --test moves_under_load --test killed_moves --test undecodable --test histories --test postgres)
 with_progress "Building the tests" "$RUN_DIR/logs/build-tests.log" cargo_test "${TESTS[@]}" --no-run
 
 export PREBUILT=$RUN_DIR/bin/ruvector
