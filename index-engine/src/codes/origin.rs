@@ -2,7 +2,7 @@
 //!
 //! Their steps are as fine as vectors are long, so of vectors that lie far from zero they
 //! would tell little. They count from a point in the midst of the vectors instead: the
-//! median, dimension by dimension, of those that are there when the first is linked. It
+//! median, dimension by dimension, of some of those that are there when the first is linked. It
 //! stays, for everything that is encoded refers to it; where the data has drifted away from
 //! it, `hnsw::told` sees that sketches tell nothing.
 

@@ -38,9 +38,12 @@ impl Hnsw {
     pub(crate) fn settle_origin(&self) {
         if let Some(coding) = &self.coding {
             coding.origin.settle(|| {
-                let asked = 0..self.vectors.len().min(ORIGIN_ASKED_MAX);
+                // Spread over what there is: the first may be of another time.
+                let len = self.vectors.len();
+                let asked = len.min(ORIGIN_ASKED_MAX);
+                let nth = |i| (u64::from(i) * u64::from(len) / u64::from(asked)) as u32;
                 let rotated = |id| self.rotated(self.vectors.get(id)).into();
-                asked.map(rotated).collect()
+                (0..asked).map(nth).map(rotated).collect()
             });
         }
     }
