@@ -24,6 +24,7 @@ mapfile -t FILES < <(basename -s .rs index-engine/tests/*.rs | grep -vx footprin
 export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1
 # Flags of its own, and so a folder. With a target named, build scripts run without them.
 export RUSTC_BOOTSTRAP=1 RUSTFLAGS="${RUSTFLAGS:-} -Zsanitizer=address"
+claim_caches
 export CARGO_TARGET_DIR=$CARGO_TARGET_DIR/asan
 say "== The index engine under AddressSanitizer"
 exec cargo test --release --locked --target "$HOST" -p index-engine --lib "${FILES[@]}" "$@"
