@@ -17,6 +17,12 @@
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
+# shellcheck source=scripts/packages.sh
+. "$SCRIPTS/packages.sh"
+
+check_rust
+# simsimd, which results are compared with, is written in C.
+command -v cc >/dev/null || install_packages g++
 cd "$ROOT"
 
 HOST=$(rustc -vV | sed -n 's/^host: //p')

@@ -6,22 +6,12 @@
 set -euo pipefail
 # shellcheck source=scripts/env.sh
 . "$(dirname "$0")/env.sh"
+# shellcheck source=scripts/packages.sh
+. "$SCRIPTS/packages.sh"
 
 TARGET=aarch64-unknown-linux-gnu
 KERNELS=(codes:: distance:: half::)
 MODELS=(--test model --test pages)
-
-install_packages() {
-  local missing=() package
-  for package in "$@"; do
-    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
-  done
-  [ ${#missing[@]} = 0 ] && return
-  command -v apt-get >/dev/null || die "missing: ${missing[*]}; install them with your system's package manager"
-  say "Installing Debian packages: ${missing[*]}"
-  as_root apt-get update -qq
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
-}
 
 install_target() {
   [ -d "$(rustc --print target-libdir --target "$TARGET")" ] && return
@@ -30,7 +20,6 @@ install_target() {
 }
 
 emulate() {
-  # simsimd, which results are compared with, is written in C.
   install_packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
   export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
   export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
@@ -39,7 +28,9 @@ emulate() {
 
 on_arm() { cargo test --release --locked --quiet -p index-engine --target "$TARGET" "$@"; }
 
-command -v cargo >/dev/null || die "cargo is not there; install Rust 1.95 or newer from https://rustup.rs"
+check_rust
+# For what is built to run here, and simsimd, which results are compared with.
+command -v cc >/dev/null || install_packages g++
 cd "$ROOT"
 install_target
 [ "$(uname -m)" = aarch64 ] || emulate
