@@ -140,7 +140,8 @@ impl World {
     fn page(&self, open: &mut Open, wanted: usize) -> bool {
         let page = open.cursor.next_page(&self.index, wanted);
         assert!(page.hits.windows(2).all(|w| w[0].1 <= w[1].1));
-        if let (Some(from), [first, .., last]) = (&mut open.exact_from, &page.hits[..]) {
+        let ends = page.hits.first().zip(page.hits.last());
+        if let (Some(from), Some((first, last))) = (&mut open.exact_from, ends) {
             assert!(*from <= first.1, "{} after {from}", first.1);
             *from = last.1;
         }
