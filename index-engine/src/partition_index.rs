@@ -240,7 +240,9 @@ impl PartitionIndex {
     /// finds none that begins meanwhile.
     pub(crate) fn is_being_written(&self) -> bool {
         let is_held = Arc::strong_count(&self.checkpoints) > 1;
-        // The count is read relaxed, and whoever finds it let go writes what was read.
+        // The count is read relaxed, and whoever finds it let go writes what was read. This
+        // pairs with the release by which an `Arc` that is dropped lowers the count. No model
+        // sees the pair: count and fence are std's.
         atomic::fence(Ordering::Acquire);
         is_held
     }

@@ -10,11 +10,12 @@
 //! Buckets, chunks and stripes are tiny here, so that a model crosses from one to the next.
 //!
 //! Not modelled: codes, sketches and the tree of held links (bytes in place, read by atomics
-//! that loom cannot watch), inverted lists, filters, checkpoints and their count of holders,
-//! pools of marks, counters of accesses, memory that is handed in, groups, and blocks that
-//! change the width of their codes. Nor what the engine leans
-//! on: `std::sync::Arc`, parking_lot. Loom shows stale values, but no load that is served
-//! from a store which the schedule has yet to come to.
+//! that loom cannot watch), inverted lists, filters, checkpoints and their count of holders
+//! (an `Arc`'s, and a fence of std's beside it: `PartitionIndex::is_being_written`), pools of
+//! marks, counters of accesses, memory that is handed in, groups, and blocks that change the
+//! width of their codes. Nor what the engine leans on: `std::sync::Arc`, parking_lot.
+//! Loom shows stale values, but no load that is served from a store which the schedule has yet
+//! to come to.
 //!
 //! Not found when it was broken: that the entry never leaves. It is settled anew before each
 //! batch, so the check matters only once all is removed.
