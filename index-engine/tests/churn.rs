@@ -220,25 +220,28 @@ fn recall(index: &PartitionIndex, queries: &[Owned], ef: usize) -> f64 {
 fn an_index_finds_as_much_after_all_of_it_was_replaced_twice() {
     const HELD: usize = 2_000;
     use Representation::{Coded, Compact, Plain};
-    // Of inner products of sparse vectors more is lost than the point that is wanted (ef 20 /
-    // 40 / 100: 4.4, 1.6 and 0.6 points).
-    for (element, metric, dimensions, representation, loss) in [
-        (Element::F32, Metric::L2, 24, Plain, 0.01),
+    const EFS: [usize; 3] = [20, 40, 100];
+    // A point is wanted. Of inner products of sparse vectors more is lost (4.4, 1.6 and 0.6
+    // points, bench/RESULTS.md): a known miss, which must not grow.
+    const WANTED: [f64; 3] = [0.01; 3];
+    const MISSED: [f64; 3] = [0.047, 0.019, 0.009];
+    for (element, metric, dimensions, representation, losses) in [
+        (Element::F32, Metric::L2, 24, Plain, WANTED),
         (
             Element::F32,
             Metric::L2,
             128,
             Compact(CodeBits::Eight),
-            0.01,
+            WANTED,
         ),
-        (Element::F32, Metric::L2, 128, Coded, 0.01),
-        (Element::F32, Metric::L1, 24, Plain, 0.01),
-        (Element::Bit, Metric::Hamming, 128, Plain, 0.01),
-        (Element::Bit, Metric::Jaccard, 128, Plain, 0.01),
-        (Element::Sparse, Metric::L2, 128, Plain, 0.01),
-        (Element::Sparse, Metric::Cosine, 128, Plain, 0.01),
-        (Element::F32, Metric::InnerProduct, 128, Plain, 0.01),
-        (Element::Sparse, Metric::InnerProduct, 128, Plain, 0.05),
+        (Element::F32, Metric::L2, 128, Coded, WANTED),
+        (Element::F32, Metric::L1, 24, Plain, WANTED),
+        (Element::Bit, Metric::Hamming, 128, Plain, WANTED),
+        (Element::Bit, Metric::Jaccard, 128, Plain, WANTED),
+        (Element::Sparse, Metric::L2, 128, Plain, WANTED),
+        (Element::Sparse, Metric::Cosine, 128, Plain, WANTED),
+        (Element::F32, Metric::InnerProduct, 128, Plain, WANTED),
+        (Element::Sparse, Metric::InnerProduct, 128, Plain, MISSED),
     ] {
         let params = IndexParams {
             metric,
@@ -281,7 +284,7 @@ fn an_index_finds_as_much_after_all_of_it_was_replaced_twice() {
             while index.repair(100) > 0 {}
         }
         assert!(churned.slots_len() <= HELD + HELD / 10);
-        for ef in [20, 40, 100] {
+        for (ef, loss) in EFS.into_iter().zip(losses) {
             let (before, after) = (recall(&fresh, &queries, ef), recall(&churned, &queries, ef));
             println!("{element} {metric:?} {representation:?}, ef {ef}: {after} for {before}");
             assert!(
