@@ -27,26 +27,12 @@ fn make(query: &[Lane]) -> Lookup {
 #[target_feature(enable = "avx2")]
 pub(super) fn fill(query: &[Fine], table: &mut [Line]) {
     let with = |t: u32| {
-        let bit = |signs: i32| if signs >> t & 1 == 1 { -1 } else { 0 };
-        let (a, b) = (|i| bit(i) as i16, |i| bit(i + 8) as i16);
-        _mm256_setr_epi16(
-            a(0),
-            a(1),
-            a(2),
-            a(3),
-            a(4),
-            a(5),
-            a(6),
-            a(7),
-            b(0),
-            b(1),
-            b(2),
-            b(3),
-            b(4),
-            b(5),
-            b(6),
-            b(7),
-        )
+        let mask: [i16; 16] = std::array::from_fn(|signs| -((signs >> t & 1) as i16));
+        // SAFETY: sixteen numbers.
+        #[allow(unsafe_code)]
+        unsafe {
+            _mm256_loadu_si256(mask.as_ptr().cast())
+        }
     };
     let masks = [with(0), with(1), with(2), with(3)];
     let half = 1i16 << (TABLE_BITS - 1);
