@@ -354,7 +354,7 @@ pub(crate) fn prefetch_row<T>(row: &[T]) {
     }
 }
 
-/// Of any address: where there is no memory nothing is fetched.
+/// The line at any address: where there is no memory nothing is fetched.
 #[inline(always)]
 fn to_first_cache(at: *const u8) {
     // SAFETY: a prefetch reads nothing architecturally.
@@ -374,7 +374,7 @@ fn to_first_cache(at: *const u8) {
     let _ = at;
 }
 
-/// The same.
+/// As [`to_first_cache`]. Which cache is part of the instruction, so each has a function.
 #[inline(always)]
 pub(crate) fn to_second_cache(at: *const u8) {
     // SAFETY: a prefetch reads nothing architecturally.

@@ -1,6 +1,7 @@
 //! For processors with AVX2: sixteen bytes of two groups in a register.
 
 use super::*;
+use crate::arena::to_second_cache;
 use std::arch::x86_64::*;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -141,10 +142,7 @@ unsafe fn scan(
         (low, high)
     };
     // Between the sums, not before them: a burst would be waited for.
-    let ask_for = |line: usize| {
-        let at = ahead.wrapping_add(line * Line::BYTES);
-        _mm_prefetch::<_MM_HINT_T1>(at.cast());
-    };
+    let ask_for = |line: usize| to_second_cache(ahead.wrapping_add(line * Line::BYTES));
     for line in 0..SIGNS / Line::BYTES {
         ask_for(line);
     }

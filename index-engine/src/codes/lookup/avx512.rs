@@ -2,6 +2,7 @@
 //! bytes of four groups in a register.
 
 use super::*;
+use crate::arena::to_second_cache;
 use std::arch::x86_64::*;
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -91,10 +92,7 @@ unsafe fn scan(
     // SAFETY: the batch's signs, aligned.
     let signs = unsafe { batch.add(SIGNS).cast::<__m512i>() };
     // Between the sums, not before them: a burst would be waited for.
-    let ask_for = |line: usize| {
-        let at = ahead.wrapping_add(line * Line::BYTES);
-        _mm_prefetch::<_MM_HINT_T1>(at.cast());
-    };
+    let ask_for = |line: usize| to_second_cache(ahead.wrapping_add(line * Line::BYTES));
     // The bytes that four groups add, for the first sixteen slots and the others.
     let looked_up = |i: usize| {
         ask_for(SIGNS / Line::BYTES + i);
