@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod owned;
+mod world;
 
 use std::collections::HashSet;
 
@@ -10,6 +11,7 @@ use index_engine::{
     CodeBits, Element, IndexParams, Metric, PartitionIndex, Representation, VectorId,
 };
 use owned::{Owned, WIDE, distance};
+use world::Random;
 
 const FLOATING: [Metric; 4] = [Metric::L2, Metric::Cosine, Metric::InnerProduct, Metric::L1];
 
@@ -24,27 +26,6 @@ fn kinds() -> Vec<(Element, Metric)> {
         kinds.extend([(Element::F16, metric), (Element::Sparse, metric)]);
     }
     kinds
-}
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ z >> 31
-    }
-
-    fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 24) as f32
-    }
-
-    fn normal(&mut self) -> f32 {
-        (0..12).map(|_| self.unit()).sum::<f32>() - 6.0
-    }
 }
 
 struct World {

@@ -13,21 +13,21 @@ pub enum Owned {
 }
 
 impl Owned {
-    /// Of the dense values of one: rounded, thinned out or by its signs.
+    /// Of the dense values of one: as they are, rounded to halves, the large ones only, or of
+    /// each whether it is more than [`BIT_ABOVE`].
     pub fn of(element: Element, values: &[f32]) -> Self {
         match element {
             Element::F32 => Self::F32(values.to_vec()),
             Element::F16 => Self::F16(values.iter().map(|x| Half::from_f32(*x)).collect()),
             Element::Sparse => {
-                // As sparse as learned ones: a tenth is not zero. Far apart, in a large space.
-                let held = values.iter().enumerate().filter(|(_, x)| **x > 1.3);
-                let (indices, values) = held.map(|(i, x)| (i as u32 * 1_000, *x)).unzip();
+                let held = values.iter().enumerate().filter(|(_, x)| **x > HELD_ABOVE);
+                let (indices, values) = held.map(|(i, x)| (i as u32 * GAP, *x)).unzip();
                 Self::Sparse(WIDE, indices, values)
             }
             Element::Bit => {
                 let mut bytes = vec![0u8; values.len().div_ceil(8)];
                 for (i, x) in values.iter().enumerate() {
-                    bytes[i / 8] |= u8::from(*x > 0.5) << (7 - i % 8);
+                    bytes[i / 8] |= u8::from(*x > BIT_ABOVE) << (7 - i % 8);
                 }
                 Self::Bits(values.len(), bytes)
             }
@@ -56,9 +56,9 @@ impl Owned {
             Self::F32(values) => values.iter().map(|x| f64::from(*x)).collect(),
             Self::F16(values) => values.iter().map(|x| f64::from(x.to_f32())).collect(),
             Self::Sparse(dimensions, indices, values) => {
-                let mut dense = vec![0.0; dimensions / 1_000];
+                let mut dense = vec![0.0; dimensions / GAP as usize];
                 for (i, x) in indices.iter().zip(values) {
-                    dense[*i as usize / 1_000] = f64::from(*x);
+                    dense[(*i / GAP) as usize] = f64::from(*x);
                 }
                 dense
             }
@@ -71,6 +71,13 @@ impl Owned {
 
 /// Dimensions of sparse vectors.
 pub const WIDE: usize = 200_000;
+/// Indices of theirs are so far apart, at least.
+const GAP: u32 = 1_000;
+/// What is not above is zero in a sparse vector: of values around 0, of deviation 1, nine
+/// tenths. Learned ones are as sparse.
+const HELD_ABOVE: f32 = 1.3;
+/// What is above is a one in a vector of bits: of the same values a third.
+const BIT_ABOVE: f32 = 0.5;
 
 /// As pgvector's operators are defined.
 pub fn distance(metric: Metric, a: &[f64], b: &[f64]) -> f64 {
