@@ -12,7 +12,7 @@ use index_engine::{
     Cursor, Element, IndexParams, Metric, PartitionIndex, Representation, VectorId,
 };
 use owned::{Owned, WIDE};
-use world::{Random, joined};
+use world::Random;
 
 /// Rows held at a time, and how often all of them are replaced.
 const ROWS: usize = 1_500;
@@ -164,16 +164,15 @@ fn searches_see_rows_as_they_are_while_slots_are_used_again() {
         };
         let churn = &churn;
         std::thread::scope(|scope| {
-            let mut threads = vec![scope.spawn(|| churn.replace_all_rows())];
+            scope.spawn(|| churn.replace_all_rows());
             for seed in 0..2 {
-                threads.push(scope.spawn(|| churn.work(|| churn.index.fold(20))));
-                threads.push(scope.spawn(|| churn.work(|| churn.index.repair(50))));
-                threads.push(scope.spawn(move || churn.search(seed)));
+                scope.spawn(|| churn.work(|| churn.index.fold(20)));
+                scope.spawn(|| churn.work(|| churn.index.repair(50)));
+                scope.spawn(move || churn.search(seed));
             }
             if matches!(representation, Representation::Compact(_)) {
-                threads.push(scope.spawn(|| churn.change_widths()));
+                scope.spawn(|| churn.change_widths());
             }
-            joined(threads);
         });
         let index = &churn.index;
         while index.fold(100) + index.repair(100) > 0 {}

@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, dead_code)]
 
 use std::collections::HashSet;
-use std::thread::ScopedJoinHandle;
 
 use index_engine::checkpoint::{CheckpointError, Loading};
 use index_engine::{Cursor, IndexParams, Metric, PartitionIndex, Representation, VectorId};
@@ -47,14 +46,6 @@ pub fn loaded(bytes: &[u8], threads: usize) -> Result<PartitionIndex, Checkpoint
         running.into_iter().try_for_each(|t| t.join().unwrap())
     })?;
     loading.finish()
-}
-
-/// Waits for each thread. The end of a scope waits too, but by means that a race detector
-/// does not see unless the standard library is built for it.
-pub fn joined(threads: Vec<ScopedJoinHandle<'_, ()>>) {
-    for thread in threads {
-        thread.join().unwrap();
-    }
 }
 
 pub struct World {
