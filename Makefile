@@ -90,7 +90,7 @@ build: ## build and install binary and extension
 test: ## formatting, lints, unit, extension and integration tests
 	@scripts/test.sh $(SUITES)
 
-test-aarch64: ## the engine's kernels and models on 64-bit ARM, under emulation where need be
+test-aarch64: ## the engine's kernels and index on 64-bit ARM, under emulation where need be
 	@scripts/test-aarch64.sh
 
 clean: ## stop everything and delete its data (build caches stay)

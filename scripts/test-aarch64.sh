@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The index engine's kernels and some of its models on 64-bit ARM, under emulation where the
-# machine is another: what is computed is tested, how fast it is cannot be told. Names of
-# tests as arguments run only those of the library:
+# The index engine's kernels, and the model and the pages of its index, on 64-bit ARM, under
+# emulation where the machine is another: what is computed is tested, how fast it is cannot be
+# told. Names of tests as arguments run only those of the library:
 #   test-aarch64.sh [TEST…]
 set -euo pipefail
 # shellcheck source=scripts/env.sh
@@ -11,7 +11,7 @@ set -euo pipefail
 
 TARGET=aarch64-unknown-linux-gnu
 KERNELS=(codes:: distance:: half::)
-MODELS=(--test model --test pages)
+INDEX=(--test model --test pages)
 
 install_target() {
   [ -d "$(rustc --print target-libdir --target "$TARGET")" ] && return
@@ -41,6 +41,6 @@ if [ $# -gt 0 ]; then
 fi
 say "== Kernels on 64-bit ARM"
 on_arm --lib -- "${KERNELS[@]}"
-say "== Models of the index on 64-bit ARM"
-on_arm "${MODELS[@]}"
+say "== The index on 64-bit ARM"
+on_arm "${INDEX[@]}"
 say "All of it passed"
