@@ -19,10 +19,10 @@ pub struct Metrics {
     pub backfill_rows: Counter,
     /// Milliseconds that apply waited for a full tail to be folded.
     pub tail_wait_ms: Counter,
-    /// Replicas whose changes wait for that now.
-    pub waiting_for_folding: Gauge,
     /// … and for memory.
     pub memory_wait_ms: Counter,
+    /// Replicas whose changes wait now for a full tail to be folded.
+    pub waiting_for_folding: Gauge,
     pub folded_rows: Counter,
     pub repair_looks: Counter,
     /// Milliseconds that folders left the cores to apply, all threads together.
@@ -70,8 +70,8 @@ impl Default for Metrics {
             apply_gaps: Counter::default(),
             backfill_rows: Counter::default(),
             tail_wait_ms: Counter::default(),
-            waiting_for_folding: Gauge::default(),
             memory_wait_ms: Counter::default(),
+            waiting_for_folding: Gauge::default(),
             folded_rows: Counter::default(),
             repair_looks: Counter::default(),
             fold_gave_way_ms: Counter::default(),
@@ -124,14 +124,14 @@ impl Metrics {
         r.register("apply_gaps", "Batches refused because something before them is missing", self.apply_gaps.clone());
         r.register("backfill_rows", "Backfill rows merged", self.backfill_rows.clone());
         r.register("tail_wait_milliseconds", "Time that apply waited for folding", self.tail_wait_ms.clone());
-        r.register("waiting_for_folding", "Replicas whose changes wait for a full tail to be folded", self.waiting_for_folding.clone());
         r.register("memory_wait_milliseconds", "Time that apply waited for memory", self.memory_wait_ms.clone());
+        r.register("waiting_for_folding", "Replicas whose changes wait for a full tail to be folded", self.waiting_for_folding.clone());
         r.register("repair_looks", "Vectors looked at to take removed ones out of the graph", self.repair_looks.clone());
         r.register("folded_rows", "Rows moved from the tail into the graph", self.folded_rows.clone());
         r.register("fold_gave_way_milliseconds", "Time that folding left to apply, all threads together", self.fold_gave_way_ms.clone());
         r.register("fsync_seconds", "Synced commits to the node's database", self.fsync_seconds.clone());
         r.register("searches", "Search requests", self.searches.clone());
-        let restarted = "Searches of a partition that its codes told nothing, begun again by exact distances: its rows have drifted";
+        let restarted = "Searches of a partition that its codes told nothing, begun again by exact distances, as where its rows drifted";
         r.register("searches_restarted", restarted, self.searches_restarted.clone());
         r.register("search_seconds", "Search requests, waiting included", self.search_seconds.clone());
         r.register("estale", "Requests refused as ESTALE", self.estale.clone());
