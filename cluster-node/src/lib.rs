@@ -160,6 +160,7 @@ pub fn spawn_workers(node: &Arc<Node>, stop: &CancellationToken) -> std::io::Res
                 }
                 if gauged.elapsed() >= GAUGES_EVERY {
                     gauged = Instant::now();
+                    housekeeping::end_folding_waits(&node.replicas);
                     housekeeping::refresh_gauges(&node.replicas, &node.metrics);
                     housekeeping::refresh_memory(&node);
                     node.metrics

@@ -27,15 +27,6 @@ struct Waiting {
     rows_max: usize,
 }
 
-/// What is to be told of a wait now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    Never,
-    Goes(FullTail),
-    /// It has just ended, after so long.
-    Ended(Duration),
-}
-
 impl FoldingWait {
     /// Something waits. True if nothing did before.
     pub fn begin(&self, rows_max: usize) -> bool {
@@ -46,19 +37,17 @@ impl FoldingWait {
         is_new
     }
 
-    /// With a tail of so many rows.
-    pub fn look(&self, rows: usize) -> Wait {
+    /// What is told of it, with a tail of so many rows.
+    pub fn told(&self, rows: usize) -> Option<FullTail> {
+        let rows_max = self.0.lock().as_ref()?.rows_max;
+        (!is_relieved(rows, rows_max)).then_some(FullTail { rows, rows_max })
+    }
+
+    /// How long it took, if it is over with a tail of so many rows.
+    pub fn end_if_relieved(&self, rows: usize) -> Option<Duration> {
         let mut waiting = self.0.lock();
-        if let Some(ended) = waiting.take_if(|waiting| is_relieved(rows, waiting.rows_max)) {
-            return Wait::Ended(ended.since.elapsed());
-        }
-        match &*waiting {
-            Some(Waiting { rows_max, .. }) => Wait::Goes(FullTail {
-                rows,
-                rows_max: *rows_max,
-            }),
-            None => Wait::Never,
-        }
+        let ended = waiting.take_if(|waiting| is_relieved(rows, waiting.rows_max))?;
+        Some(ended.since.elapsed())
     }
 }
 
@@ -69,17 +58,21 @@ mod tests {
     #[test]
     fn waits_of_one_commit_after_another_are_one() {
         let wait = FoldingWait::default();
-        assert_eq!(wait.look(500), Wait::Never);
-        assert!(wait.begin(100));
-        let full = |rows| FullTail {
-            rows,
-            rows_max: 100,
+        let full = |rows| {
+            let rows_max = 100;
+            Some(FullTail { rows, rows_max })
         };
-        assert_eq!(wait.look(150), Wait::Goes(full(150)));
-        assert_eq!(wait.look(95), Wait::Goes(full(95)));
+        assert_eq!(wait.told(500), None);
+        assert!(wait.begin(100));
+        assert_eq!(wait.told(150), full(150));
+        assert_eq!(wait.told(95), full(95));
         assert!(!wait.begin(100), "told already");
-        assert!(matches!(wait.look(80), Wait::Ended(_)));
-        assert_eq!(wait.look(120), Wait::Never);
+        assert_eq!(wait.end_if_relieved(95), None);
+        assert_eq!(wait.told(80), None);
+        assert_eq!(wait.told(120), full(120), "whoever looks does not end it");
+        assert!(wait.end_if_relieved(80).is_some());
+        assert_eq!(wait.end_if_relieved(80), None, "once");
+        assert_eq!(wait.told(120), None);
         assert!(wait.begin(100), "another one");
     }
 

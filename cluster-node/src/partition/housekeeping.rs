@@ -64,6 +64,12 @@ pub fn checkpoint(replicas: &Replicas) {
     }
 }
 
+pub fn end_folding_waits(replicas: &Replicas) {
+    for replica in replicas.all() {
+        replica.end_folding_wait_if_relieved();
+    }
+}
+
 pub fn refresh_gauges(replicas: &Replicas, metrics: &Metrics) {
     let all = replicas.all();
     let sum = |f: &dyn Fn(&Arc<Replica>) -> u64| all.iter().map(f).sum::<u64>() as i64;

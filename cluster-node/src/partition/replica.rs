@@ -1,6 +1,6 @@
 //! A replica as everybody but its writer sees it.
 
-use super::folding_wait::{FoldingWait, FullTail, Wait};
+use super::folding_wait::{FoldingWait, FullTail};
 use super::job::{InHand, Job, OnHole, StreamGaps};
 use super::learning::{LearnerProgress, Learning};
 use super::live_index::LiveIndex;
@@ -214,14 +214,16 @@ impl Replica {
 
     /// Why changes wait, if they do. Of a quarantined replica none does.
     pub fn folding_wait(&self) -> Option<FullTail> {
-        match self.folding_wait.look(self.live().index().tail_len()) {
-            Wait::Never => None,
-            Wait::Goes(full) => Some(full).filter(|_| !self.is_quarantined()),
-            Wait::Ended(after) => {
-                let (partition, waited_ms) = (self.id.partition, after.as_millis() as u64);
-                tracing::info!(%partition, waited_ms, "the tail is folded: changes wait no longer");
-                None
-            }
+        let told = self.folding_wait.told(self.live().index().tail_len());
+        told.filter(|_| !self.is_quarantined())
+    }
+
+    /// What waits next is told anew, once the tail is well below its limit.
+    pub(super) fn end_folding_wait_if_relieved(&self) {
+        let tail = self.live().index().tail_len();
+        if let Some(after) = self.folding_wait.end_if_relieved(tail) {
+            let (partition, waited_ms) = (self.id.partition, after.as_millis() as u64);
+            tracing::info!(%partition, waited_ms, "the tail is folded: changes wait no longer");
         }
     }
 
