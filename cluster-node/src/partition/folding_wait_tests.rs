@@ -79,6 +79,29 @@ async fn p8_changes_that_wait_for_a_full_tail_are_told_with_the_reason_until_it_
     t.stop().await;
 }
 
+/// What recovery put into the tail is more than is configured, and does not push back.
+#[tokio::test(flavor = "multi_thread")]
+async fn p8_the_limit_of_a_recovered_tail_is_told_as_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let t = start(dir.path()).await;
+    t.apply(batch(0, 10, rows(0, 150))).await;
+    t.stop().await;
+    let t = start(dir.path()).await;
+    assert_eq!(t.replica().live().index().tail_len(), 150);
+    t.apply(batch(10, 20, rows(150, 1_350))).await;
+    assert_eq!(waits_for(&t), "");
+    queue(&t, batch(20, 30, rows(1_350, 1_360))).await;
+    until_it_waits(&t).await;
+    let said = waits_for(&t);
+    let reason = "waits for folding: its tail holds 1350 rows, of at most 1150, the 150 that are \
+                  left of its recovery and 1000 more; it goes on";
+    assert!(said.starts_with(reason), "{said}");
+    t.replica().live().index().fold(usize::MAX);
+    t.idle().await;
+    assert_eq!(waits_for(&t), "");
+    t.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn p8_a_backfill_that_waits_for_a_full_tail_is_told_as_well() {
     let dir = tempfile::tempdir().unwrap();

@@ -206,7 +206,7 @@ impl Replica {
 
     /// Changes wait for the tail to be folded. Told once, until they do no more.
     pub(super) fn begin_folding_wait(&self, full: FullTail) {
-        if self.folding_wait.begin(full.rows_max) {
+        if self.folding_wait.begin(full.limit) {
             let (partition, collection) = (self.id.partition, self.id.collection);
             tracing::warn!(%partition, %collection, %full, "changes wait");
         }

@@ -8,7 +8,7 @@
 use super::backfill::{self, Rows};
 use super::checkpoint::files::Checkpoints;
 use super::checkpoint::take::{self, Taking};
-use super::folding_wait::FullTail;
+use super::folding_wait::{FullTail, TailLimit};
 use super::index_state::{IndexState, Now, Publish, PublishError};
 use super::job::{Gap, InHand, Job, Sweep};
 use super::learn::{self, Replayed};
@@ -37,8 +37,6 @@ const PRUNE_MAX: usize = 10_000;
 /// Of keys and vectors in the batches that one commit takes together, so that a
 /// transaction of any size is written in pieces. One batch is never cut.
 const COMMIT_BYTES_MAX: usize = 32 << 20;
-/// Rows that may join a tail which recovery left over its limit.
-const RECOVERED_SLACK_ROWS: usize = 1_000;
 const TAIL_POLL: Duration = Duration::from_millis(2);
 
 /// What every writer of the node shares.
@@ -494,15 +492,8 @@ impl Writer {
         let tail = self.index.live().index().tail_len();
         let recovered = &self.replica.recovered_rows;
         let left = recovered.fetch_min(tail, Ordering::Relaxed).min(tail);
-        let allowance = match left {
-            0 => 0,
-            left => left + RECOVERED_SLACK_ROWS,
-        };
-        let rows_max = self.context.config.tail_rows_max.max(allowance);
-        (tail > rows_max).then_some(FullTail {
-            rows: tail,
-            rows_max,
-        })
+        let limit = TailLimit::of(self.context.config.tail_rows_max, left);
+        (tail > limit.rows_max()).then_some(FullTail { rows: tail, limit })
     }
 }
 
