@@ -283,6 +283,13 @@ impl PartitionMap {
         partitions.iter().filter(|p| p.needs_reconcile()).count()
     }
 
+    /// As an operator is told of a replica: `partition 3 of items_idx on node 1`.
+    pub fn replica_name(&self, partition: &Partition, node: NodeId) -> String {
+        let collection = self.collections.get(&partition.collection);
+        let index = collection.map_or("an index that is gone", |c| &c.spec.index_name);
+        format!("partition {} of {index} on node {}", partition.id.0, node.0)
+    }
+
     /// The partitions of a collection in hash order.
     pub fn partitions_of(&self, collection: CollectionId) -> Vec<&Partition> {
         let mut found: Vec<_> = self

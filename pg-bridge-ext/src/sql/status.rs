@@ -44,8 +44,10 @@ fn remote(index_oid: pg_sys::Oid, local: &mut Local) -> Option<IndexStatus> {
     let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
     match worker::index_status(database, index_oid.to_u32(), local.definition_generation) {
         Ok(status) => {
-            if local.reason.is_empty() {
-                local.reason.clone_from(&status.problem);
+            for reason in [&status.problem, &status.waits] {
+                if local.reason.is_empty() {
+                    local.reason.clone_from(reason);
+                }
             }
             Some(status)
         }

@@ -205,6 +205,7 @@ impl Response {
                 out.u64(status.backfill_blocks_total);
                 out.u64(status.backfill_snapshots);
                 out.text(&status.problem);
+                out.text(&status.waits);
             }
             Response::Failure(failure) => {
                 out.u8(3);
@@ -280,6 +281,7 @@ impl Response {
                 backfill_blocks_total: bytes.u64()?,
                 backfill_snapshots: bytes.u64()?,
                 problem: bytes.text()?,
+                waits: bytes.text()?,
             }),
             3 => {
                 let kind = bytes.u8()?;

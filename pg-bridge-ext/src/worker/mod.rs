@@ -147,6 +147,8 @@ pub struct IndexStatus {
     pub backfill_snapshots: u64,
     /// What stands in the way; empty when nothing does.
     pub problem: String,
+    /// What passes by itself: a replica whose changes wait. Empty where none does.
+    pub waits: String,
 }
 
 /// From `_PG_init` while libraries are preloaded: reserves the shared memory and

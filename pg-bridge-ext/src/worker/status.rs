@@ -38,7 +38,6 @@ pub fn of_collection(
     let map = client.map();
     let mut out = IndexStatus::default();
     let (mut applied, mut durable, mut replicas_min) = (u64::MAX, u64::MAX, u32::MAX);
-    let mut waits = String::new();
     let partitions = map.partitions_of(collection);
     out.partitions = partitions.len() as u32;
     for partition in &partitions {
@@ -65,9 +64,9 @@ pub fn of_collection(
                         out.problem =
                             format!("{partition} on {}: {}", replica.node, report.problem);
                     }
-                    if !report.waits_for.is_empty() && waits.is_empty() {
-                        let (partition, node) = (partition.id, replica.node);
-                        waits = format!("{partition} on {node} {}", report.waits_for);
+                    if !report.waits_for.is_empty() && out.waits.is_empty() {
+                        let name = map.replica_name(partition, replica.node);
+                        out.waits = format!("{name} {}", report.waits_for);
                     }
                 }
                 None if out.problem.is_empty() => {
@@ -79,9 +78,6 @@ pub fn of_collection(
         out.rows += rows;
         out.tail_rows += tail_rows;
         out.pending_rows += pending_rows;
-    }
-    if out.problem.is_empty() {
-        out.problem = waits;
     }
     out.replicas = if partitions.is_empty() {
         0

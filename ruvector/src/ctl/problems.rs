@@ -200,13 +200,10 @@ impl Observed {
             if !is_asked_for(collection.spec.source) {
                 continue;
             }
-            let index = &collection.spec.index_name;
             for (node, report) in self.replica_reports(partition.id) {
                 if !report.waits_for.is_empty() {
-                    let (id, waits_for) = (partition.id.0, &report.waits_for);
-                    waits.push(format!(
-                        "partition {id} of {index} on node {node} {waits_for}"
-                    ));
+                    let replica = self.map.replica_name(partition, NodeId(node));
+                    waits.push(format!("{replica} {}", report.waits_for));
                 }
             }
         }
