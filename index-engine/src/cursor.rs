@@ -44,6 +44,9 @@ pub struct Page<Hit = (VectorId, f64)> {
     /// Of these, vectors read to rank rows that codes of
     /// [`Compact`](crate::Representation::Compact) had found.
     pub originals: usize,
+    /// For this page the search began again by exact distances: sketches told it nothing, as
+    /// where rows have drifted far away from the first. Once a search at most.
+    pub restarted: bool,
 }
 
 /// A search in progress. Belongs to the index that opened it.
@@ -66,6 +69,8 @@ pub struct Cursor {
     started: bool,
     /// The walk has gone on, and what sketches told it has been judged.
     judged: bool,
+    /// It has begun again by exact distances, and no page has told so.
+    restarted: bool,
     swept: bool,
     bound: f64,
     _reader: Reader,
@@ -253,6 +258,7 @@ impl Cursor {
             scanned: BinaryHeap::new(),
             started: false,
             judged: false,
+            restarted: false,
             swept: linked == 0,
             bound: f64::NEG_INFINITY,
             _reader: reader,
@@ -350,6 +356,7 @@ impl Cursor {
             distances,
             approximate: matches!(&self.walk, AnyWalk::Coarse(walk) if !walk.is_exact()),
             originals: self.walk.originals() - read_before,
+            restarted: std::mem::take(&mut self.restarted),
         }
     }
 
@@ -368,7 +375,7 @@ impl Cursor {
 
     /// Sketches were of no use: the walk begins again, by exact distances.
     fn begin_again_by_distance(&mut self, index: &PartitionIndex) {
-        index.search_restarts();
+        self.restarted = true;
         self.query = Query::Plain;
         self.walk = match &self.walk {
             AnyWalk::Filtered(rounds) => AnyWalk::Filtered(rounds.afresh()),

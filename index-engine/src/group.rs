@@ -129,6 +129,7 @@ impl<'a> GroupCursor<'a> {
             distances: 0,
             approximate: false,
             originals: 0,
+            restarted: false,
         };
         while page.hits.len() < rows {
             let Some(partition) = self.nearest() else {
@@ -186,6 +187,7 @@ fn ask(member: &mut Member<'_>, rows: usize, page: &mut GroupPage) {
     page.distances += own.distances;
     page.approximate |= own.approximate;
     page.originals += own.originals;
+    page.restarted |= own.restarted;
 }
 
 #[cfg(test)]

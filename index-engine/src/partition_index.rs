@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{self, AtomicU64, Ordering};
+use std::sync::atomic::{self, Ordering};
 
 use crate::accesses::{Accesses, BLOCK_VECTORS};
 use crate::cursor::Cursor;
@@ -55,8 +55,6 @@ pub struct PartitionIndex {
     /// One more holder for every checkpoint that is not written yet: until it is, no
     /// vector changes that was there when it began.
     pub(crate) checkpoints: Arc<()>,
-    /// Searches that sketches told nothing.
-    restarts: AtomicU64,
 }
 
 impl PartitionIndex {
@@ -100,7 +98,6 @@ impl PartitionIndex {
             writer: Mutex::new(()),
             linking: RwLock::new(()),
             checkpoints: Arc::default(),
-            restarts: AtomicU64::new(0),
             params,
         })
     }
@@ -322,16 +319,6 @@ impl PartitionIndex {
             true => self.hnsw.accesses.of(block),
             false => Accesses::default(),
         }
-    }
-
-    /// Searches that began again by exact distances since the index was made or loaded:
-    /// sketches told them nothing, as where rows have drifted far away from the first.
-    pub fn searches_restarted(&self) -> u64 {
-        self.restarts.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn search_restarts(&self) {
-        self.restarts.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Tells the memory that was handed in about the original vectors of these ids, as far as

@@ -85,8 +85,6 @@ pub fn refresh_gauges(replicas: &Replicas, metrics: &Metrics) {
     metrics
         .removed_vectors
         .set(sum(&|r| r.live().index().removed_len() as u64));
-    let restarts = all.iter().map(|r| r.live().new_restarts()).sum();
-    metrics.searches_restarted.inc_by(restarts);
     metrics
         .memory_bytes
         .set(sum(&|r| r.live().memory_bytes() as u64));

@@ -15,13 +15,10 @@ use super::key_table::KeyTable;
 use cluster_core::row_key::RowKey;
 use index_engine::{Cursor, IndexError, IndexParams, Moment, Page, PartitionIndex, VectorId};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 pub struct LiveIndex {
     index: PartitionIndex,
     keys: KeyTable,
-    /// Searches that had begun again when somebody asked last.
-    restarts_told: AtomicU64,
 }
 
 impl LiveIndex {
@@ -29,7 +26,6 @@ impl LiveIndex {
         Ok(Self {
             index: PartitionIndex::new(params)?,
             keys: KeyTable::new(),
-            restarts_told: AtomicU64::new(0),
         })
     }
 
@@ -39,12 +35,7 @@ impl LiveIndex {
         for (id, key) in rows {
             keys.set(*id, key.clone());
         }
-        let restarts_told = AtomicU64::new(0);
-        Self {
-            index,
-            keys,
-            restarts_told,
-        }
+        Self { index, keys }
     }
 
     /// An id with its key.
@@ -76,13 +67,6 @@ impl LiveIndex {
         let cursor = self.index.cursor(query, ef, snapshot_xmin, exact)?;
         let live = self.clone();
         Ok(LiveCursor { cursor, live })
-    }
-
-    /// Searches that began again by exact distances, since this was asked last: whoever
-    /// counts them goes on counting when TRUNCATE replaces the index. One asks at a time.
-    pub fn new_restarts(&self) -> u64 {
-        let restarts = self.index.searches_restarted();
-        restarts - self.restarts_told.swap(restarts, Ordering::Relaxed)
     }
 
     /// After all cursors that have been opened so far.

@@ -5,6 +5,7 @@ use super::cursors::OpenCursor;
 use super::pool::PoolError;
 use crate::config::LeaseLoss;
 use crate::lease::Standing;
+use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::partition::live_index::LiveCursor;
 use crate::partition::replica::Replica;
@@ -190,7 +191,8 @@ impl Node {
             }
         };
         let (of_search, at) = (search.clone(), replica.clone());
-        let compute = move || compute(&of_search, &at, partitions, open);
+        let metrics = self.metrics.clone();
+        let compute = move || compute(&of_search, &at, partitions, open, &metrics);
         let computed = timeout_at(deadline, self.queries.pool.run(search.source, compute)).await;
         let (mut page, open) = match computed {
             Ok(Ok(page)) => page?,
@@ -427,6 +429,7 @@ fn compute(
     replica: &Replica,
     partitions: usize,
     open: Option<OpenCursor>,
+    metrics: &Metrics,
 ) -> Result<(Page, OpenCursor), PageError> {
     let mut open = match open {
         Some(open) => open,
@@ -443,6 +446,7 @@ fn compute(
         }
     };
     let page = open.cursor.next_page(search.page_rows);
+    metrics.searches_restarted.inc_by(page.restarted.into());
     let hits = page.hits.iter().map(|(id, distance)| {
         let key = open.cursor.key(*id);
         key.map(|key| (key, *distance))

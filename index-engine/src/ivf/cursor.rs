@@ -114,6 +114,7 @@ impl IvfCursor {
             distances,
             approximate: false,
             originals: 0,
+            restarted: false,
         }
     }
 
