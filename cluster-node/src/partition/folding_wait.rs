@@ -1,7 +1,8 @@
 //! What is told of a replica whose changes wait for its tail to be folded.
 //!
 //! Each commit waits until the tail is below its limit again, and the next one finds it
-//! full: these waits are one, from the first to when the tail is well below the limit.
+//! full: these waits are one, from the first to when the tail is well below the limit, or
+//! nothing has waited for a while.
 
 use cluster_core::folding::is_relieved;
 use parking_lot::Mutex;
@@ -62,35 +63,47 @@ impl fmt::Display for TailLimit {
     }
 }
 
+/// Whoever waits looks again every few milliseconds.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(2);
+
 #[derive(Default)]
 pub struct FoldingWait(Mutex<Option<Waiting>>);
 
 struct Waiting {
     since: Instant,
+    /// When somebody has waited last.
+    last: Instant,
     limit: TailLimit,
+}
+
+impl Waiting {
+    fn is_over(&self, rows: usize) -> bool {
+        is_relieved(rows, self.limit.rows_max()) || self.last.elapsed() > FORGOTTEN_AFTER
+    }
 }
 
 impl FoldingWait {
     /// Something waits. True if nothing did before.
     pub fn begin(&self, limit: TailLimit) -> bool {
         let mut waiting = self.0.lock();
-        let is_new = waiting.is_none();
-        let since = waiting.as_ref().map_or_else(Instant::now, |w| w.since);
-        *waiting = Some(Waiting { since, limit });
-        is_new
+        let last = Instant::now();
+        let since = waiting.as_ref().map_or(last, |waiting| waiting.since);
+        waiting.replace(Waiting { since, last, limit }).is_none()
     }
 
     /// What is told of it, with a tail of so many rows.
     pub fn told(&self, rows: usize) -> Option<FullTail> {
-        let limit = self.0.lock().as_ref()?.limit;
-        (!is_relieved(rows, limit.rows_max())).then_some(FullTail { rows, limit })
+        let waiting = self.0.lock();
+        let waiting = waiting.as_ref().filter(|waiting| !waiting.is_over(rows))?;
+        let limit = waiting.limit;
+        Some(FullTail { rows, limit })
     }
 
     /// How long it took, if it is over with a tail of so many rows.
     pub fn end_if_relieved(&self, rows: usize) -> Option<Duration> {
         let mut waiting = self.0.lock();
-        let ended = waiting.take_if(|waiting| is_relieved(rows, waiting.limit.rows_max()))?;
-        Some(ended.since.elapsed())
+        let ended = waiting.take_if(|waiting| waiting.is_over(rows))?;
+        Some(ended.last - ended.since)
     }
 }
 
@@ -115,6 +128,16 @@ mod tests {
         assert_eq!(wait.end_if_relieved(80), None, "once");
         assert_eq!(wait.told(120), None);
         assert!(wait.begin(limit), "another one");
+    }
+
+    #[test]
+    fn a_full_tail_that_nobody_waits_for_any_more_is_not_told() {
+        let wait = FoldingWait::default();
+        wait.begin(TailLimit::Configured(100));
+        std::thread::sleep(FORGOTTEN_AFTER + Duration::from_millis(50));
+        assert_eq!(wait.told(100), None);
+        assert!(wait.end_if_relieved(100).is_some());
+        assert_eq!(wait.end_if_relieved(100), None, "once");
     }
 
     #[test]

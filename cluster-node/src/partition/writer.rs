@@ -473,7 +473,7 @@ impl Writer {
         let started = Instant::now();
         let is_over =
             || self.replica.is_stopping.load(Ordering::SeqCst) || self.replica.is_quarantined();
-        while is_so() && !is_over() {
+        while !is_over() && is_so() {
             std::thread::sleep(TAIL_POLL);
         }
         started.elapsed().as_millis() as u64

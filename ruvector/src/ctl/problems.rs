@@ -1,6 +1,6 @@
 //! What somebody should look at, found in map and reports, in sentences.
 
-use super::progress::waits_for;
+use super::progress::{is_assigned, waits_for};
 use super::table::{bytes, span};
 use super::{Observed, words};
 use cluster_core::collection::CollectionState;
@@ -190,7 +190,8 @@ impl Observed {
         problems
     }
 
-    /// Replicas of some sources whose changes wait, and for what.
+    /// Replicas of some sources whose changes wait, and for what. What a silent node said last
+    /// may be long over.
     pub fn waits(&self, is_asked_for: impl Fn(SourceId) -> bool) -> Vec<String> {
         let mut waits = Vec::new();
         for partition in self.map.partitions.values() {
@@ -201,7 +202,9 @@ impl Observed {
                 continue;
             }
             for (node, report) in self.replica_reports(partition.id) {
-                if !report.waits_for.is_empty() {
+                let is_current =
+                    is_assigned(partition, node, report) && self.is_alive(NodeId(node));
+                if is_current && !report.waits_for.is_empty() {
                     let replica = self.map.replica_name(partition, NodeId(node));
                     waits.push(format!("{replica} {}", report.waits_for));
                 }
@@ -313,6 +316,7 @@ mod tests {
         let wait = |seen: &mut Observed, partition: usize| {
             let report = seen.status.nodes[0].report.as_mut().expect("it reports");
             report.partitions[partition].waits_for = "waits for folding: its tail …".into();
+            report.partitions[partition].generation = 1;
         };
         assert_eq!(seen.problems(), Vec::<String>::new());
         wait(&mut seen, 1);
@@ -320,6 +324,16 @@ mod tests {
         assert_eq!(seen.problems(), [said]);
         assert_eq!(seen.waits(|source| source.0 == 1), [said]);
         assert_eq!(seen.waits(|source| source.0 == 2), Vec::<String>::new());
+        seen.status.nodes[0].renewed_ms_ago = Some(2 * TTL_MS);
+        assert_eq!(seen.waits(|_| true), Vec::<String>::new(), "it is silent");
+        seen.status.nodes[0].renewed_ms_ago = Some(500);
+        let report = seen.status.nodes[0].report.as_mut().expect("it reports");
+        report.partitions[1].generation = 2;
+        assert_eq!(
+            seen.waits(|_| true),
+            Vec::<String>::new(),
+            "another replica's"
+        );
         let rows: Vec<(u64, u64)> = (1..=10).map(|id| (id, 10)).collect();
         seen.status.nodes[0] = alive(1, 500, &rows);
         (0..10).for_each(|partition| wait(&mut seen, partition));

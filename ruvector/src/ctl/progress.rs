@@ -21,13 +21,9 @@ impl Observed {
     /// The fullest report of a replica that the map knows: replicas differ only
     /// by how far they are.
     pub fn partition_report(&self, partition: &Partition) -> Option<&PartitionReport> {
-        self.replica_reports(partition.id)
-            .filter(|(node, report)| {
-                let is_assigned = |replica: &cluster_core::map::Replica| {
-                    replica.node.0 == *node && replica.generation.0 == report.generation
-                };
-                partition.replicas.iter().any(is_assigned)
-            })
+        let reports = self.replica_reports(partition.id);
+        let assigned = reports.filter(|(node, report)| is_assigned(partition, *node, report));
+        assigned
             .map(|(_, report)| report)
             .max_by_key(|report| report.rows)
     }
@@ -88,6 +84,15 @@ pub fn backfill_text(progress: &BackfillProgress) -> String {
         text += &format!("; its next snapshot {waits_for}");
     }
     text
+}
+
+/// Is the report of a replica that the map knows? Nodes report others until they let go of
+/// them, and are not asked again when they are gone.
+pub fn is_assigned(partition: &Partition, node: u64, report: &PartitionReport) -> bool {
+    let is_it = |replica: &cluster_core::map::Replica| {
+        replica.node.0 == node && replica.generation.0 == report.generation
+    };
+    partition.replicas.iter().any(is_it)
 }
 
 #[cfg(test)]
