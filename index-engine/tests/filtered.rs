@@ -192,8 +192,8 @@ fn recall_holds_at_every_selectivity_wherever_the_rows_lie() {
 /// With a small effort hopping pays among few rows already.
 #[test]
 fn rows_are_found_through_rows_that_do_not_match() {
-    const ROWS: i64 = 9_000;
-    for (dimensions, one_in) in [(24, 5), (128, 10)] {
+    const ROWS: i64 = 20_000;
+    for (dimensions, one_in) in [(24, 8), (128, 16)] {
         let mut field = Field::new(ROWS as usize, dimensions);
         field.index.fold(usize::MAX);
         let count = ROWS / one_in;
