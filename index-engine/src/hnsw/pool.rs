@@ -35,13 +35,14 @@ impl Pool {
     #[inline]
     pub(crate) fn insert(&mut self, node: Candidate) {
         let entry = u64::from(ordered(node.rank())) << 32 | u64::from(node.id()) << 1;
-        let at = self.entries.partition_point(|known| *known < entry);
         if self.entries.len() == self.width {
-            if at == self.width {
+            // Most that a search meets late is farther than all: no place is looked for.
+            if self.entries.last().is_none_or(|worst| *worst < entry) {
                 return;
             }
             self.entries.pop();
         }
+        let at = self.entries.partition_point(|known| *known < entry);
         self.entries.insert(at, entry);
         self.next = self.next.min(at);
     }
