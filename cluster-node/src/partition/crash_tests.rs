@@ -1,7 +1,7 @@
 //! A node's process is killed in the middle of folding, and in the middle of writing a
 //! checkpoint: what it had made durable is found once, and nothing else.
 //!
-//! The process that dies is this program, run for one test of it that goes on until then.
+//! The process that dies is this program, run once more for the same test and told where.
 #![allow(clippy::unwrap_used)]
 
 use super::checkpoint::file as checkpoint_file;
@@ -27,7 +27,7 @@ const TRANSACTIONS_MAX: u64 = 60;
 const TAIL_ONE_IN: usize = 5;
 const DIES_WITHIN: Duration = Duration::from_secs(60);
 const DIR: &str = "RUVECTOR_TEST_DIES_IN";
-const DYING: &str = "partition::crash_tests::a_node_that_goes_on_until_it_is_killed";
+const THIS_TEST: &str = "partition::crash_tests::p2_p3_a_node_killed_in_mid_fold_and_in_mid_checkpoint_has_every_row_once";
 
 fn config() -> Config {
     let mut config = Config::default();
@@ -97,13 +97,8 @@ fn tail(t: &TestNode) -> usize {
 }
 
 /// Applies transactions no faster than it folds them, and says how far it has come.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "the process that another test kills"]
-async fn a_node_that_goes_on_until_it_is_killed() {
-    let Some(dir) = std::env::var_os(DIR) else {
-        return;
-    };
-    let t = start(Path::new(&dir)).await;
+async fn go_on_until_killed(dir: &Path) {
+    let t = start(dir).await;
     crate::spawn_workers(&t.node, &CancellationToken::new()).unwrap();
     for transaction in applied(&t) + 1..=TRANSACTIONS_MAX {
         let (from, to) = (transaction * 10 - 10, transaction * 10);
@@ -136,7 +131,7 @@ struct Said {
 impl Dying {
     fn start(dir: &Path) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", DYING, "--ignored", "--nocapture"])
+            .args(["--exact", THIS_TEST, "--nocapture"])
             .env(DIR, dir)
             .stdout(Stdio::piped())
             .spawn()
@@ -247,6 +242,9 @@ async fn assert_whole(dir: &Path, said: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn p2_p3_a_node_killed_in_mid_fold_and_in_mid_checkpoint_has_every_row_once() {
+    if let Some(dir) = std::env::var_os(DIR) {
+        return go_on_until_killed(Path::new(&dir)).await;
+    }
     let dir = tempfile::tempdir().unwrap();
     let killed = |transactions: u64, is_it: &dyn Fn(&Said) -> bool| {
         let (said, tail) = Dying::start(dir.path()).kill_when(|said| {
